@@ -1,0 +1,23 @@
+"""AdaBN: source only, with target images moving the batch-norm statistics.
+
+Started from source-only weights with PyCDA's schedule, it is the control that PyCDA has to beat: the same further
+source steps and the same mixed statistics, but no curriculum.
+"""
+
+from collections.abc import Sequence
+
+from utils.config import load_config
+from utils.engine import Experiment, Step, train
+from utils.steps import statistics_only
+
+
+def steps(experiment: Experiment) -> list[Step]:
+    return [experiment.source_step(), experiment.target_step(statistics_only, backward=False)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    train(load_config(argv, __doc__), steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""PyCDA: a supervised source step, then a step on the target with the pyramid curriculum (``utils/curriculum.py``)."""
+
+from collections.abc import Sequence
+
+from utils.build import build_curriculum
+from utils.config import load_config
+from utils.engine import Experiment, Step, train
+from utils.steps import self_training
+
+# The released script fixes these whatever its YAML says.
+DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}
+
+
+def steps(experiment: Experiment) -> list[Step]:
+    curriculum = build_curriculum(experiment.config, experiment.source, experiment.log).to(experiment.device)
+    return [experiment.source_step(), experiment.target_step(self_training(curriculum))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = load_config(argv, __doc__, DEFAULTS)
+    if config.curriculum.lambda_eq:
+        raise SystemExit("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
+    train(config, steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""PyCDA + spatial ratio: the pyramid curriculum with a class histogram per position as a further label.
+
+Positions only mean something in whole images, so the target is not cropped, scaled or rotated.
+"""
+
+from collections.abc import Sequence
+
+from train_pycda import DEFAULTS, steps
+from utils.config import load_config
+from utils.engine import train
+
+DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = load_config(argv, __doc__, DEFAULTS)
+    target = config.target
+    if not config.curriculum.lambda_eq:
+        raise SystemExit("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")
+    if target.crop_size is not None or target.scale is not None or target.rotate is not None:
+        raise SystemExit("the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null")
+    train(config, steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Source only: supervised training on labelled source images; the baseline, and where PyCDA starts from."""
+
+from collections.abc import Sequence
+
+from utils.config import load_config
+from utils.engine import Experiment, Step, train
+
+
+def steps(experiment: Experiment) -> list[Step]:
+    return [experiment.source_step()]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    train(load_config(argv, __doc__), steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The method (``curriculum``), the training engine, and what both need."""

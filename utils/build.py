@@ -1,0 +1,168 @@
+"""From a configuration to its parts: samples, loaders, network, optimiser, curriculum."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import priors
+from dataset.folders import Sample, SegmentationFolder, find_samples, hold_out, write_list
+from dataset.labels import CITYSCAPES, ClassTable
+from dataset.loader import epoch_loader, eval_loader, train_loader
+from dataset.transforms import EvalTransform, JointTransform
+from models import build_segmentor
+from models.batchnorm import configure_batchnorm
+from models.segmentor import Segmentor, parameter_groups
+from models.weights import load_checkpoint_weights, load_encoder_decoder
+from utils import distributed
+from utils.checkpoint import resolve_weights
+from utils.curriculum import PyramidCurriculum
+from utils.log import RunLog
+from utils.schema import Config
+
+SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
+
+
+def class_table(config: Config) -> ClassTable:
+    if config.num_classes != CITYSCAPES.num_classes:
+        raise ValueError(f"num_classes is {config.num_classes}, the label tables have {CITYSCAPES.num_classes}")
+    return CITYSCAPES
+
+
+def run_folder(config: Config) -> Path:
+    return Path(config.snapshot_dir) / config.exp_name
+
+
+def source_samples(config: Config) -> list[Sample]:
+    s = config.source
+    return find_samples(s.dataset, s.data_dir, split=s.split, data_list=s.data_list, label_list=s.label_list, labels="required")
+
+
+def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
+    """Target training images without labels, and the held-out ones with theirs.
+
+    A held-out image is never trained on. Nothing is held out where val.held_out is 0 or the target has no labels.
+    """
+    t, v = config.target, config.val
+    found = find_samples(t.dataset, t.data_dir, split=t.split, data_list=t.data_list, label_list=t.label_list, labels="optional")
+    held_out: list[Sample] = []
+    if v.data_list is not None:
+        held_out = find_samples(t.dataset, t.data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required")
+    elif v.held_out and any(sample.label for sample in found):
+        _, held_out = hold_out(found, v.held_out, v.held_out_seed)
+    names = {sample.name for sample in held_out}
+    unlabelled = [Sample(s.name, s.image, None) for s in found if s.name not in names]
+    return unlabelled, held_out
+
+
+def test_samples(config: Config) -> list[Sample]:
+    e = config.test
+    data_dir = e.data_dir or config.target.data_dir
+    return find_samples(e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels="required")
+
+
+def write_lists(config: Config, **lists: Sequence[Sample]) -> None:
+    """Write the image lists that a run uses into its folder."""
+    if distributed.is_main():
+        folder = run_folder(config) / "lists"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, samples in lists.items():
+            root = config.source.data_dir if name == "source" else config.target.data_dir
+            write_list(samples, folder / f"{name}.txt", root)
+
+
+def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole_images: bool = False) -> SegmentationFolder:
+    """Images of one domain, augmented as configured or, with ``whole_images``, only resized."""
+    options = config.source if domain == SOURCE else config.target
+    if whole_images:
+        options = replace(options, scale=None, rotate=None, flip=False, crop_size=None)
+    transform = JointTransform(
+        size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
+    )
+    return SegmentationFolder(samples, options.dataset, transform, seed=config.seed, domain=domain)
+
+
+def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_step: int = 0) -> DataLoader:
+    """Endless augmented batches of one domain."""
+    return train_loader(
+        domain_dataset(config, domain, samples),
+        config.train.batch_size,
+        seed=config.seed,
+        num_workers=config.train.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start_step,
+    )
+
+
+def evaluation_loader(config: Config, samples: Sequence[Sample], dataset: str) -> DataLoader:
+    """Each image once over all processes, the label at its own size."""
+    folder = SegmentationFolder(samples, dataset, EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET)
+    return eval_loader(
+        folder, num_workers=config.test.num_workers, rank=distributed.rank(), world_size=distributed.world_size()
+    )
+
+
+def statistics_loader(config: Config, domain: int, samples: Sequence[Sample]) -> DataLoader:
+    """Each image ``adabn.epochs`` times, in batches of nearly equal size, for batch-norm statistics."""
+    dataset = domain_dataset(config, domain, samples, whole_images=config.adabn.images == "whole")
+    return epoch_loader(
+        dataset,
+        config.adabn.batch_size,
+        epochs=config.adabn.epochs,
+        seed=config.seed,
+        num_workers=config.test.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def build_network(config: Config, device: torch.device) -> Segmentor:
+    """The configured architecture with seeded initial weights."""
+    m = config.model
+    torch.manual_seed(config.seed)
+    model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
+    configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
+    return model.to(device)
+
+
+def build_model(config: Config, log: RunLog, device: torch.device) -> Segmentor:
+    """Network with the starting weights of ``model.*``, the same on every process."""
+    m = config.model
+    model = build_network(config, device)
+    if m.weights is not None:
+        log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
+    if m.weights_encoder or m.weights_decoder:
+        log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))
+    distributed.broadcast_model(model)
+    return model
+
+
+def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
+    """SGD with the encoder's and the decoder's learning rates; weight decay on convolution weights only."""
+    t = config.train
+    groups = parameter_groups(model.encoder, t.lr_encoder, t.weight_decay)
+    groups += parameter_groups(model.decoder, t.lr_decoder, t.weight_decay)
+    return torch.optim.SGD(groups, lr=t.lr_decoder, momentum=t.momentum)
+
+
+def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
+    """The method's loss, with priors from files or from the labels of the source ``samples``."""
+    c = config.curriculum
+    cache = run_folder(config) / "priors"
+    options = dict(num_classes=config.num_classes, num_workers=config.train.num_workers)
+    class_prior = spatial_prior = None
+    if c.class_prior is not None:
+        class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
+    elif c.image_target == "source" and c.lambda_balance:
+        class_prior = priors.class_prior(samples, config.source.dataset, cache_dir=cache, **options)
+    if c.lambda_eq:
+        spatial_prior = _spatial_prior(config, samples, cache, options)
+    names = "box_size conf_threshold merge_1x1 lambda_pseudo lambda_balance lambda_eq image_target image_loss region_pool drop_saturated use_pixels"
+    switches = {name: getattr(c, name) for name in names.split()}
+    if class_prior is not None:
+        class_prior = torch.as_tensor(class_prior, dtype=torch.float32)
+    log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+    return PyramidCurriculum(class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches)

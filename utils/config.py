@@ -1,0 +1,170 @@
+"""YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key."""
+
+import argparse
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.schema import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys instead of letting the last one win, and reads 1e-4 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            name, line = key_node.value, key_node.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(f"{key_node.start_mark.name}: key '{name}' in line {seen[name]} and again in {line}")
+            seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"model": {"encoder": x}}`` -> ``{"model.encoder": x}``."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """One YAML file as a flat dict of dotted keys."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}")
+    with path.open() as stream:
+        try:
+            tree = yaml.load(stream, Loader=_UniqueKeyLoader)  # a SafeLoader subclass
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
+    return flatten(tree)
+
+
+def key_types(group: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every key."""
+    types_: dict[str, Any] = {}
+    hints = typing.get_type_hints(group)
+    for f in fields(group):
+        if is_dataclass(hints[f.name]):
+            types_.update(key_types(hints[f.name], f"{prefix}{f.name}."))
+        else:
+            types_[f"{prefix}{f.name}"] = hints[f.name]
+    return types_
+
+
+def _convert(value: Any, type_: Any) -> Any:
+    """``value`` as ``type_``; raises TypeError or ValueError where it is not one."""
+    origin, args = typing.get_origin(type_), typing.get_args(type_)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise TypeError
+        if args[-1] is Ellipsis:
+            return tuple(_convert(item, args[0]) for item in items)
+        if len(items) != len(args):
+            raise ValueError
+        return tuple(_convert(item, arg) for item, arg in zip(items, args))
+    if type_ is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return float(value)  # YAML 1.1 reads 1e-4 as a string
+    if type_ is int and isinstance(value, str):
+        return int(value)
+    if type(value) is not type_:
+        raise TypeError
+    return value
+
+
+def _type_name(type_: Any) -> str:
+    return type_.__name__ if isinstance(type_, type) and not typing.get_args(type_) else str(type_).replace("NoneType", "null")
+
+
+def set_key(config: Config, name: str, value: Any, origin: str) -> None:
+    """Set the dotted key ``name``; ``origin`` (file or command line) goes into the error message."""
+    known = key_types()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0) or [""]
+        same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or near)[0]}'")
+    try:
+        value = _convert(value, known[name])
+    except (TypeError, ValueError):
+        expected = _type_name(known[name])
+        raise ConfigError(f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})") from None
+    *groups, leaf = name.split(".")
+    owner = config
+    for group in groups:
+        owner = getattr(owner, group)
+    choices = next(f for f in fields(owner) if f.name == leaf).metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"{origin}: key '{name}' is {value!r}; choose one of {', '.join(choices)}")
+    setattr(owner, leaf, value)
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["train.num_steps=10"]`` -> ``{"train.num_steps": 10}``; values are YAML."""
+    overrides = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"command line: '{pair}' is not key=value")
+        overrides[name] = yaml.safe_load(text)
+    return overrides
+
+
+def build_config(path: str | Path, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Config:
+    """Config from a script's ``defaults`` (dotted keys), then the YAML file, then ``key=value`` overrides."""
+    config = Config()
+    for origin, values in (("script", defaults or {}), (str(path), read_yaml(path)), ("command line", parse_overrides(overrides))):
+        for name, value in values.items():
+            set_key(config, name, value, origin)
+    if not config.exp_name:
+        config.exp_name = Path(path).stem
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The effective configuration as YAML that ``build_config`` reads back."""
+    tree = asdict(config)
+    plain = {k: [list(v) if isinstance(v, tuple) else v for v in [v]][0] for k, v in flatten(tree).items()}
+    nested: dict[str, Any] = {}
+    for name, value in plain.items():
+        *groups, leaf = name.split(".")
+        owner = nested
+        for group in groups:
+            owner = owner.setdefault(group, {})
+        owner[leaf] = value
+    return yaml.safe_dump(nested, sort_keys=False)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The command line that all scripts share: ``--config CONFIG [key=value ...]``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.num_steps=100")
+    return parser
+
+
+def load_config(argv: Sequence[str] | None, description: str, defaults: dict[str, Any] | None = None) -> Config:
+    """Config of a training script from its command line."""
+    args = make_parser(description).parse_args(argv)
+    return build_config(args.config, args.overrides, defaults)

@@ -1,0 +1,96 @@
+"""One code path for one process and for many: everything here is a no-op in a single process."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def setup() -> torch.device:
+    """Join the process group that torchrun describes in the environment, and return this process's device.
+
+    Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    return device
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of ``tensor`` over all ranks, differentiable.
+
+    Every rank back-propagates the same *global* loss along its own path only, and ``all_reduce_gradients`` adds the
+    paths up; so the backward pass of this sum is the identity.
+    """
+    return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
+
+
+def all_reduce_gradients(module: nn.Module) -> None:
+    """Add up the parameter gradients of all ranks in one flat message.
+
+    Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
+    without gradient (the auxiliary head in a target step) must be without on every rank.
+    """
+    if world_size() == 1:
+        return
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    dist.all_reduce(flat)
+    for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
+        grad.copy_(total.view_as(grad))
+
+
+def broadcast_model(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if ``flag`` is true on at least one."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

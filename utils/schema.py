@@ -1,0 +1,126 @@
+"""Every configuration key: its type, default and meaning. The paper's symbol stands in the help where a key has one."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A configuration key with its default, meaning and, for a closed set of names, the choices."""
+    metadata = {"help": help, "choices": choices}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+DATASETS = ("gtav", "synthia", "cityscapes")
+Size = tuple[int, int]  # (W, H) in pixels
+Range = tuple[float, float]
+
+
+@dataclass
+class Model:
+    encoder: str = key("resnet101_dilated8", "encoder name, see models/segmentor.py")
+    decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
+    fc_dim: int = key(2048, "channels of the last encoder stage: 2048 for resnet50/101, 512 for resnet18 and vgg16")
+    use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
+    weights: str | None = key(None, "start from a run of this project: run folder (its best.pth, else last.pth) or file")
+    weights_encoder: str | None = key(None, "encoder file: ImageNet or official checkpoint, or torchvision enum name")
+    weights_decoder: str | None = key(None, "decoder file of an official checkpoint")
+    bn_momentum: float = key(0.001, "batch-norm momentum of the running average")
+    bn_bias_correction: bool = key(True, "t-th update uses momentum m / (1 - (1-m)^(t+1)), as the released code")
+
+
+@dataclass
+class Domain:
+    dataset: str = key("cityscapes", "folder layout and label ids", choices=DATASETS)
+    data_dir: str = key("", "root folder of the data set")
+    split: str = key("train", "split folder (Cityscapes layout only)")
+    data_list: str | None = key(None, "text file with one image path a line; without it the folder is scanned")
+    label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
+    input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
+    scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
+    rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none")
+    flip: bool = key(False, "random horizontal flip")
+    crop_size: Size | None = key(None, "random crop [W, H], padded where the image is smaller; null: the full image")
+
+
+@dataclass
+class Validation:
+    held_out: int = key(500, "target training images held out for model selection; 0: no validation")
+    held_out_seed: int = key(0, "seed of the fixed choice of the held-out images")
+    data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice")
+    label_list: str | None = key(None, "text file of their labels, same order")
+    every: int = key(1000, "validate and save after this many iterations")
+
+
+@dataclass
+class Evaluation:
+    dataset: str = key("cityscapes", "folder layout and label ids", choices=DATASETS)
+    data_dir: str | None = key(None, "root folder; null: target.data_dir")
+    split: str = key("val", "split folder (Cityscapes layout only)")
+    data_list: str | None = key(None, "text file with one image path a line")
+    label_list: str | None = key(None, "text file with one label path a line")
+    input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
+    eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all")
+    num_workers: int = key(2, "loader processes of evaluation and validation")
+
+
+@dataclass
+class Train:
+    num_steps: int = key(35000, "iterations; each is one optimiser step a domain")
+    batch_size: int = key(8, "images of each domain in an iteration, all processes together")
+    num_workers: int = key(4, "loader processes of each domain, per process")
+    lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
+    lr_decoder: float = key(0.016, "initial learning rate of the decoder")
+    schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))
+    lr_pow: float = key(0.9, "poly: lr * (1 - step / num_steps) ^ lr_pow")
+    decrease_lr: int = key(1500, "drop: lr is constant and times 0.1 from this step on")
+    momentum: float = key(0.9, "SGD momentum")
+    weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only")
+    lambda_seg: float = key(0.4, "weight of the auxiliary source loss")
+    amp: str = key("off", "autocast of the network's forward; losses stay in float32", choices=("off", "bf16", "fp16"))
+    print_freq: int = key(20, "write losses to the logs every this many iterations")
+
+
+@dataclass
+class Curriculum:
+    box_size: tuple[int, ...] = key((4, 8), "sides of the squares of the middle layer, pixels; []: no squares")
+    use_pixels: bool = key(True, "bottom layer: pixel pseudo-labels")
+    conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this")
+    merge_1x1: bool = key(False, "one mean over pixels and squares together (paper) instead of one mean each, added")
+    lambda_pseudo: float = key(1.0, "weight of pixels and squares")
+    lambda_balance: float = key(1.0, "weight of the image term (top layer)")
+    lambda_eq: float = key(0.0, "weight of the spatial term; 0: off")
+    image_target: str = key("uniform", "histogram the image term aims at", choices=("uniform", "source"))
+    image_loss: str = key("bce", "binary CE of the batch average or CE per image", choices=("bce", "ce"))
+    region_pool: str = key("logits", "what a square averages", choices=("logits", "probs"))
+    drop_saturated: bool = key(True, "leave losses that are exactly 0 out of the means (released code)")
+    class_prior: str | None = key(None, "text or .npy file of class frequencies; null: from the source labels")
+    spatial_prior: str | None = key(None, ".npy (H, W, C) prior; null: from the source labels")
+    prior_sigma: float = key(0.0, "Gaussian smoothing of the spatial prior, sigma in pixels")
+
+
+@dataclass
+class AdaBN:
+    mode: str = key("cumulative", "exact average, or the authors' running average", choices=("cumulative", "ema"))
+    images: str = key("whole", "whole images, or crops as in training", choices=("whole", "crops"))
+    domains: str = key("target", "images that give the statistics", choices=("target", "source", "both"))
+    batch_size: int = key(4, "images in a forward pass, all processes together")
+    epochs: int = key(1, "passes over the images; crops differ from pass to pass")
+    weights: str | None = key(None, "run folder or file to convert; null: the run that this configuration trained")
+
+
+@dataclass
+class Config:
+    exp_name: str = key("", "name of the run; its folder is snapshot_dir/exp_name")
+    snapshot_dir: str = key("runs", "folder of all runs")
+    seed: int = key(0, "seed of initialisation, data order and augmentation")
+    num_classes: int = key(19, "classes, C in the paper")
+    model: Model = field(default_factory=Model)
+    source: Domain = field(default_factory=lambda: Domain(dataset="gtav"))
+    target: Domain = field(default_factory=Domain)
+    val: Validation = field(default_factory=Validation)
+    test: Evaluation = field(default_factory=Evaluation)
+    train: Train = field(default_factory=Train)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    adabn: AdaBN = field(default_factory=AdaBN)

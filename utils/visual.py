@@ -1,0 +1,54 @@
+"""Pictures of predictions: colour maps, label ids, side-by-side panels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.labels import IGNORE, ClassTable
+
+
+def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
+    """Train ids (H, W) as an RGB picture; what is not a class is black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: table.num_classes] = table.palette
+    return Image.fromarray(palette[labels.astype(np.uint8)])
+
+
+def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
+    """Train ids (H, W) as the raw label ids that the official evaluator reads; never 255."""
+    return Image.fromarray(table.export_ids[labels.astype(np.uint8)])
+
+
+def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable) -> Image.Image:
+    """Image | ground truth | prediction, at the label's size; the prediction is black where nothing is labelled."""
+    height, width = label.shape
+    scored = np.where(label == IGNORE, IGNORE, prediction)
+    tiles = [image.resize((width, height)), colour_map(label, table), colour_map(scored, table)]
+    return stack(tiles, horizontal=True)
+
+
+def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
+    """Pictures side by side or one below the other, on white."""
+    widths, heights = zip(*(tile.size for tile in tiles))
+    gaps = gap * (len(tiles) - 1)
+    size = (sum(widths) + gaps, max(heights)) if horizontal else (max(widths), sum(heights) + gaps)
+    sheet = Image.new("RGB", size, "white")
+    offset = 0
+    for tile in tiles:
+        sheet.paste(tile, (offset, 0) if horizontal else (0, offset))
+        offset += (tile.width if horizontal else tile.height) + gap
+    return sheet
+
+
+def save_prediction(folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable) -> None:
+    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image below ``folder``."""
+    pictures = {
+        "colour": colour_map(prediction, table),
+        "label_ids": label_id_map(prediction, table),
+        "panels": panel(image, label, prediction, table),
+    }
+    for kind, picture in pictures.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        picture.save(folder / kind / f"{name}.png")
