@@ -1,14 +1,14 @@
 """From a configuration to its parts: samples, loaders, network, optimiser, curriculum."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from dataset import priors
-from dataset.folders import Sample, SegmentationFolder, find_samples, hold_out, write_list
+from dataset.folders import Sample, SegmentationFolder, find_samples, hold_out, read_image, write_list
 from dataset.labels import CITYSCAPES, ClassTable
 from dataset.loader import epoch_loader, eval_loader, train_loader
 from dataset.transforms import EvalTransform, JointTransform
@@ -20,7 +20,7 @@ from utils import distributed
 from utils.checkpoint import resolve_weights
 from utils.curriculum import PyramidCurriculum
 from utils.log import RunLog
-from utils.schema import Config
+from utils.schema import Config, Size
 
 SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
 
@@ -148,21 +148,29 @@ def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=t.lr_decoder, momentum=t.momentum)
 
 
+def _whole_target_size(config: Config) -> Size:
+    """(W, H) of the target images in training, which is the size of the spatial prior."""
+    size = config.target.input_size
+    if size is None:
+        size = read_image(target_samples(config)[0][0].image).size
+    return size
+
+
 def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
     c = config.curriculum
-    cache = run_folder(config) / "priors"
-    options = dict(num_classes=config.num_classes, num_workers=config.train.num_workers)
+    options = dict(cache_dir=run_folder(config) / "priors", num_workers=config.train.num_workers)
     class_prior = spatial_prior = None
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
     elif c.image_target == "source" and c.lambda_balance:
-        class_prior = priors.class_prior(samples, config.source.dataset, cache_dir=cache, **options)
-    if c.lambda_eq:
-        spatial_prior = _spatial_prior(config, samples, cache, options)
-    names = "box_size conf_threshold merge_1x1 lambda_pseudo lambda_balance lambda_eq image_target image_loss region_pool drop_saturated use_pixels"
-    switches = {name: getattr(c, name) for name in names.split()}
-    if class_prior is not None:
-        class_prior = torch.as_tensor(class_prior, dtype=torch.float32)
+        class_prior = priors.class_prior(samples, config.source.dataset, config.num_classes, **options)
+    if c.lambda_eq and c.spatial_prior is not None:
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes)
+    elif c.lambda_eq:
+        size = _whole_target_size(config)
+        spatial_prior = priors.spatial_prior(samples, config.source.dataset, config.num_classes, size, sigma=c.prior_sigma, **options)
+    files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
+    switches = {name: value for name, value in asdict(c).items() if name not in files}
     log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
     return PyramidCurriculum(class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches)

@@ -89,6 +89,8 @@ def _convert(value: Any, type_: Any) -> Any:
         return float(value)  # YAML 1.1 reads 1e-4 as a string
     if type_ is int and isinstance(value, str):
         return int(value)
+    if type_ is str and value is False:
+        return "off"  # ... and a bare off as false
     if type(value) is not type_:
         raise TypeError
     return value

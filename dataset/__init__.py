@@ -1,0 +1,1 @@
+"""Data sets: labels, folders, transforms, loaders, priors, and the embedded toy city."""

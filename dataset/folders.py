@@ -1,0 +1,251 @@
+"""Find and read image/label pairs in the GTAV, SYNTHIA and Cityscapes folder layouts, with or without list files."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from dataset.labels import IGNORE, id_lookup, known_ids
+from dataset.transforms import Transform
+
+
+class DataError(RuntimeError):
+    """A data set that cannot be used as it is; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and, where there is one, its label file. ``name`` is unique in its set."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    images: str  # folder of the images below data_dir
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    depth: str  # glob below the image folder
+
+    def label_of(self, relative: str) -> str:
+        return relative.removesuffix(self.image_suffix) + self.label_suffix
+
+
+_LAYOUTS = {
+    "gtav": _Layout("images", "labels", ".png", ".png", "*"),
+    "synthia": _Layout("RGB", "GT/LABELS", ".png", ".png", "*"),
+    "cityscapes": _Layout("leftImg8bit/{split}", "gtFine/{split}", "_leftImg8bit.png", "_gtFine_labelIds.png", "*/*"),
+}
+_SHOWN = 5  # file names in an error message
+
+
+def _few(names: Iterable[object]) -> str:
+    names = sorted(map(str, names))
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def read_list(path: str | Path) -> list[str]:
+    """Lines of a list file, without blank ones; a repeated line is an error."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no list file {path}")
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    repeated = {line for line in lines if lines.count(line) > 1} if len(set(lines)) < len(lines) else set()
+    if repeated:
+        raise DataError(f"{path} lists {_few(repeated)} more than once: remove the repetition")
+    if not lines:
+        raise DataError(f"{path} lists no file")
+    return lines
+
+
+def write_list(samples: Sequence[Sample], path: Path, root: str | Path) -> None:
+    """Write the samples' image paths relative to ``root``, one a line, so that ``find_samples`` reads them back."""
+    path.write_text("".join(f"{os.path.relpath(sample.image, root)}\n" for sample in samples))
+
+
+def find_samples(
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    split: str = "train",
+    data_list: str | Path | None = None,
+    label_list: str | Path | None = None,
+    labels: str = "required",
+) -> list[Sample]:
+    """Image/label pairs of one split, sorted by path (or in the order of the list).
+
+    Args:
+        dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``.
+        split: sub-folder of the Cityscapes layout; the others have none.
+        data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
+            Without it the folder is scanned.
+        label_list: text file with the label paths in the same order, relative to ``data_dir`` or to the label folder.
+        labels: "required": an image without label is an error; "optional": its label is None.
+
+    Raises:
+        DataError: a missing folder, an empty split, a missing file or pair; the message says what is expected.
+    """
+    if dataset not in _LAYOUTS:
+        raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(_LAYOUTS)}")
+    layout, root = _LAYOUTS[dataset], Path(data_dir)
+    image_dir, label_dir = root / layout.images.format(split=split), root / layout.labels.format(split=split)
+    if data_list is None:
+        images = _scan(image_dir, layout, dataset)
+    else:
+        images = [_locate(line, image_dir, root, data_list) for line in read_list(data_list)]
+    if label_list is None:
+        found = [label_dir / layout.label_of(os.path.relpath(image, image_dir)) for image in images]
+    else:
+        lines = read_list(label_list)
+        if len(lines) != len(images):
+            raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
+        found = [_locate(line, label_dir, root, label_list) for line in lines]
+    missing = [image for image, label in zip(images, found) if not label.is_file()]
+    if missing and labels == "required":
+        raise DataError(
+            f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {_few(missing)}. "
+            "Complete the download, or give a data_list without them"
+        )
+    names = [os.path.relpath(i, image_dir).removesuffix(layout.image_suffix).replace(os.sep, "_") for i in images]
+    if dataset == "cityscapes":  # the file name repeats the city
+        names = [image.name.removesuffix(layout.image_suffix) for image in images]
+    return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found)]
+
+
+def _scan(image_dir: Path, layout: _Layout, dataset: str) -> list[Path]:
+    expected = f"{dataset} images are expected as {image_dir}/{layout.depth}{layout.image_suffix}"
+    if not image_dir.is_dir():
+        raise DataError(f"no folder {image_dir}; {expected}. Set data_dir to the folder that holds {layout.images.split('/')[0]}/")
+    images = sorted(image_dir.glob(layout.depth + layout.image_suffix))
+    if not images:
+        raise DataError(f"no image in {image_dir}; {expected}")
+    return images
+
+
+def _locate(line: str, folder: Path, root: Path, list_file: str | Path) -> Path:
+    for candidate in (root / line, folder / line):
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"{list_file} lists {line}, which is neither below {root} nor below {folder}")
+
+
+def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split off ``count`` samples, spread over the cities (parent folders) in proportion, by a fixed seeded rule.
+
+    The choice depends on the set of names and on ``seed``, not on the order of ``samples``.
+
+    Returns:
+        (kept, held out), each sorted by name.
+    """
+    if not 0 < count < len(samples):
+        raise DataError(f"cannot hold {count} of {len(samples)} images out: set val.held_out between 1 and {len(samples) - 1}")
+    cities: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: s.name):
+        cities[sample.image.parent.name].append(sample)
+    shares = {city: count * len(members) / len(samples) for city, members in sorted(cities.items())}
+    quota = {city: int(share) for city, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda city: (quota[city] - shares[city], city))
+    for city in by_remainder[: count - sum(quota.values())]:
+        quota[city] += 1
+    rng = np.random.default_rng(seed)
+    held_out = {members[i].name for city, members in sorted(cities.items()) for i in rng.permutation(len(members))[: quota[city]]}
+    ordered = sorted(samples, key=lambda s: s.name)
+    return [s for s in ordered if s.name not in held_out], [s for s in ordered if s.name in held_out]
+
+
+def read_image(path: Path) -> Image.Image:
+    """RGB picture; DataError for a file that is missing, truncated or no picture."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"cannot read image {path}: {error}. Download it again or leave it out by a data_list") from error
+
+
+def read_raw_label(path: Path) -> np.ndarray:
+    """Raw ids (H, W), uint8 or uint16, exactly as stored.
+
+    Decoded by torchvision because Pillow reduces a 16-bit RGB PNG to 8 bits, which loses SYNTHIA's class ids; the
+    class id is the first channel. A palette PNG is read with Pillow, as indices.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode == "P":
+                return np.asarray(image)
+        return decode_image(str(path), ImageReadMode.UNCHANGED)[0].numpy()
+    except (OSError, SyntaxError, RuntimeError) as error:
+        raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
+
+
+def read_label(path: Path, dataset: str) -> np.ndarray:
+    """Train ids uint8 (H, W) of a label file of ``dataset``.
+
+    Raises:
+        DataError: an unreadable file, colours instead of ids, or an id that the data set does not define.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
+    raw = read_raw_label(path)
+    if dataset == "synthia" and raw.dtype == np.uint8 and mode == "RGB":
+        raise DataError(f"{path} is an 8-bit RGB picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")
+    if dataset != "synthia" and mode in ("RGB", "RGBA"):
+        raise DataError(f"{path} is a colour picture ({mode}), {dataset} labels hold ids: use the id or labelIds files")
+    known = known_ids(dataset)
+    present = np.unique(raw)
+    unknown = [int(i) for i in present if i >= len(known) or not known[i]]
+    if unknown:
+        raise DataError(f"{path} has ids that {dataset} does not define: {_few(unknown)}")
+    return id_lookup(dataset)[raw]
+
+
+class SegmentationFolder(Dataset):
+    """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
+
+    Args:
+        dataset: label ids, see ``dataset.labels``.
+        domain: number that keeps the random numbers of source and target apart.
+    """
+
+    def __init__(self, samples: Sequence[Sample], dataset: str, transform: Transform, *, seed: int, domain: int) -> None:
+        self.samples, self.dataset, self.transform = list(samples), dataset, transform
+        self.seed, self.domain = seed, domain
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """``key`` is an index, or (index, position in the stream).
+
+        Returns:
+            image float32 (3, H, W) normalised; label int64 (H, W), 255 where there is none; valid bool (H, W), False
+            where padded; name.
+        """
+        index, position = key if isinstance(key, tuple) else (key, key)
+        sample = self.samples[index]
+        image = read_image(sample.image)
+        label = None if sample.label is None else read_label(sample.label, self.dataset)
+        if label is not None and label.shape != image.size[::-1]:
+            raise DataError(
+                f"{sample.image} is {image.width}x{image.height}, its label {sample.label} {label.shape[1]}x{label.shape[0]} "
+                "(W x H): leave the pair out by a data_list"
+            )
+        rng = np.random.default_rng([self.seed, self.domain, position])
+        tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
+        if tensors[1] is None:
+            tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
+        return dict(zip(("image", "label", "valid"), tensors)) | {"name": sample.name}

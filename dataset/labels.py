@@ -1,0 +1,117 @@
+"""Classes, palette, and look-up tables from raw label ids to train ids. Only numpy is imported."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORE = 255  # train id of what is not scored and not trained on
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTable:
+    """Names, colours and export ids of the classes, in train-id order.
+
+    Attributes:
+        palette: uint8 (C, 3), RGB.
+        export_ids: uint8 (256,), train id -> raw label id in prediction files; 0 (unlabelled) for what is no class,
+            because the official evaluator must never read 255.
+    """
+
+    names: tuple[str, ...]
+    palette: np.ndarray
+    export_ids: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def ids(self, classes: Sequence[str | int]) -> tuple[int, ...]:
+        """Train ids of class names (or of train ids); an unknown one is an error that names the nearest."""
+        found = []
+        for c in classes:
+            if c in self.names:
+                found.append(self.names.index(c))
+            elif isinstance(c, int) and 0 <= c < self.num_classes:
+                found.append(c)
+            else:
+                near = difflib.get_close_matches(str(c), self.names, n=1, cutoff=0)[0]
+                raise ValueError(f"unknown class {c!r}; the nearest is {near!r}, all are: {', '.join(self.names)}")
+        return tuple(found)
+
+
+# name, raw Cityscapes id, colour; in train-id order
+_CITYSCAPES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+_CITYSCAPES_IDS = {raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)}
+_SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3}
+_TABLES = {"gtav": (256, _CITYSCAPES_IDS), "cityscapes": (256, _CITYSCAPES_IDS), "synthia": (65536, _SYNTHIA_IDS)}
+
+
+def _export_ids() -> np.ndarray:
+    ids = np.zeros(256, np.uint8)
+    for raw, train in _CITYSCAPES_IDS.items():
+        ids[train] = raw
+    return ids
+
+
+CITYSCAPES = ClassTable(
+    names=tuple(name for name, _, _ in _CITYSCAPES),
+    palette=np.array([colour for _, _, colour in _CITYSCAPES], np.uint8),
+    export_ids=_export_ids(),
+)
+
+_ALL = tuple(range(len(_CITYSCAPES)))
+SCORED_CLASSES: dict[int, tuple[int, ...]] = {
+    19: _ALL,
+    16: tuple(c for c in _ALL if c not in (9, 14, 16)),  # SYNTHIA has no terrain, truck, train
+    13: tuple(c for c in _ALL if c not in (3, 4, 5, 9, 14, 16)),  # nor usable wall, fence, pole
+}
+
+
+def id_lookup(dataset: str) -> np.ndarray:
+    """Raw label id -> train id (255 where there is none) of "gtav", "synthia" or "cityscapes".
+
+    Returns:
+        uint8 (65536,) for synthia, whose labels are 16-bit, else (256,).
+    """
+    if dataset not in _TABLES:
+        raise ValueError(f"no label table for {dataset!r}: choose one of {', '.join(_TABLES)}")
+    size, ids = _TABLES[dataset]
+    table = np.full(size, IGNORE, np.uint8)
+    for raw, train in ids.items():
+        table[raw] = train
+    return table
+
+
+def known_ids(dataset: str) -> np.ndarray:
+    """bool table as long as ``id_lookup``: True for an id that the data set defines, scored or not.
+
+    Cityscapes ids are 0..33 and 255; some GTAV labels have 34 (licence plate). SYNTHIA ids are 0..22.
+    """
+    known = np.zeros(len(id_lookup(dataset)), bool)
+    if dataset == "synthia":
+        known[:23] = True
+    else:
+        known[:35] = known[255] = True
+    return known

@@ -1,0 +1,108 @@
+"""Who reads which image when: functions of (seed, position in the stream), the same for any number of processes."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Key = tuple[int, int]  # (index of the sample, position in the stream)
+
+
+
+
+def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
+    epochs = {p // num_samples for p in positions}
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_samples) for epoch in epochs}
+    return [(int(orders[p // num_samples][p % num_samples]), p) for p in positions]
+
+
+class EndlessBatchSampler(Sampler[list[Key]]):
+    """Batches of one rank, without end: rank r has a contiguous slice of every global batch.
+
+    Args:
+        batch_size: of the global batch.
+        start_step: first batch, to go on after a stop.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC")
+        self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
+        self.local, self.rank = batch_size // world_size, rank
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step = self.start_step
+        while True:
+            first = step * self.batch_size + self.rank * self.local
+            yield _stream_keys(range(first, first + self.local), self.num_samples, self.seed)
+            step += 1
+
+
+class EpochBatchSampler(Sampler[list[Key]]):
+    """Every sample once an epoch, in batches whose sizes differ by at most one, each shared out over the ranks."""
+
+    def __init__(self, num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        per_epoch = math.ceil(num_samples / batch_size)
+        if num_samples // per_epoch < world_size:
+            raise ValueError(f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any")
+        self.batches = []
+        for epoch in range(epochs):
+            keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
+            for batch in np.array_split(np.array(keys), per_epoch):
+                self.batches.append([(int(i), int(p)) for i, p in np.array_split(batch, world_size)[rank]])
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class ShardSampler(Sampler[int]):
+    """Indices rank, rank + world_size, ...: together every sample once, without padding."""
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)  # the cores belong to the training step
+
+
+def _options(num_workers: int) -> dict:
+    return {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _one_thread,
+    }
+
+
+def train_loader(
+    dataset: Dataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1, start_step: int = 0
+) -> DataLoader:
+    """Endless batches of this rank; ``batch_size`` is the global one."""
+    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_step)
+    return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
+
+
+def epoch_loader(
+    dataset: Dataset, batch_size: int, *, epochs: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
+    sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
+    return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
+
+
+def eval_loader(dataset: Dataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Single images of this rank's shard, in order."""
+    sampler = ShardSampler(len(dataset), rank, world_size)
+    return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))

@@ -1,0 +1,141 @@
+"""Class histogram and spatial prior of the source labels: computed once, kept beside the run, or read from a file."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset.folders import DataError, Sample, read_label
+from dataset.labels import IGNORE
+
+
+class _Labels(Dataset):
+    """Train ids of one sample after another, resized to ``size`` (W, H) by nearest neighbour where that is given."""
+
+    def __init__(self, samples: Sequence[Sample], dataset: str, size: tuple[int, int] | None) -> None:
+        self.samples, self.dataset, self.size = samples, dataset, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        label = read_label(self.samples[index].label, self.dataset)
+        if self.size is None:
+            return label
+        return np.asarray(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+
+
+def _read_all(samples: Sequence[Sample], dataset: str, size: tuple[int, int] | None, num_workers: int, title: str):
+    loader = DataLoader(_Labels(samples, dataset, size), batch_size=None, num_workers=num_workers)
+    return (np.asarray(label) for label in tqdm(loader, desc=title))
+
+
+def class_histogram(samples: Sequence[Sample], dataset: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
+    """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1."""
+    counts = np.zeros(num_classes, np.int64)
+    for label in _read_all(samples, dataset, None, num_workers, "class histogram"):
+        counts += np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes]
+    if not counts.sum():
+        raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={dataset} right?")
+    return counts / counts.sum()
+
+
+def spatial_histogram(
+    samples: Sequence[Sample], dataset: str, num_classes: int, size: tuple[int, int], *, sigma: float = 0.0, num_workers: int = 0
+) -> np.ndarray:
+    """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
+
+    Args:
+        sigma: Gaussian smoothing of the counts, in pixels of ``size``; 0: none.
+
+    Sums to 1 over the classes; to 0 at a position that is never labelled.
+    """
+    width, height = size
+    counts = np.zeros((num_classes, height * width), np.float32)
+    position = np.arange(height * width)
+    for label in _read_all(samples, dataset, size, num_workers, "spatial prior"):
+        labelled = label.ravel() < num_classes
+        counts[label.ravel()[labelled], position[labelled]] += 1
+    counts = counts.reshape(num_classes, height, width)
+    if sigma:
+        counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
+    total = counts.sum(0)
+    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+
+
+def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
+    """Class frequencies from a text file of C numbers or a .npy file: float64 (C,), normalised to sum 1."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no class prior {path}; set curriculum.class_prior to null to compute it")
+    if path.suffix == ".npy":
+        values = np.load(path, allow_pickle=False).astype(np.float64).ravel()
+    else:
+        try:
+            values = np.array([float(word) for word in path.read_text().replace(",", " ").split()])
+        except ValueError as error:
+            raise DataError(f"{path} is not a list of numbers: {error}") from error
+    if len(values) != num_classes or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
+        raise DataError(f"{path} must hold {num_classes} frequencies >= 0, found {len(values)} values: {values[:3]} ...")
+    return values / values.sum()
+
+
+def load_spatial_prior(path: str | Path, num_classes: int) -> np.ndarray:
+    """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W)."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no spatial prior {path}; set curriculum.spatial_prior to null to compute it")
+    prior = np.load(path, allow_pickle=False)
+    if prior.ndim != 3 or prior.shape[2] != num_classes:
+        raise DataError(f"{path} is {prior.shape}, expected (H, W, {num_classes})")
+    if not np.isfinite(prior).all() or (prior < 0).any():
+        raise DataError(f"{path} holds negative or non-finite frequencies")
+    return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)
+
+
+def class_prior(samples: Sequence[Sample], dataset: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0) -> np.ndarray:
+    """``class_histogram``, kept as a text file in ``cache_dir`` for the next time."""
+    path = cache_dir / f"class_{_digest(samples, dataset, num_classes)}.txt"
+    if not path.is_file():
+        histogram = class_histogram(samples, dataset, num_classes, num_workers=num_workers)
+        _write(path, lambda stream: np.savetxt(stream, histogram))
+    return load_class_prior(path, num_classes)
+
+
+def spatial_prior(
+    samples: Sequence[Sample],
+    dataset: str,
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    cache_dir: Path,
+    sigma: float = 0.0,
+    num_workers: int = 0,
+) -> np.ndarray:
+    """``spatial_histogram``, kept as .npy (H, W, C) in ``cache_dir`` for the next time."""
+    path = cache_dir / f"spatial_{_digest(samples, dataset, num_classes, size, sigma)}.npy"
+    if not path.is_file():
+        prior = spatial_histogram(samples, dataset, num_classes, size, sigma=sigma, num_workers=num_workers)
+        _write(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
+    return load_spatial_prior(path, num_classes)
+
+
+def _digest(samples: Sequence[Sample], *settings: object) -> str:
+    """Names a cache file by all that its content depends on."""
+    text = repr(settings) + "".join(str(sample.label) for sample in samples)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _write(path: Path, write: Callable) -> None:
+    """All or nothing, also when several processes write the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        write(stream)
+    os.replace(temporary, path)
