@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.toy_city import write_toy_city
+from dataset.toy_city import Plan, write_toy_city
 from utils.checkpoint import CONVERTED
 from utils.visual import stack
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     started = time.time()
     demo = Demo((args.out / f"seed{args.seed}").resolve(), args.seed, args.overrides)
-    write_toy_city(demo.data, seed=args.seed)
+    write_toy_city(demo.data, Plan(seed=args.seed))
     if args.oracle:
         demo.run("train_source_only.py", "oracle")
         print(f"oracle: target mIoU {demo.score('oracle', 'oracle')['miou']:.1f}")

@@ -1,0 +1,128 @@
+"""The embedded default data: two procedural street domains, written in the real data sets' layouts.
+
+``python -m dataset.toy_city OUT`` writes OUT/gtav and OUT/gtav_val (source), OUT/cityscapes (target) and, if asked,
+OUT/synthia. The loaders of the real data sets read them; there is no special path.
+"""
+
+import argparse
+import json
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.labels import CITYSCAPES, IGNORE, id_lookup
+from dataset.toy_scene import render_scene
+
+MARKER = "toy_city.json"
+TRAIN_CITIES, VAL_CITIES = ("ashford", "birkstadt", "corvia", "dunholm"), ("eastmere", "falkenau")
+# Streams of random numbers: a scene is a function of (seed, stream, index) alone.
+SOURCE, SOURCE_VAL, TARGET, TARGET_VAL = range(4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write; kept in ``toy_city.json`` to know a finished folder again."""
+
+    seed: int = 0
+    size: tuple[int, int] = (256, 128)
+    num_source: int = 240
+    num_source_val: int = 40
+    num_target: int = 280
+    num_target_val: int = 60
+    synthia: bool = False
+
+
+def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
+    """Write the data sets below ``root``; a finished folder of the same plan is left as it is.
+
+    Raises:
+        FileExistsError: ``root`` holds a toy city made with another plan.
+    """
+    root = Path(root)
+    marker = root / MARKER
+    wanted = json.loads(json.dumps(asdict(plan)))
+    if marker.is_file():
+        if json.loads(marker.read_text()) == wanted:
+            return
+        raise FileExistsError(f"{root} holds a toy city of another plan, see {marker}: delete it or choose another folder")
+    jobs = _jobs(root, plan)
+    for stream, domain, index, write in tqdm(jobs, desc="toy city"):
+        write(*render_scene(np.random.default_rng([plan.seed, stream, index]), domain, plan.size))
+    marker.write_text(json.dumps(wanted))
+
+
+def _jobs(root: Path, plan: Plan) -> list[tuple[int, str, int, Callable[[np.ndarray, np.ndarray], None]]]:
+    """(stream, domain, index, writer) of every picture."""
+    jobs = []
+    for folder, stream, count in (("gtav", SOURCE, plan.num_source), ("gtav_val", SOURCE_VAL, plan.num_source_val)):
+        for i in range(count):
+            name = f"{i + 1:05d}.png"
+            files = root / folder / "images" / name, root / folder / "labels" / name
+            jobs.append((stream, "source", i, _writer(*files, _save_ids)))
+    for split, stream, count, cities in (("train", TARGET, plan.num_target, TRAIN_CITIES), ("val", TARGET_VAL, plan.num_target_val, VAL_CITIES)):
+        for i in range(count):
+            city = cities[i % len(cities)]
+            stem = f"{split}/{city}/{city}_{i:06d}_000019"
+            files = root / f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png", root / f"cityscapes/gtFine/{stem}_gtFine_labelIds.png"
+            jobs.append((stream, "target", i, _writer(*files, _save_ids)))
+    for i in range(plan.num_source if plan.synthia else 0):
+        files = root / f"synthia/RGB/{i:07d}.png", root / f"synthia/GT/LABELS/{i:07d}.png"
+        jobs.append((SOURCE, "source", i, _writer(*files, _save_synthia)))
+    return jobs
+
+
+def _writer(image_path: Path, label_path: Path, save_label: Callable[[Path, np.ndarray], None]) -> Callable:
+    def write(image: np.ndarray, labels: np.ndarray) -> None:
+        for path in (image_path, label_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(image_path)
+        save_label(label_path, labels)
+
+    return write
+
+
+def _save_ids(path: Path, labels: np.ndarray) -> None:
+    Image.fromarray(CITYSCAPES.export_ids[labels]).save(path)
+
+
+def _save_synthia(path: Path, labels: np.ndarray) -> None:
+    raw = np.zeros(256, np.uint16)  # 0 is SYNTHIA's void; terrain, which it does not score, becomes that
+    for synthia_id, train_id in reversed(list(enumerate(id_lookup("synthia")))):
+        if train_id != IGNORE:
+            raw[train_id] = synthia_id
+    pixels = np.zeros((*labels.shape, 3), np.uint16)
+    pixels[..., 0] = raw[labels]
+    pixels[..., 1] = labels == CITYSCAPES.ids(["car"])[0]  # an instance number, as the original has
+    path.write_bytes(encode_png16(pixels))
+
+
+def encode_png16(pixels: np.ndarray) -> bytes:
+    """PNG file of uint16 (H, W, 3), which Pillow cannot write (PNG specification, colour type 2, depth 16)."""
+    height, width, _ = pixels.shape
+    rows = np.zeros((height, 1 + width * 6), np.uint8)  # filter type 0 before every row
+    rows[:, 1:] = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dataset.toy_city", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--synthia", action="store_true", help="the source scenes in SYNTHIA's 16-bit layout too")
+    args = parser.parse_args(argv)
+    write_toy_city(args.out, Plan(seed=args.seed, synthia=args.synthia))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""One procedural street scene: a picture and its exact labels, in a synthetic-looking or a camera-like style.
+
+Both domains draw from the same grammar (a street towards a vanishing point, what stands beside it, who moves on it);
+they differ in palette, light, texture, haze, blur, sensor noise and in how often things occur, as a game and a camera do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from dataset.labels import CITYSCAPES, IGNORE
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+ID = {name: index for index, name in enumerate(CITYSCAPES.names)}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a domain looks, and what it is made of."""
+
+    palette: dict[str, tuple[Colour, ...]]  # base colours by class
+    jitter: float  # deviation of a surface's colour, 0..255
+    texture: dict[str, float]  # deviation of fine texture by class, 0..255
+    default_texture: float
+    saturation: float  # factor on the chroma
+    gain: tuple[float, float]  # range of the exposure
+    tint: tuple[float, float, float]  # of the light, by channel
+    contrast: float
+    haze: tuple[float, float]  # range of the share of haze at the horizon
+    blur: float  # radius in pixels
+    noise: float  # deviation of the sensor noise
+    cars: float  # mean counts
+    buses: float
+    persons: float
+    bicycles: float
+    trees: float
+    posts: float
+    open_side: float  # chance of a side with terrain, fence and trees instead of buildings
+    building_height: tuple[float, float]
+    horizon: tuple[float, float]
+
+
+SOURCE = Style(
+    palette={
+        "road": ((92, 92, 104), (104, 102, 108)),
+        "sidewalk": ((196, 176, 160), (184, 184, 190)),
+        "building": ((206, 130, 96), (222, 196, 150), (150, 160, 190), (180, 90, 80)),
+        "fence": ((214, 186, 150), (230, 230, 226)),
+        "pole": ((60, 62, 70),),
+        "traffic light": ((40, 44, 40),),
+        "traffic sign": ((30, 90, 220), (230, 40, 40)),
+        "vegetation": ((52, 150, 50), (80, 170, 60)),
+        "terrain": ((140, 196, 90), (170, 200, 110)),
+        "sky": ((104, 170, 245), (130, 190, 250)),
+        "person": ((220, 80, 60), (60, 80, 200), (240, 210, 80)),
+        "car": ((210, 30, 36), (30, 60, 200), (240, 240, 244), (240, 190, 30)),
+        "bus": ((240, 160, 20), (30, 160, 120)),
+        "bicycle": ((40, 30, 40), (180, 30, 40)),
+    },
+    jitter=8.0,
+    texture={"vegetation": 12.0, "terrain": 7.0},
+    default_texture=3.0,
+    saturation=1.1,
+    gain=(0.95, 1.1),
+    tint=(1.0, 1.0, 1.0),
+    contrast=1.0,
+    haze=(0.0, 0.12),
+    blur=0.0,
+    noise=1.5,
+    cars=3.0,
+    buses=0.6,
+    persons=2.0,
+    bicycles=0.9,
+    trees=2.0,
+    posts=3.0,
+    open_side=0.3,
+    building_height=(0.5, 0.95),
+    horizon=(0.42, 0.5),
+)
+TARGET = Style(
+    palette={
+        "road": ((112, 110, 106), (96, 96, 94)),
+        "sidewalk": ((150, 144, 140), (138, 132, 130)),
+        "building": ((140, 122, 108), (166, 156, 140), (120, 118, 122), (136, 96, 82)),
+        "fence": ((128, 112, 92), (150, 150, 146)),
+        "pole": ((92, 94, 92),),
+        "traffic light": ((44, 48, 46),),
+        "traffic sign": ((52, 82, 150), (168, 60, 56)),
+        "vegetation": ((66, 88, 52), (84, 100, 58)),
+        "terrain": ((120, 128, 82), (134, 128, 88)),
+        "sky": ((206, 212, 216), (190, 202, 214)),
+        "person": ((70, 62, 66), (60, 70, 96), (120, 96, 84)),
+        "car": ((52, 54, 60), (150, 152, 156), (96, 40, 42), (196, 196, 196)),
+        "bus": ((176, 130, 60), (70, 110, 104)),
+        "bicycle": ((44, 42, 44), (92, 50, 50)),
+    },
+    jitter=10.0,
+    texture={"vegetation": 26.0, "terrain": 16.0, "road": 8.0, "sidewalk": 11.0, "building": 13.0},
+    default_texture=6.0,
+    saturation=0.8,
+    gain=(0.65, 1.0),
+    tint=(0.94, 1.0, 0.96),
+    contrast=0.85,
+    haze=(0.1, 0.4),
+    blur=0.7,
+    noise=6.0,
+    cars=4.5,
+    buses=0.5,
+    persons=3.0,
+    bicycles=1.6,
+    trees=3.5,
+    posts=3.5,
+    open_side=0.45,
+    building_height=(0.35, 0.7),
+    horizon=(0.38, 0.46),
+)
+STYLES = {"source": SOURCE, "target": TARGET}
+
+ROAD, WALK = 0.42, 0.24  # half width of the road and width of a sidewalk at the bottom of the picture, in widths
+
+
+class Canvas:
+    """Colours, train ids and depth of a scene under construction; later shapes hide earlier ones."""
+
+    def __init__(self, rng: np.random.Generator, style: Style, size: tuple[int, int]) -> None:
+        self.rng, self.style, self.size = rng, style, size
+        self.colour = Image.new("RGB", size)
+        self.label = Image.new("L", size, IGNORE)
+        self.near = Image.new("F", size, 0.0)  # 0 at the vanishing point, 1 at the bottom of the picture
+        self.vanishing = (size[0] * rng.uniform(0.36, 0.64), size[1] * rng.uniform(*style.horizon))
+
+    def pick(self, name: str) -> Colour:
+        """A base colour of the class with some variation."""
+        choices = self.style.palette[name]
+        base = np.array(choices[self.rng.integers(len(choices))], float)
+        shift = self.rng.normal(0, self.style.jitter) + self.rng.normal(0, self.style.jitter / 2, 3)
+        return tuple(int(v) for v in (base + shift).clip(0, 255))
+
+    def ground(self, u: float, s: float, height: float = 0.0) -> Point:
+        """Picture coordinates of a point ``u`` widths right of the axis at nearness ``s``, ``height`` above ground."""
+        (width, full), (vx, vy) = self.size, self.vanishing
+        return vx + u * s * width, vy + s * (full - vy) - height * s * full
+
+    def polygon(self, points: Sequence[Point], name: str, colour: Colour, near: float) -> None:
+        for image, fill in ((self.colour, colour), (self.label, ID[name]), (self.near, near)):
+            ImageDraw.Draw(image).polygon(points, fill=fill)
+
+    def ellipse(self, box: tuple[float, float, float, float], name: str, colour: Colour, near: float) -> None:
+        for image, fill in ((self.colour, colour), (self.label, ID[name]), (self.near, near)):
+            ImageDraw.Draw(image).ellipse(box, fill=fill)
+
+    def detail(self, points: Sequence[Point], colour: Colour) -> None:
+        """Colour only: windows, lamps, lane markings."""
+        ImageDraw.Draw(self.colour).polygon(points, fill=colour)
+
+    def box(self, u: float, s: float, width: float, bottom: float, top: float, name: str, colour: Colour) -> None:
+        """Upright rectangle at (u, s), ``width`` wide, from ``bottom`` to ``top`` above ground."""
+        self.polygon(self.corners(u, s, width, bottom, top), name, colour, s)
+
+    def corners(self, u: float, s: float, width: float, bottom: float, top: float) -> list[Point]:
+        left, right = u - width / 2, u + width / 2
+        return [self.ground(left, s, bottom), self.ground(right, s, bottom), self.ground(right, s, top), self.ground(left, s, top)]
+
+
+def _shade(colour: Colour, factor: float) -> Colour:
+    return tuple(int(min(255, c * factor)) for c in colour)
+
+
+def _ground(c: Canvas) -> None:
+    width, height = c.size
+    c.polygon([(0, 0), (width, 0), (width, c.vanishing[1] + 2), (0, c.vanishing[1] + 2)], "sky", c.pick("sky"), 0.0)
+    c.polygon([(0, c.vanishing[1]), (width, c.vanishing[1]), (width, height), (0, height)], "terrain", c.pick("terrain"), 0.5)
+    reach = 3.0
+    for name, half in (("sidewalk", ROAD + WALK), ("road", ROAD)):
+        colour = c.pick(name)
+        edges = np.linspace(0.02, reach, 24)
+        for near, far in zip(edges[1:][::-1], edges[:-1][::-1]):
+            c.polygon([c.ground(-half, far), c.ground(half, far), c.ground(half, near), c.ground(-half, near)], name, colour, min(near, 1.0))
+    for s in np.geomspace(0.08, 1.2, 7):
+        c.detail([c.ground(-0.012, s), c.ground(0.012, s), c.ground(0.012, s * 1.22), c.ground(-0.012, s * 1.22)], (226, 226, 220))
+
+
+def _facades(c: Canvas, side: int) -> None:
+    """A row of buildings beside the sidewalk, the farthest first."""
+    u, s = side * (ROAD + WALK + c.rng.uniform(0.0, 0.08)), 0.05
+    while s < 2.5:
+        nearer = s * c.rng.uniform(1.4, 2.0)
+        top, colour = c.rng.uniform(*c.style.building_height) * 1.6, c.pick("building")
+        c.polygon([c.ground(u, s), c.ground(u, nearer), c.ground(u, nearer, top), c.ground(u, s, top)], "building", colour, min(s, 1.0))
+        outer = u + side * 1.5
+        c.polygon([c.ground(u, s), c.ground(outer, s), c.ground(outer, s, top), c.ground(u, s, top)], "building", _shade(colour, 0.8), min(s, 1.0))
+        glass = _shade(colour, c.rng.uniform(0.45, 0.7))
+        for floor in np.arange(0.15, top - 0.08, 0.2):
+            for a in np.linspace(0.1, 0.78, 4):
+                near, far = s + (nearer - s) * (a + 0.13), s + (nearer - s) * a
+                c.detail([c.ground(u, far, floor), c.ground(u, near, floor), c.ground(u, near, floor + 0.1), c.ground(u, far, floor + 0.1)], glass)
+        s = nearer
+
+
+def _garden(c: Canvas, side: int) -> None:
+    """An open side: a hedge in the distance and a fence along the sidewalk."""
+    u = side * (ROAD + WALK + 0.06)
+    edge = c.size[0] if side > 0 else 0.0
+    y = c.vanishing[1] + 2
+    colour = c.pick("vegetation")
+    for x in np.linspace(c.ground(u, 0.1)[0], edge, 9):
+        r = c.size[1] * c.rng.uniform(0.05, 0.13)
+        c.ellipse((x - 1.6 * r, y - r, x + 1.6 * r, y + 0.4 * r), "vegetation", _shade(colour, c.rng.uniform(0.85, 1.15)), 0.1)
+    if c.rng.random() < 0.75:
+        colour, edges = c.pick("fence"), np.geomspace(0.15, 2.2, 12)
+        for far, near in zip(edges[:-1], edges[1:]):
+            c.polygon([c.ground(u, far), c.ground(u, near), c.ground(u, near, 0.16), c.ground(u, far, 0.16)], "fence", colour, min(near, 1.0))
+            c.detail([c.ground(u, far), c.ground(u, far * 1.05), c.ground(u, far * 1.05, 0.16), c.ground(u, far, 0.16)], _shade(colour, 0.7))
+
+
+def _tree(c: Canvas, u: float, s: float) -> None:
+    c.box(u, s, 0.03, 0.0, 0.35, "vegetation", (88, 66, 46))
+    colour = c.pick("vegetation")
+    for _ in range(7):
+        x, y = c.ground(u + c.rng.normal(0, 0.06), s, c.rng.uniform(0.32, 0.62))
+        r = s * c.size[1] * c.rng.uniform(0.1, 0.18)
+        c.ellipse((x - r, y - r, x + r, y + r), "vegetation", _shade(colour, c.rng.uniform(0.8, 1.2)), s)
+
+
+def _post(c: Canvas, u: float, s: float) -> None:
+    """A pole with a traffic light or a sign on it, or a lamp post."""
+    kind = c.rng.choice(["light", "sign", "lamp"], p=[0.4, 0.4, 0.2])
+    top = 0.75 if kind == "lamp" else 0.48
+    c.box(u, s, 0.02, 0.0, top, "pole", c.pick("pole"))
+    if kind == "light":
+        c.box(u, s, 0.055, 0.36, 0.58, "traffic light", c.pick("traffic light"))
+        lamp = [(235, 50, 40), (240, 190, 40), (60, 220, 90)][c.rng.integers(3)]
+        c.detail(c.corners(u, s, 0.03, 0.44, 0.51), lamp)
+    elif kind == "sign":
+        colour = c.pick("traffic sign")
+        c.box(u, s, 0.085, 0.4, 0.57, "traffic sign", colour)
+        c.detail(c.corners(u, s, 0.045, 0.46, 0.51), (236, 236, 236))
+
+
+def _vehicle(c: Canvas, name: str, u: float, s: float) -> None:
+    width, height = (0.2, 0.2) if name == "car" else (0.26, 0.42)
+    colour = c.pick(name)
+    c.box(u, s, width, 0.02, height * 0.6, name, colour)
+    c.box(u, s, width * (0.78 if name == "car" else 1.0), height * 0.6, height, name, _shade(colour, 0.92))
+    c.detail(c.corners(u, s, width * 0.66, height * 0.62, height * 0.92), (58, 66, 78))
+    for wheel in (-0.36, 0.36):
+        x, y = c.ground(u + wheel * width, s, 0.02)
+        r = s * c.size[1] * 0.025
+        c.ellipse((x - r, y - r, x + r, y + r), name, (26, 26, 28), s)
+        c.detail(c.corners(u + wheel * width, s, width * 0.16, height * 0.3, height * 0.42), (200, 60, 50))
+
+
+def _person(c: Canvas, u: float, s: float) -> None:
+    clothes = c.pick("person")
+    c.box(u, s, 0.06, 0.0, 0.14, "person", _shade(clothes, 0.55))
+    c.box(u, s, 0.075, 0.14, 0.27, "person", clothes)
+    x, y = c.ground(u, s, 0.3)
+    r = s * c.size[1] * 0.034
+    c.ellipse((x - r, y - r, x + r, y + r), "person", (196, 156, 130), s)
+
+
+def _bicycle(c: Canvas, u: float, s: float) -> None:
+    colour = c.pick("bicycle")
+    c.polygon([c.ground(u - 0.06, s, 0.06), c.ground(u + 0.06, s, 0.06), c.ground(u + 0.03, s, 0.16), c.ground(u - 0.04, s, 0.15)], "bicycle", colour, s)
+    r = s * c.size[1] * 0.06
+    for offset in (-0.055, 0.055):
+        x, y = c.ground(u + offset, s, 0.06)
+        c.ellipse((x - r, y - r, x + r, y + r), "bicycle", _shade(colour, 0.6), s)
+
+
+def _things(c: Canvas) -> None:
+    """What stands or moves on the street, from far to near."""
+    rng, style = c.rng, c.style
+
+    def beside() -> float:
+        return rng.choice([-1, 1]) * (ROAD + rng.uniform(0.05, WALK))
+
+    def lane() -> float:
+        return rng.choice([-1, 1]) * rng.uniform(0.12, ROAD - 0.08)
+
+    things = [(rng.uniform(0.3, 1.0), _tree, rng.choice([-1, 1]) * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))]
+    things += [(rng.uniform(0.4, 1.0), _post, rng.choice([-1, 1]) * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))]
+    things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(style.persons))]
+    things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(style.bicycles))]
+    for name, count in (("car", rng.poisson(style.cars)), ("bus", rng.poisson(style.buses))):
+        things += [(rng.uniform(0.18, 0.8), lambda canvas, u, s, n=name: _vehicle(canvas, n, u, s), lane()) for _ in range(count)]
+    for s, draw, u in sorted(things, key=lambda thing: thing[0]):
+        draw(c, u, s)
+
+
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> np.ndarray:
+    """(H, W) noise of deviation about 1 that varies over ``cell`` pixels."""
+    small = rng.standard_normal((size[1] // cell + 2, size[0] // cell + 2)).astype(np.float32)
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+
+
+def _photograph(c: Canvas) -> np.ndarray:
+    """The picture as the domain's camera takes it: texture, light, haze, blur, noise. uint8 (H, W, 3)."""
+    rng, style = c.rng, c.style
+    labels, near = np.asarray(c.label), np.asarray(c.near)[..., None]
+    strength = np.array([style.texture.get(name, style.default_texture) for name in CITYSCAPES.names], np.float32)
+    texture = 0.6 * rng.standard_normal(labels.shape, np.float32) + 0.8 * _smooth_noise(rng, c.size, 3)
+    pixels = np.asarray(c.colour, np.float32) + (strength[labels] * texture)[..., None]
+    grey = pixels.mean(2, keepdims=True)
+    pixels = grey + style.saturation * (pixels - grey)
+    light = rng.uniform(*style.gain) * (1 + 0.1 * _smooth_noise(rng, c.size, max(c.size) // 2))[..., None]
+    pixels = (pixels * light * np.array(style.tint, np.float32) - 128) * style.contrast + 128
+    haze = rng.uniform(*style.haze) * (1 - near).clip(0, 1) ** 2 * (labels != ID["sky"])[..., None]
+    pixels = pixels * (1 - haze) + 205 * haze
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if style.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(style.blur))
+    noisy = np.asarray(picture, np.float32) + rng.normal(0, style.noise, (*labels.shape, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def render_scene(rng: np.random.Generator, domain: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A scene of "source" or "target", ``size`` (W, H).
+
+    Returns:
+        picture uint8 (H, W, 3) and train ids uint8 (H, W).
+    """
+    if domain not in STYLES:
+        raise ValueError(f"domain={domain!r}: choose one of {', '.join(STYLES)}")
+    canvas = Canvas(rng, STYLES[domain], size)
+    _ground(canvas)
+    for side in (-1, 1):
+        (_garden if rng.random() < canvas.style.open_side else _facades)(canvas, side)
+    _things(canvas)
+    return _photograph(canvas), np.asarray(canvas.label)
