@@ -174,18 +174,25 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"cannot read image {path}: {error}. Download it again or leave it out by a data_list") from error
 
 
-def read_raw_label(path: Path) -> np.ndarray:
-    """Raw ids (H, W), uint8 or uint16, exactly as stored.
+def read_raw_label(path: Path, dataset: str) -> np.ndarray:
+    """Raw ids (H, W) exactly as stored: uint16 for 16-bit SYNTHIA labels, else uint8.
 
-    Decoded by torchvision because Pillow reduces a 16-bit RGB PNG to 8 bits, which loses SYNTHIA's class ids; the
-    class id is the first channel. A palette PNG is read with Pillow, as indices.
+    SYNTHIA's are decoded by torchvision, because Pillow reduces a 16-bit RGB PNG to 8 bits and loses the class id,
+    which is the first channel.
     """
     try:
+        if dataset == "synthia":
+            channels = decode_image(str(path), ImageReadMode.UNCHANGED)
+            if len(channels) > 1 and channels.dtype == torch.uint8:
+                raise DataError(f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")
+            return channels[0].numpy()
         with Image.open(path) as image:
-            if image.mode == "P":
-                return np.asarray(image)
-        return decode_image(str(path), ImageReadMode.UNCHANGED)[0].numpy()
+            if image.mode not in ("L", "P"):
+                raise DataError(f"{path} is a colour picture ({image.mode}), {dataset} labels hold ids: use the labelIds files")
+            return np.array(image)
     except (OSError, SyntaxError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
 
 
@@ -195,21 +202,10 @@ def read_label(path: Path, dataset: str) -> np.ndarray:
     Raises:
         DataError: an unreadable file, colours instead of ids, or an id that the data set does not define.
     """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
-    raw = read_raw_label(path)
-    if dataset == "synthia" and raw.dtype == np.uint8 and mode == "RGB":
-        raise DataError(f"{path} is an 8-bit RGB picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")
-    if dataset != "synthia" and mode in ("RGB", "RGBA"):
-        raise DataError(f"{path} is a colour picture ({mode}), {dataset} labels hold ids: use the id or labelIds files")
-    known = known_ids(dataset)
-    present = np.unique(raw)
-    unknown = [int(i) for i in present if i >= len(known) or not known[i]]
+    raw, known = read_raw_label(path, dataset), known_ids(dataset)
+    unknown = [int(i) for i in np.unique(raw) if i >= len(known) or not known[i]]
     if unknown:
-        raise DataError(f"{path} has ids that {dataset} does not define: {_few(unknown)}")
+        raise DataError(f"{path} has ids that {dataset} does not define: {_few(unknown)}. Is {dataset} the right data set?")
     return id_lookup(dataset)[raw]
 
 

@@ -28,7 +28,7 @@ class _Labels(Dataset):
         label = read_label(self.samples[index].label, self.dataset)
         if self.size is None:
             return label
-        return np.asarray(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+        return np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
 
 
 def _read_all(samples: Sequence[Sample], dataset: str, size: tuple[int, int] | None, num_workers: int, title: str):

@@ -1,6 +1,7 @@
 """Batch norm with the released code's running average, over all processes, and exact statistics on demand."""
 
 from collections.abc import Iterator
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -71,57 +72,73 @@ class BatchNorm2d(nn.SyncBatchNorm):
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm2d]]:
+    """(name, module) of every batch norm of ``model``."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d))
 
 
 def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool) -> None:
+    """Set how every batch norm averages its statistics."""
     for _, module in batch_norms(model):
         module.base_momentum, module.bias_correction = momentum, bias_correction
 
 
 def bn_updates(model: nn.Module) -> dict[str, int]:
+    """Updates since the last reset by module name; belongs into a checkpoint beside the state dict."""
     return {name: module.updates for name, module in batch_norms(model)}
 
 
 def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
+    """Inverse of ``bn_updates``; every batch norm must be named."""
     for name, module in batch_norms(model):
         module.updates = updates[name]
 
 
 def reset_bn_statistics(model: nn.Module) -> None:
+    """Mean 0, variance 1, no update: as in a new network."""
     for _, module in batch_norms(model):
-        module.reset_running_stats()
+        module.running_mean.zero_()
+        module.running_var.fill_(1)
         module.updates = 0
 
 
 class PooledStatistics:
-    """Exact mean and variance of every batch norm's input over all train-mode forwards within the context."""
+    """Exact mean and variance of every batch norm's input over all train-mode forwards within the context.
+
+    Sums are kept in float64, so that the result does not depend on how the images are batched by rounding. Running
+    statistics are left as they were until ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(batch_norms(model))
-        self.moments: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}  # (3, C) float64: count, sum, sum of squares
 
     def __enter__(self) -> "PooledStatistics":
-        self.saved = {n: (m.running_mean.clone(), m.running_var.clone(), m.updates) for n, m in self.modules.items()}
-        self.hooks = [m.register_forward_pre_hook(self._collector(n)) for n, m in self.modules.items()]
+        self.before = {
+            name: (module.running_mean.clone(), module.running_var.clone(), module.updates)
+            for name, module in self.modules.items()
+        }
+        self.hooks = [
+            module.register_forward_pre_hook(partial(self._collect, name)) for name, module in self.modules.items()
+        ]
         return self
 
-    def _collector(self, name: str):
-        def collect(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            x = inputs[0].double().transpose(0, 1).flatten(1)
-            count = x.new_full((x.shape[0],), x.shape[1])
-            moments = torch.stack([count, x.sum(1), x.square().sum(1)])
-            self.moments[name] = self.moments.get(name, 0) + moments
+    def _collect(self, name: str, module: BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].detach().double().transpose(0, 1).flatten(1)
+        moments = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+        self.moments[name] = self.moments[name] + moments if name in self.moments else moments
 
-        return collect
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self.hooks:
             hook.remove()
-        for n, m in self.modules.items():
-            m.running_mean.copy_(self.saved[n][0]); m.running_var.copy_(self.saved[n][1]); m.updates = self.saved[n][2]
+        for name, module in self.modules.items():
+            mean, var, module.updates = self.before[name]
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(var)
 
     def apply(self) -> None:
+        """Write the pooled mean and unbiased variance, over all processes, into the running statistics."""
         for name, moments in self.moments.items():
             if world_size() > 1:
                 dist.all_reduce(moments)

@@ -1,0 +1,61 @@
+"""Strict YAML: whatever is wrong is named; what was used can be written down and read back."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.config import ConfigError, build_config, to_yaml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "cfgs").rglob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(path.parents[1])))
+def test_every_shipped_config_loads_and_survives_writing(path, tmp_path):
+    config = build_config(path)
+    assert build_config(write(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {encodr: resnet18_dilated8}", r"unknown key 'model.encodr'; the nearest is 'model.encoder'"),
+        ("lambda_pseudo: 1.0", r"unknown key 'lambda_pseudo'; the nearest is 'curriculum.lambda_pseudo'"),
+        ("train: {num_steps: many}", r"'train.num_steps' must be int, got 'many'"),
+        ("train: {num_steps: 1.5}", r"'train.num_steps' must be int"),
+        ("source: {crop_size: [1, 2, 3]}", r"'source.crop_size'"),
+        ("curriculum: {box_size: 4}", r"'curriculum.box_size'"),
+        ("train: {schedule: cosine}", r"'train.schedule' is 'cosine'; choose one of poly, drop"),
+        ("seed: 1\nmodel: {}\nseed: 2", r"key 'seed' in line 1 and again in 3"),
+        ("seed: [1", "is not YAML"),
+        ("- seed", "expected keys and values"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(write(tmp_path, text))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        build_config(tmp_path / "nowhere.yaml")
+
+
+def test_command_line_wins_over_file_and_file_over_script(tmp_path):
+    path = write(tmp_path, "train: {momentum: 0.5, lr_encoder: 1e-4}\nsource: {crop_size: '64,32'}")
+    defaults = {"train.momentum": 0.0, "train.weight_decay": 0.0}
+    config = build_config(path, ["train.lr_decoder=2e-3", "train.amp=off", "target.crop_size=null", "curriculum.box_size=[]"], defaults)
+    assert (config.train.momentum, config.train.weight_decay) == (0.5, 0.0)
+    assert (config.train.lr_encoder, config.train.lr_decoder, config.train.amp) == (1e-4, 2e-3, "off")
+    assert config.source.crop_size == (64, 32) and config.target.crop_size is None and config.curriculum.box_size == ()
+    assert config.exp_name == "config"
+
+
+def test_override_without_value_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="'seed' is not key=value"):
+        build_config(write(tmp_path, "seed: 1"), ["seed"])

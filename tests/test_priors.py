@@ -1,0 +1,82 @@
+"""Class histogram and spatial prior: computed exactly, cached, read from the authors' formats."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import priors
+from dataset.folders import DataError, find_samples
+from dataset.labels import CITYSCAPES
+
+C = 19
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list:
+    """Two labels: left half road and right half sky, then the left half building and the right half ignored."""
+    for name, left, right in (("1.png", 7, 23), ("2.png", 11, 0)):
+        label = np.full((4, 8), left, np.uint8)
+        label[:, 4:] = right
+        for folder, pixels in (("images", np.zeros((4, 8, 3), np.uint8)), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / name)
+    return find_samples("gtav", tmp_path)
+
+
+def test_class_histogram_is_the_share_of_labelled_pixels(samples):
+    histogram = priors.class_histogram(samples, "gtav", C)
+    expected = np.zeros(C)
+    expected[list(CITYSCAPES.ids(["road", "sky", "building"]))] = 1 / 3
+    assert np.allclose(histogram, expected)
+
+
+def test_spatial_prior_counts_by_position(samples):
+    road, building, sky = CITYSCAPES.ids(["road", "building", "sky"])
+    prior = priors.spatial_histogram(samples, "gtav", C, (4, 2))
+    assert prior.shape == (C, 2, 4) and prior.dtype == np.float32
+    assert np.allclose(prior[[road, building], :, :2], 0.5) and np.allclose(prior[sky, :, 2:], 1.0)
+    assert np.allclose(prior.sum(0), 1)
+
+
+def test_position_never_labelled_is_zero_and_smoothing_fills_it_from_its_neighbours(samples):
+    only_second = samples[1:]
+    assert priors.spatial_histogram(only_second, "gtav", C, (8, 4))[:, :, 4:].sum() == 0
+    smooth = priors.spatial_histogram(only_second, "gtav", C, (8, 4), sigma=1.0)
+    assert np.allclose(smooth.sum(0)[:, :6], 1) and np.isfinite(smooth).all()
+
+
+def test_cache_is_used_and_depends_on_what_it_was_made_of(samples, tmp_path):
+    cache = tmp_path / "cache"
+    made = priors.class_prior(samples, "gtav", C, cache_dir=cache)
+    (cached,) = cache.iterdir()
+    cached.write_text(" ".join(["1"] * C))
+    assert np.allclose(priors.class_prior(samples, "gtav", C, cache_dir=cache), 1 / C)
+    assert np.allclose(priors.class_prior(samples[:1], "gtav", C, cache_dir=cache)[[0, 10]], 0.5)
+    assert np.isclose(made[2], 1 / 3)
+    spatial = [priors.spatial_prior(samples, "gtav", C, (4, 2), cache_dir=cache) for _ in range(2)]
+    assert np.array_equal(*spatial)
+
+
+def test_authors_formats(tmp_path):
+    (tmp_path / "prior.txt").write_text("\n".join(["2.0"] + ["1.0"] * 18))
+    assert np.isclose(priors.load_class_prior(tmp_path / "prior.txt", C)[0], 0.1)
+    values = np.random.default_rng(0).random((3, 5, C))
+    np.save(tmp_path / "prior.npy", values)
+    assert np.allclose(priors.load_spatial_prior(tmp_path / "prior.npy", C), values.transpose(2, 0, 1))
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "short.txt").write_text("0.5 0.5")
+    with pytest.raises(DataError, match="short.txt must hold 19 frequencies >= 0, found 2"):
+        priors.load_class_prior(tmp_path / "short.txt", C)
+    (tmp_path / "words.txt").write_text("road sky")
+    with pytest.raises(DataError, match="not a list of numbers"):
+        priors.load_class_prior(tmp_path / "words.txt", C)
+    np.save(tmp_path / "chw.npy", np.zeros((C, 4, 5)))
+    with pytest.raises(DataError, match=r"expected \(H, W, 19\)"):
+        priors.load_spatial_prior(tmp_path / "chw.npy", C)
+    for load in (priors.load_class_prior, priors.load_spatial_prior):
+        with pytest.raises(DataError, match="to null to compute it"):
+            load(tmp_path / "nowhere", C)
