@@ -1,11 +1,14 @@
-"""ResNet encoders with the three-convolution stem, dilated to output stride 8 or 16 (released code)."""
+"""Dilated ResNet encoders: with the released code's three-convolution stem, or torchvision's with the 7x7 stem."""
 
 from torch import Tensor, nn
 
-from models.batchnorm import BatchNorm2d
+from models.batchnorm import BatchNorm2d, recomputed
 
 LAYERS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 DILATIONS = {"dilated8": (1, 1, 2, 4), "dilated16": (1, 1, 1, 2)}
+# (input channels, output channels, kernel, stride) of the convolutions before the max-pooling
+DEEP_STEM = ((3, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 1))
+PLAIN_STEM = ((3, 64, 7, 2),)
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -15,7 +18,9 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn
 class BasicBlock(nn.Module):
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, planes, stride, first_dilation)
         self.bn1 = BatchNorm2d(planes)
@@ -31,16 +36,20 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with the stride on the 3x3."""
+
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = BatchNorm2d(planes)
         self.conv2 = conv3x3(planes, planes, stride, first_dilation)
         self.bn2 = BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
-        self.bn3 = BatchNorm2d(planes * 4)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = BatchNorm2d(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -52,17 +61,28 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Returns the features of the four stages, conv2..conv5."""
+    """Residual network without its classifier, dilated to output stride 8 or 16.
 
-    def __init__(self, depth: str, dilated: str) -> None:
+    Args:
+        depth: ``resnet18``, ``resnet50`` or ``resnet101``.
+        dilated: ``dilated8`` or ``dilated16``.
+        deep_stem: three 3x3 convolutions (released code) instead of torchvision's one 7x7.
+    """
+
+    classifier = ("fc.weight", "fc.bias")  # what an ImageNet file has on top of the encoder
+
+    def __init__(self, depth: str, dilated: str, deep_stem: bool = True) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu1 = conv3x3(3, 64, 2), BatchNorm2d(64), nn.ReLU(inplace=True)
-        self.conv2, self.bn2, self.relu2 = conv3x3(64, 64), BatchNorm2d(64), nn.ReLU(inplace=True)
-        self.conv3, self.bn3, self.relu3 = conv3x3(64, 128), BatchNorm2d(128), nn.ReLU(inplace=True)
+        stem = DEEP_STEM if deep_stem else PLAIN_STEM
+        self.stem_convs = len(stem)
+        for i, (inputs, outputs, kernel, stride) in enumerate(stem, start=1):
+            setattr(self, f"conv{i}", nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False))
+            setattr(self, f"bn{i}", BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         block = BasicBlock if depth == "resnet18" else Bottleneck
-        inputs = 128
-        for i, (count, dilation) in enumerate(zip(LAYERS[depth], DILATIONS[dilated])):
+        inputs = stem[-1][1]
+        for i, (count, dilation) in enumerate(zip(LAYERS[depth], DILATIONS[dilated], strict=True)):
             planes = 64 * 2**i
             stride = 1 if i == 0 or dilation > 1 else 2
             setattr(self, f"layer{i + 1}", self._stage(block, inputs, planes, count, stride, dilation))
@@ -70,7 +90,9 @@ class ResNet(nn.Module):
         self.channels = tuple(64 * 2**i * block.expansion for i in range(4))
 
     @staticmethod
-    def _stage(block, inputs: int, planes: int, count: int, stride: int, dilation: int) -> nn.Sequential:
+    def _stage(
+        block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, stride: int, dilation: int
+    ) -> nn.Sequential:
         outputs = planes * block.expansion
         downsample = None
         if stride != 1 or inputs != outputs:
@@ -80,12 +102,18 @@ class ResNet(nn.Module):
         blocks += [block(outputs, planes, 1, dilation, dilation, None) for _ in range(count - 1)]
         return nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.relu1(self.bn1(self.conv1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
-        x = self.maxpool(self.relu3(self.bn3(self.conv3(x))))
+    def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) -> features of the four stages, conv2..conv5.
+
+        Args:
+            recompute: keep only the input of every residual block for the backward pass.
+        """
+        for i in range(1, self.stem_convs + 1):
+            x = self.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
+        x = self.maxpool(x)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            for block in stage:
+                x = recomputed(block, x) if recompute else block(x)
             features.append(x)
         return tuple(features)

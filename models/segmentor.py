@@ -1,24 +1,37 @@
 """Encoder + head: the network that every script builds by name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.batchnorm import BatchNorm2d
-from models.heads import HEADS
+from models.heads import HEADS, Head
 from models.resnet import DILATIONS, LAYERS, ResNet
+from models.vgg import VGG16
 
-ENCODERS = tuple(f"{depth}_{dilated}" for depth in LAYERS for dilated in DILATIONS)
-DECODER_BN_BIAS = 1e-4  # released code
+# "tv_": torchvision's stem, for torchvision's ImageNet weights
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    f"{stem}{depth}_{dilated}": partial(ResNet, depth, dilated, deep_stem=not stem)
+    for stem in ("", "tv_")
+    for depth in LAYERS
+    for dilated in DILATIONS
+} | {"vgg16": VGG16}
 
 
 class Segmentor(nn.Module):
-    """Encoder and decoder, whose state-dict keys are the official ones, and the upsampling of their logits."""
+    """Encoder and decoder, whose state-dict keys are the official ones, and the upsampling of their logits.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, use_aux: bool) -> None:
+    Args:
+        use_aux: the decoder has an auxiliary head.
+        checkpoint_encoder: in training, compute the encoder's activations twice instead of keeping them.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Head, use_aux: bool, checkpoint_encoder: bool = False) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.use_aux = encoder, decoder, use_aux
+        self.encoder, self.decoder = encoder, decoder
+        self.use_aux, self.checkpoint_encoder = use_aux, checkpoint_encoder
 
     def forward(
         self,
@@ -36,9 +49,14 @@ class Segmentor(nn.Module):
 
         Returns:
             ``logits`` (N, C, h, w) and, where computed, ``aux`` of the same shape.
+
+        Raises:
+            ValueError: ``aux`` without an auxiliary head, or a training batch too small for batch norm.
         """
+        if aux and not self.use_aux:
+            raise ValueError("this network was built with use_aux=False, it has no auxiliary logits")
         size = tuple(images.shape[-2:]) if size is None else tuple(size)
-        features = self.encoder(images)
+        features = self.encoder(images, recompute=self.checkpoint_encoder and self.training)
         outputs = {"logits": self.decoder(features)}
         if (self.training and self.use_aux) if aux is None else aux:
             outputs["aux"] = self.decoder.auxiliary(features)
@@ -50,7 +68,18 @@ class Segmentor(nn.Module):
 
 def _choose(kind: str, name: str, choices: Iterable[str]) -> None:
     if name not in choices:
-        raise ValueError(f"no {kind} named {name!r}: choose one of {', '.join(choices)}")
+        nearest = get_close_matches(name, choices, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ValueError(f"no {kind} named {name!r}{hint}: choose one of {', '.join(choices)}")
+
+
+def _initialise_encoder(encoder: nn.Module) -> None:
+    """Kaiming-normal convolutions that keep the variance of the gradient; what training from scratch starts from."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def build_segmentor(
@@ -59,27 +88,34 @@ def build_segmentor(
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: ``resnet18|50|101`` + ``_dilated8|16``.
-        decoder: ``ppm_bilinear``.
+        encoder: [``tv_``] ``resnet18|50|101`` + ``_dilated8|16``, or ``vgg16``.
+        decoder: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a ResNet, ``fcn8s`` on ``vgg16``.
         fc_dim: channels of the last encoder stage, which the encoder must have.
-        use_aux: with an auxiliary head on the stage before.
+        use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 
     Raises:
-        ValueError: an unknown name, or an fc_dim that is not the encoder's.
+        ValueError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
     """
     _choose("encoder", encoder, ENCODERS)
     _choose("decoder", decoder, HEADS)
-    backbone = ResNet(*encoder.split("_"))
+    if (encoder == "vgg16") != (decoder == "fcn8s"):
+        raise ValueError(f"encoder {encoder} with decoder {decoder}: vgg16 and fcn8s only go together")
+    backbone = ENCODERS[encoder]()
     if backbone.channels[-1] != fc_dim:
-        raise ValueError(f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that")
+        raise ValueError(
+            f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that"
+        )
     head = HEADS[decoder](backbone.channels, num_classes, use_aux)
-    for module in (*backbone.modules(), *head.modules()):
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    for module in head.modules():
-        if isinstance(module, BatchNorm2d):
-            nn.init.constant_(module.bias, DECODER_BN_BIAS)
+    _initialise_encoder(backbone)
+    head.initialise()
     return Segmentor(backbone, head, use_aux)
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set the probability of every dropout layer; 0 turns dropout off."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.p = p
 
 
 def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict]:

@@ -2,20 +2,27 @@
 
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_weight
 
-from models.batchnorm import batch_norms, set_bn_updates
+from models.batchnorm import set_bn_updates
+from models.heads import FCN8s
 from models.segmentor import Segmentor
 
-CLASSIFIER = ("fc.weight", "fc.bias")  # the only tensors of an ImageNet file that an encoder has no place for
+TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 # The official batch norm keeps its running average in these; running_mean and running_var are derived from them.
 RUNNING_SUMS = ("_tmp_running_mean", "_tmp_running_var")
 RUNNING_ITER = "_running_iter"
+COUNTER = "num_batches_tracked"
+OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
+# What torch.load raises for files that it does not understand; its own message advises to run code from them.
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
 SHOWN = 8  # keys in an error message
 
 
@@ -30,11 +37,24 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"no weights file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} is damaged or no weights file: {error}") from error
+    except UNREADABLE as error:
+        kind = type(error).__name__
+        raise WeightsError(f"{path} is damaged or no file of tensors ({kind}): get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
+
+
+def read_torchvision(name: str) -> dict[str, Tensor]:
+    """Weights that torchvision publishes as ``name``, e.g. "ResNet101_Weights.IMAGENET1K_V2", checked by their hash."""
+    try:
+        weights = get_weight(name)
+    except (ValueError, LookupError) as error:
+        raise WeightsError(f"torchvision has no weights {name}, nor is it a file") from error
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"cannot fetch {weights.url}: {error}. Download it and give the file instead") from error
 
 
 def _listed(keys: list[str]) -> str:
@@ -51,9 +71,9 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
     missing = sorted(own.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - own.keys())
     shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+        f"{key} {_shape(tensors[key])} instead of {_shape(own[key])}"
         for key in sorted(own.keys() & tensors.keys())
-        if tensors[key].shape != own[key].shape
+        if _shape(tensors[key]) != _shape(own[key])
     ]
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     if missing or unexpected or shapes:
@@ -61,6 +81,10 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
         raise WeightsError(f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?")
     module.load_state_dict(tensors)
     return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
@@ -72,32 +96,73 @@ def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
             "official files go into model.weights_encoder and model.weights_decoder"
         )
     report = fill(model, content["model"], "network", str(path))
-    set_bn_updates(model, content["bn_updates"])
+    _set_updates(model, content["bn_updates"], str(path))
     return report
 
 
-def load_encoder_decoder(model: Segmentor, weights_encoder: str | None, weights_decoder: str | None) -> str:
-    """An encoder file and/or a decoder file: ImageNet weights or a pair of the official code. Returns the report."""
-    parts = (("encoder", model.encoder, weights_encoder), ("decoder", model.decoder, weights_decoder))
-    return "\n".join(_load_part(name, module, path) for name, module, path in parts if path)
+def load_encoder_decoder(model: Segmentor, weights_encoder: str | None = None, weights_decoder: str | None = None) -> str:
+    """Fill the encoder and/or the decoder from a file each. Returns the report.
+
+    Args:
+        weights_encoder: ImageNet file (its classifier is left out), encoder file of the official code, or the name of
+            torchvision weights. The classifier of VGG-16 initialises fc6 and fc7 of an ``fcn8s`` head, as in its paper.
+        weights_decoder: decoder file of the official code.
+
+    Raises:
+        WeightsError: the file cannot be read, or a tensor is missing, unexpected or of another shape.
+    """
+    reports = []
+    if weights_encoder:
+        tensors = _read_part(weights_encoder)
+        features = {key: value for key, value in tensors.items() if key not in model.encoder.classifier}
+        reports.append(_fill_part(model.encoder, features, "encoder", weights_encoder))
+        if isinstance(model.decoder, FCN8s) and not weights_decoder and len(features) < len(tensors):
+            reports.append(_fill_fully_connected(model.decoder, tensors, weights_encoder))
+    if weights_decoder:
+        reports.append(_fill_part(model.decoder, _read_part(weights_decoder), "decoder", weights_decoder))
+    return "\n".join(reports)
 
 
-def _load_part(name: str, module: nn.Module, path: str) -> str:
-    tensors = {key.removeprefix("module."): value for key, value in read_file(path).items()}
-    if name == "encoder":
-        tensors = {key: value for key, value in tensors.items() if key not in CLASSIFIER}
-    momenta = {n: m.base_momentum for n, m in batch_norms(module)}
-    updates = {
-        key.removesuffix("." + RUNNING_ITER): value for key, value in tensors.items() if key.endswith("." + RUNNING_ITER)
-    }
-    dropped = (*RUNNING_SUMS, RUNNING_ITER, "num_batches_tracked")
-    report = fill(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, name, path)
-    if updates:
-        set_bn_updates(module, {n: _update_count(updates[n].item(), m) for n, m in momenta.items()})
+def _read_part(origin: str) -> dict[str, Tensor]:
+    """Tensors of a file or of torchvision, by the names they have in one process."""
+    by_name = TORCHVISION_NAME.fullmatch(origin) and not Path(origin).exists()
+    content = read_torchvision(origin) if by_name else read_file(origin)
+    if "model" in content:
+        raise WeightsError(f"{origin} is a checkpoint of a whole network: give it as model.weights")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _fill_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
+    """``fill``, less the buffers of the official batch norm, from which its update counts are taken."""
+    dropped = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)
+    report = fill(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
+    suffix = f".{RUNNING_ITER}"
+    counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
+    if counts:
+        _set_updates(module, counts, origin)
     return report
 
 
-def _update_count(running_iter: float, momentum: float) -> int:
-    """The official counter is sum_{k<=t} (1-m)^k = (1 - (1-m)^(t+1)) / m; solve for t."""
-    left = 1 - running_iter * momentum
-    return round(math.log(left) / math.log(1 - momentum)) - 1 if left > 0 else FORGOTTEN
+def _set_updates(module: nn.Module, counts: dict[str, int], origin: str) -> None:
+    try:
+        set_bn_updates(module, counts)
+    except ValueError as error:
+        raise WeightsError(f"{origin}: {error}") from error
+
+
+def _fill_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) -> str:
+    """fc6 and fc7 from the first two linear layers of VGG-16's classifier, whose inputs are (channel, row, column)."""
+    reports = []
+    for what, name in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
+        layer = getattr(head, what)
+        found = {kind: tensors[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in tensors}
+        if "weight" in found and found["weight"].numel() == layer.weight.numel():
+            found["weight"] = found["weight"].reshape(layer.weight.shape)
+        reports.append(fill(layer, found, what, f"{name} of {origin}"))
+    return "\n".join(reports)
+
+
+def _update_count(running_iter: float) -> int:
+    """Updates t from the official counter, which is ``sum_{k<=t} (1-m)^k = (1 - (1-m)^(t+1)) / m``."""
+    left = 1 - running_iter * OFFICIAL_MOMENTUM
+    return round(math.log(left) / math.log(1 - OFFICIAL_MOMENTUM)) - 1 if left > 0 else FORGOTTEN

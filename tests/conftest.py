@@ -1,10 +1,58 @@
-"""Tests import the project from the repository root, wherever pytest was started."""
+"""What the tests share. They import the project from the repository root, wherever pytest was started."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-torch.set_num_threads(2)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import train_source_only  # noqa: E402
+from dataset.toy_city import Plan, write_toy_city  # noqa: E402
+
+
+TINY = [
+    "model.encoder=resnet18_dilated16",
+    "model.fc_dim=512",
+    "source.crop_size=[64, 32]",
+    "target.crop_size=[64, 32]",
+    "val.held_out=3",
+    "val.every=2",
+    "test.input_size=null",
+    "test.num_workers=0",
+    "train.num_steps=2",
+    "train.print_freq=1",
+    "train.batch_size=2",
+    "train.num_workers=0",
+]
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy city of few and small pictures, in all three layouts."""
+    root = tmp_path_factory.mktemp("city")
+    plan = Plan(size=(96, 64), num_source=6, num_source_val=2, num_target=9, num_target_val=3, synthia=True)
+    write_toy_city(root, plan)
+    return root
+
+
+@pytest.fixture(scope="session")
+def command(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Arguments of a script for a tiny run: ``command(runs, "name", "key=value", ...)``."""
+    empty = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    empty.write_text("num_classes: 19\n")
+    data = [f"source.data_dir={city}/gtav", f"target.data_dir={city}/cityscapes"]
+
+    def arguments(runs: Path, name: str, *keys: str) -> list[str]:
+        return ["--config", str(empty), *TINY, *data, f"snapshot_dir={runs}", f"exp_name={name}", *keys]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def source_run(command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished tiny source-only run."""
+    runs = tmp_path_factory.mktemp("runs")
+    train_source_only.main(command(runs, "source_only"))
+    return runs / "source_only"

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights, VGG16_Weights, resnet50, vgg16
 
-from models import build_segmentor
-from models.batchnorm import configure_batchnorm
-from models.segmentor import ENCODERS, parameter_groups
+from models import build_segmentor, heads
+from models.batchnorm import batch_norms, bn_updates, configure_batchnorm
+from models.segmentor import ENCODERS, Segmentor, parameter_groups, set_dropout
 from tests import reference
 
 CASES = json.loads((Path(__file__).parent / "golden_models.json").read_text())["cases"]
@@ -24,17 +25,34 @@ OFFICIAL_KEYS = {
 }
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.p = 0.0
-    return model
+# Parameters of the ImageNet networks with their classifiers, as torchvision publishes them.
+PUBLISHED = {
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1.meta["num_params"],
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1.meta["num_params"],
+    "resnet101": ResNet101_Weights.IMAGENET1K_V1.meta["num_params"],
+    "vgg16": VGG16_Weights.IMAGENET1K_V1.meta["num_params"],
+}
+
+
+def width(encoder: str) -> int:
+    """Channels of the last stage."""
+    return 512 if "18" in encoder or encoder == "vgg16" else 2048
+
+
+def small(decoder: str = "fcn", use_aux: bool = True) -> Segmentor:
+    """The smallest network of five classes."""
+    return build_segmentor("resnet18_dilated16", decoder, 5, 512, use_aux)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["encoder"])
 def test_network_gives_the_numbers_of_the_released_code(case):
     spec, expected = case["spec"], case["expected"]
-    model = without_dropout(build_segmentor(spec["encoder"], spec["decoder"], spec["classes"], spec["fc_dim"]))
+    model = build_segmentor(spec["encoder"], spec["decoder"], spec["classes"], spec["fc_dim"])
+    set_dropout(model, 0.0)
     configure_batchnorm(model, momentum=0.001, bias_correction=False)
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(reference.weights(name, tuple(tensor.shape))))
@@ -65,52 +83,201 @@ def test_network_gives_the_numbers_of_the_released_code(case):
 @pytest.mark.parametrize("name", OFFICIAL_KEYS)
 def test_state_dict_keys_are_the_official_ones(name):
     encoder, part = name.split(".")
-    model = build_segmentor(encoder, "ppm_bilinear", 19, 512 if "18" in encoder else 2048)
+    model = build_segmentor(encoder, "ppm_bilinear", 19, width(encoder))
     lines = sorted(f"{k} {'x'.join(map(str, v.shape))}" for k, v in getattr(model, part).state_dict().items())
     assert (len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()) == OFFICIAL_KEYS[name]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_output_stride(encoder):
-    channels = 512 if "18" in encoder else 2048
-    model = build_segmentor(encoder, "ppm_bilinear", 5, channels).eval()
+    model = ENCODERS[encoder]().eval()
     with torch.no_grad():
-        features = model.encoder(torch.zeros(1, 3, 64, 96))
-    stride = int(encoder.split("dilated")[1])
-    assert [f.shape[1] for f in features] == list(model.encoder.channels)
-    assert features[-1].shape[-2:] == (64 // stride, 96 // stride)
+        features = model(torch.zeros(1, 3, 64, 96))
+    stride = int(encoder.split("dilated")[1]) if "dilated" in encoder else 32
+    assert [f.shape[1] for f in features] == list(model.channels)
+    assert features[-1].shape == (1, width(encoder), 64 // stride, 96 // stride)
 
 
-def test_auxiliary_logits_only_where_wanted():
-    model = build_segmentor("resnet18_dilated16", "ppm_bilinear", 5, 512)
-    images = torch.randn(2, 3, 32, 32)
+def test_torchvision_encoders_compute_what_torchvision_does():
+    theirs = resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    ours = ENCODERS["tv_resnet50_dilated8"]().eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in ours.state_dict()})
+    images = torch.randn(1, 3, 32, 48)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+    with torch.no_grad():
+        for stage, feature in zip((theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), ours(images), strict=True):
+            x = stage(x)
+            assert torch.allclose(feature, x, rtol=1e-4, atol=1e-5)
+
+    theirs, ours = vgg16().eval(), ENCODERS["vgg16"]().eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k.startswith("features.")})
+    with torch.no_grad():
+        images = torch.randn(1, 3, 32, 64)
+        assert torch.allclose(ours(images)[2], theirs.features[:17](images), atol=1e-5)
+        assert torch.allclose(ours(images)[-1], theirs.features(images), atol=1e-5)
+
+
+def encoder_parameters(encoder: str) -> int:
+    """Published count, less the classifier, with the three-convolution stem in place of the 7x7 one."""
+    if encoder == "vgg16":
+        return PUBLISHED[encoder] - (25088 * 4096 + 4096) - (4096 * 4096 + 4096) - (4096 * 1000 + 1000)
+    depth = encoder.removeprefix("tv_").split("_")[0]
+    plain = PUBLISHED[depth] - 1001 * width(encoder) + width(encoder) - 1000
+    if encoder.startswith("tv_"):
+        return plain
+    stem = (27 * 64 + 128) + (576 * 64 + 128) + (576 * 128 + 256) - (147 * 64 + 128)
+    # the first block has 128 inputs, not 64; resnet18's gets a shortcut convolution for it
+    first = 64 * 64 * 9 + 128 * 64 + 128 if depth == "resnet18" else 64 * 64 + 64 * 256
+    return plain + stem + first
+
+
+def head_parameters(decoder: str, fc_dim: int, classes: int) -> int:
+    quarter = fc_dim // 4
+    classifier = quarter * classes + classes
+    aux = fc_dim // 2 * 9 * quarter + 2 * quarter + classifier
+    if decoder == "ppm_bilinear":
+        return 4 * (fc_dim * 512 + 1024) + (fc_dim + 2048) * 9 * 512 + 1024 + 512 * classes + classes + aux
+    if decoder == "aspp":
+        return 4 * (fc_dim * 9 * classes + classes) + aux
+    if decoder == "fcn":
+        return fc_dim * 9 * quarter + 2 * quarter + classifier + aux
+    return 512 * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + (4096 + 512 + 256) * classes + 3 * classes  # fcn8s
+
+
+PAIRS = [(e, d) for e in ENCODERS for d in heads.HEADS if (e == "vgg16") == (d == "fcn8s")]
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
+def test_parameter_counts(encoder, decoder):
+    with torch.device("meta"):
+        model = build_segmentor(encoder, decoder, 7, width(encoder), use_aux=decoder != "fcn8s")
+    assert parameters(model.encoder) == encoder_parameters(encoder)
+    assert parameters(model.decoder) == head_parameters(decoder, width(encoder), 7)
+
+
+TRAINED = [
+    ("resnet18_dilated8", "ppm_bilinear"),
+    ("resnet50_dilated16", "aspp"),
+    ("tv_resnet18_dilated16", "fcn"),
+    ("tv_resnet101_dilated8", "fcn"),
+    ("vgg16", "fcn8s"),
+]
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), TRAINED)
+def test_few_steps_of_training_fit_a_batch(encoder, decoder, monkeypatch):
+    monkeypatch.setattr(heads, "FC_WIDTH", 64)
+    torch.manual_seed(0)
+    model = build_segmentor(encoder, decoder, 5, width(encoder), use_aux=decoder != "fcn8s")
+    set_dropout(model, 0.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(parameter_groups(model, 3e-4, 5e-4), momentum=0.9)
+    images, label = torch.randn(2, 3, 40, 56), torch.randint(5, (2, 40, 56))
+    label[:, :20] = 3
+    losses = []
+    for _ in range(5):
+        outputs = model(images)
+        loss = sum(F.cross_entropy(logits, label) for logits in outputs.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for p, start in zip(model.parameters(), before, strict=True):
+        assert p.isfinite().all() and not torch.equal(p, start)
+
+
+def test_aspp_is_the_sum_of_four_dilated_classifiers():
+    model = small("aspp").eval()
+    features = torch.randn(2, 512, 9, 7)
+    with torch.no_grad():
+        weights = [(b.weight, b.bias, rate) for b, rate in zip(model.decoder.branches, (6, 12, 18, 24), strict=True)]
+        expected = sum(F.conv2d(features, w, b, padding=r, dilation=r) for w, b, r in weights)
+        assert torch.allclose(model.decoder((features,)), expected, atol=1e-5)
+
+
+def test_fcn8s_adds_the_scores_of_pool4_and_pool3(monkeypatch):
+    monkeypatch.setattr(heads, "FC_WIDTH", 16)
+    model = build_segmentor("vgg16", "fcn8s", 5, 512, use_aux=False).eval()
+    images = torch.randn(1, 3, 50, 70)  # a multiple of no stride
+    head = model.decoder
+    with torch.no_grad():
+        assert model(images)["logits"].shape == (1, 5, 50, 70) and not model(images)["logits"].any()
+        for score in (head.score_fr, head.score_pool4, head.score_pool3):
+            nn.init.normal_(score.weight)
+        pool3, pool4, pool5 = model.encoder(images)[-3:]
+        deep = head.score_fr(head.fc7(head.fc6(pool5).relu()).relu())
+        up = {"mode": "bilinear", "align_corners": False}
+        expected = F.interpolate(deep, pool4.shape[-2:], **up) + head.score_pool4(pool4)
+        expected = F.interpolate(expected, pool3.shape[-2:], **up) + head.score_pool3(pool3)
+        assert torch.allclose(head((pool3, pool4, pool5)), expected)
+
+
+def test_initial_weights():
+    model = build_segmentor("resnet50_dilated16", "ppm_bilinear", 5)
+    encoder, head = model.encoder.layer3[1].conv1.weight, model.decoder.conv_last[0].weight  # 1024 -> 256, 4096 -> 512
+    assert encoder.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)
+    assert head.std().item() == pytest.approx((2 / (4096 * 9)) ** 0.5, rel=0.02)
+    assert all((norm.weight == 1).all() for _, norm in batch_norms(model))
+    assert all((norm.bias == 1e-4).all() for _, norm in batch_norms(model.decoder))
+
+
+@pytest.mark.parametrize("decoder", ["ppm_bilinear", "aspp", "fcn"])
+def test_auxiliary_logits_only_where_wanted(decoder):
+    model, images = small(decoder), torch.randn(2, 3, 32, 32)
     assert set(model(images)) == {"logits", "aux"}
+    before = bn_updates(model)
     assert set(model(images, aux=False)) == {"logits"}
+    assert bn_updates(model)["decoder.cbr_deepsup.1"] == before["decoder.cbr_deepsup.1"]  # not computed at all
     assert set(model.eval()(images)) == {"logits"}
-    assert set(build_segmentor("resnet18_dilated16", "ppm_bilinear", 5, 512, use_aux=False)(images)) == {"logits"}
+    without = small(decoder, use_aux=False)
+    assert set(without(images)) == {"logits"}
+    with pytest.raises(ValueError, match="use_aux=False"):
+        without(images, aux=True)
 
 
 def test_logits_at_another_size_come_straight_from_the_network_stride():
-    model = build_segmentor("resnet18_dilated16", "ppm_bilinear", 5, 512).eval()
+    model = small().eval()
     images = torch.randn(1, 3, 32, 64)
     with torch.no_grad():
-        small = model.decoder(model.encoder(images))
+        coarse = model.decoder(model.encoder(images))
         large = model(images, size=(70, 130), align_corners=True)["logits"]
-    assert torch.allclose(large, F.interpolate(small, (70, 130), mode="bilinear", align_corners=True))
-    assert torch.allclose(large[..., 0, 0], small[..., 0, 0], atol=1e-6)  # corners are aligned
+    assert torch.allclose(large, F.interpolate(coarse, (70, 130), mode="bilinear", align_corners=True))
+    assert torch.allclose(large[..., 0, 0], coarse[..., 0, 0], atol=1e-6)  # corners are aligned
 
 
-def test_wrong_names_and_sizes_are_explained():
-    with pytest.raises(ValueError, match="resnet18_dilated8"):
-        build_segmentor("resnet19_dilated8", "ppm_bilinear")
-    with pytest.raises(ValueError, match="ppm_bilinear"):
-        build_segmentor("resnet18_dilated8", "ppm")
-    with pytest.raises(ValueError, match="ends with 512"):
-        build_segmentor("resnet18_dilated8", "ppm_bilinear", fc_dim=2048)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet19_dilated8", "fcn"), r"mean 'resnet1.*_dilated8'.*vgg16"),
+        (("resnet18_dilated8", "ppm"), "choose one of ppm_bilinear, aspp, fcn, fcn8s"),
+        (("resnet18_dilated8", "fcn"), "ends with 512 channels"),
+        (("tv_resnet101_dilated8", "fcn", 19, 512), "ends with 2048 channels"),
+        (("vgg16", "fcn8s", 19, 2048, False), "ends with 512 channels"),
+        (("vgg16", "fcn8s", 19, 512), "no auxiliary head: set model.use_aux to false"),
+        (("vgg16", "aspp", 19, 512), "only go together"),
+        (("resnet18_dilated8", "fcn8s", 19, 512, False), "only go together"),
+    ],
+)
+def test_wrong_names_and_sizes_are_explained(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_segmentor(*arguments)
+
+
+def test_pyramid_pooling_of_one_image_asks_for_a_larger_batch():
+    with pytest.raises(ValueError, match=r"\(1, 512, 1, 1\): raise the batch size"):
+        small("ppm_bilinear")(torch.randn(1, 3, 32, 32))
+
+
+def test_dropout_can_be_set():
+    model, images = small(), torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model(images)["logits"], model(images)["logits"])
+    set_dropout(model, 0.0)
+    assert torch.equal(model(images)["logits"], model(images)["logits"])
 
 
 def test_weight_decay_is_on_convolution_weights_only():
-    model = build_segmentor("resnet18_dilated16", "ppm_bilinear", 5, 512)
+    model = small("aspp")
     decayed, free = parameter_groups(model, 0.1, 5e-4)
     convolutions = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d)}
     assert set(decayed["params"]) == convolutions and decayed["weight_decay"] == 5e-4

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -132,6 +133,7 @@ class Trainer:
         batches = [iter(step.loader) for step in self.steps]
         bar = tqdm(range(t.num_steps), desc=self.config.exp_name, disable=not distributed.is_main(), mininterval=1)
         for index in bar:
+            self._seed(index)
             self._set_learning_rate(index)
             started = time.perf_counter()
             data_time, losses = 0.0, {}
@@ -151,6 +153,11 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in next(batches).items()}
+
+    def _seed(self, step: int) -> None:
+        """Dropout is a function of (seed, step, rank), so that a run can go on from any step without RNG states."""
+        state = np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)
+        torch.manual_seed(int(state[0]))
 
     def _set_learning_rate(self, step: int) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs):
@@ -209,7 +216,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "step": done,
             "best_miou": self.best_miou,
-            "rng": torch.get_rng_state(),
         }
         save_atomic(state, self.folder / LAST)
         if best:

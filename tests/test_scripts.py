@@ -1,0 +1,187 @@
+"""Every script for a few steps on toy-city data: what it computes, what it leaves behind, what it refuses."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import evaluate
+import test_adabn as convert
+import train_adabn
+import train_pycda
+import train_pycda_spatial
+import train_source_only
+from dataset.folders import find_samples, read_label
+from dataset.labels import id_lookup
+from models.weights import WeightsError
+from utils.metrics import ConfusionMatrix
+
+WHOLE = ["target.crop_size=null", "target.input_size=[96, 64]"]
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file, weights_only=True)["model"]
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var"))
+
+
+def test_run_folder_holds_config_logs_lists_and_checkpoints(source_run):
+    assert {"best.pth", "last.pth", "config.yaml", "log.txt", "log.jsonl", "tensorboard", "lists"} <= {p.name for p in source_run.iterdir()}
+    assert yaml.safe_load((source_run / "config.yaml").read_text())["train"]["num_steps"] == 2
+    losses, _, validation = records(source_run)
+    assert losses["source/total"] == pytest.approx(losses["source/main"] + 0.4 * losses["source/aux"], rel=1e-5)
+    assert {"val/miou", "val/miou_16", "val/miou_13", "val/pixel_accuracy"} <= validation.keys() or "val/miou" in records(source_run)[-1]
+    held_out, target = ((source_run / "lists" / f"{n}.txt").read_text().split() for n in ("held_out", "target"))
+    assert len(held_out) == 3 and len(target) == 6 and not set(held_out) & set(target)
+    assert "road" in (source_run / "log.txt").read_text()
+
+
+def test_training_fits_two_images(command, city, tmp_path):
+    (tmp_path / "two.txt").write_text("00001.png\n00002.png\n")
+    keys = ["train.num_steps=25", "val.held_out=0", f"source.data_list={tmp_path}/two.txt", "source.crop_size=[96, 64]"]
+    train_source_only.main(command(tmp_path, "fit", *keys, "train.lr_encoder=0.01", "train.lr_decoder=0.05"))
+    main = [record["source/main"] for record in records(tmp_path / "fit")]
+    assert np.mean(main[-3:]) < 0.5 * main[0]
+    assert not (tmp_path / "fit/best.pth").exists()  # no validation: the last checkpoint is the result
+
+
+def test_adabn_moves_the_statistics_and_nothing_else(command, source_run, tmp_path):
+    """After one step: the same weights as source only, other statistics."""
+    train_source_only.main(command(tmp_path, "without", "train.num_steps=1"))
+    train_adabn.main(command(tmp_path, "with", "train.num_steps=1"))
+    without, with_ = weights(tmp_path / "without/last.pth"), weights(tmp_path / "with/last.pth")
+    assert all(torch.equal(without[name], with_[name]) for name in without if not is_statistic(name))
+    assert not torch.equal(without["encoder.bn1.running_mean"], with_["encoder.bn1.running_mean"])
+
+
+def test_pycda_starts_from_source_only_and_steps_twice(command, source_run, tmp_path):
+    start = f"model.weights={source_run}"
+    train_adabn.main(command(tmp_path, "control", start, "train.num_steps=1", "train.momentum=0.0", "train.weight_decay=0.0"))
+    train_pycda.main(command(tmp_path, "pycda", start, "train.num_steps=1"))
+    config = yaml.safe_load((tmp_path / "pycda/config.yaml").read_text())["train"]
+    assert config["momentum"] == config["weight_decay"] == 0
+    losses = records(tmp_path / "pycda")[0]
+    total = losses["target/pixel"] + losses["target/region"] + losses["target/image"]
+    assert losses["target/total"] == pytest.approx(total, rel=1e-5)
+    assert losses["source/total"] == records(tmp_path / "control")[0]["source/total"]
+    pycda, control = weights(tmp_path / "pycda/last.pth"), weights(tmp_path / "control/last.pth")
+    assert not torch.equal(pycda["encoder.conv1.weight"], control["encoder.conv1.weight"])
+
+
+def test_spatial_ratio_computes_its_prior_beside_the_run(command, source_run, tmp_path):
+    start = f"model.weights={source_run}"
+    train_pycda_spatial.main(command(tmp_path, "spatial", start, *WHOLE, "train.num_steps=1", "curriculum.lambda_balance=0.4"))
+    (prior,) = (tmp_path / "spatial/priors").iterdir()
+    assert np.load(prior).shape == (64, 96, 19)
+    losses = records(tmp_path / "spatial")[0]
+    total = 0.4 * losses["target/image"] + losses["target/region"] + 0.4 * losses["target/spatial"]
+    assert losses["target/total"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "keys", "message"),
+    [
+        (train_pycda, ["curriculum.lambda_eq=0.4"], "train_pycda_spatial.py"),
+        (train_pycda_spatial, ["curriculum.lambda_eq=0"], "train_pycda.py"),
+        (train_pycda_spatial, ["target.crop_size=[64, 32]"], "whole images"),
+    ],
+)
+def test_wrong_script_says_which_is_right(command, source_run, tmp_path, script, keys, message):
+    with pytest.raises(SystemExit, match=message):
+        script.main(command(tmp_path, "wrong", f"model.weights={source_run}", *keys))
+
+
+def test_synthia_is_read_by_the_same_script(command, city, tmp_path):
+    keys = ["source.dataset=synthia", f"source.data_dir={city}/synthia", "train.num_steps=1"]
+    train_source_only.main(command(tmp_path, "synthia", *keys))
+    train_source_only.main(command(tmp_path, "gtav", "train.num_steps=1"))
+    synthia, gtav = records(tmp_path / "synthia")[0], records(tmp_path / "gtav")[0]
+    assert 0 < synthia["source/main"] != gtav["source/main"]  # terrain is no SYNTHIA class, all else is the same scene
+    assert synthia["source/main"] == pytest.approx(gtav["source/main"], rel=0.2)
+
+
+def test_target_without_labels_needs_none(command, city, source_run, tmp_path):
+    shutil.copytree(city / "cityscapes/leftImg8bit", tmp_path / "data/leftImg8bit")
+    train_pycda.main(command(tmp_path, "pycda", f"model.weights={source_run}", f"target.data_dir={tmp_path}/data"))
+    assert "the last checkpoint is the result" in (tmp_path / "pycda/log.txt").read_text()
+    assert (tmp_path / "pycda/last.pth").is_file() and not (tmp_path / "pycda/best.pth").exists()
+    with pytest.raises(RuntimeError, match="3 of 3 images .* have no label"):
+        evaluate.main(command(tmp_path, "pycda", f"target.data_dir={tmp_path}/data"))
+
+
+@pytest.mark.parametrize("keys", [[], ["adabn.mode=ema", "adabn.images=crops", "adabn.epochs=2"], ["adabn.domains=both"]])
+def test_conversion_saves_the_same_weights_with_other_statistics(command, source_run, tmp_path, keys):
+    convert.main(command(tmp_path, "converted", f"adabn.weights={source_run}", "adabn.batch_size=2", *keys))
+    before, after = weights(source_run / "best.pth"), weights(tmp_path / "converted/adabn.pth")
+    assert all(torch.equal(before[name], after[name]) for name in before if not is_statistic(name))
+    moved = {name for name in before if is_statistic(name) and not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if is_statistic(name) and "deepsup" not in name}
+    log = (tmp_path / "converted/log.txt").read_text()
+    assert "before conversion" in log and "after conversion" in log
+
+
+def test_evaluation_agrees_with_the_pictures_it_writes(command, city, source_run, tmp_path):
+    arguments = command(tmp_path, "any", "--weights", str(source_run), "--json", str(tmp_path / "s.json"), "--save", str(tmp_path / "p"))
+    evaluate.main(arguments)
+    result = json.loads((tmp_path / "s.json").read_text())
+    matrix = ConfusionMatrix(19)
+    samples = find_samples("cityscapes", city / "cityscapes", split="val")
+    for sample in samples:
+        ids = np.array(Image.open(tmp_path / f"p/label_ids/{sample.name}.png"))
+        label = read_label(sample.label, "cityscapes")
+        matrix.update(torch.from_numpy(label), torch.from_numpy(id_lookup("cityscapes")[ids]))
+        assert Image.open(tmp_path / f"p/panels/{sample.name}.png").size[0] == 3 * label.shape[1] + 8
+        assert Image.open(tmp_path / f"p/colour/{sample.name}.png").size == label.shape[::-1]
+    assert result["images"] == len(samples) == 3
+    assert result["miou"] == pytest.approx(100 * matrix.miou())
+    assert result["miou_13"] == pytest.approx(100 * matrix.miou([c for c in range(19) if c not in (3, 4, 5, 9, 14, 16)]))
+    assert result["iou"]["road"] == pytest.approx(100 * matrix.iou()[0].item())
+
+
+def test_eval_classes_restrict_the_mean(command, source_run, tmp_path):
+    json_file = tmp_path / "s.json"
+    evaluate.main(command(tmp_path, "any", "test.eval_classes=[road, sky]", "--weights", str(source_run), "--json", str(json_file)))
+    result = json.loads(json_file.read_text())
+    assert result["iou"].keys() == {"road", "sky"}
+    assert result["miou"] == pytest.approx((result["iou"]["road"] + result["iou"]["sky"]) / 2)
+
+
+def test_diverging_loss_stops_with_every_term_and_keeps_the_checkpoint(command, tmp_path):
+    keys = ["train.num_steps=6", "val.every=1", "train.lr_encoder=1e6", "train.lr_decoder=1e6"]
+    with pytest.raises(FloatingPointError, match=r"source step: total=.*main=.*aux=.*last good checkpoint"):
+        train_source_only.main(command(tmp_path, "diverged", *keys))
+    assert (tmp_path / "diverged/last.pth").is_file()
+    assert "FloatingPointError" in (tmp_path / "diverged/log.txt").read_text()
+
+
+def test_weights_that_do_not_fit_are_listed(command, source_run, tmp_path):
+    keys = [f"model.weights={source_run}", "model.encoder=resnet50_dilated16", "model.fc_dim=2048"]
+    with pytest.raises(WeightsError, match=r"missing: encoder.layer1.0.bn3"):
+        train_source_only.main(command(tmp_path, "other", *keys))
+
+
+def test_missing_run_is_named(command, tmp_path):
+    with pytest.raises(FileNotFoundError, match="best.pth.*train that run first"):
+        train_pycda.main(command(tmp_path, "pycda", f"model.weights={tmp_path}/nowhere"))
+
+
+def test_command_line_of_the_readme(command, tmp_path):
+    _, config, *keys = command(tmp_path, "shell", "train.num_steps=1", "val.held_out=0")
+    root = Path(__file__).parent.parent
+    run = ["sh", str(root / "run.sh"), "train_source_only.py", config, *keys]
+    subprocess.run(run, check=True, env={"PATH": f"{Path(shutil.which('python3')).parent}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
+    assert (tmp_path / "shell/last.pth").is_file()
+    failed = subprocess.run([*run, "train.nmu_steps=1"], capture_output=True, text=True, check=False)
+    assert failed.returncode != 0 and "the nearest is 'train.num_steps'" in failed.stderr

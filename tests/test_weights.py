@@ -1,0 +1,193 @@
+"""Weights of the official code, of ImageNet and of this project are loaded whole, or not at all."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50, vgg16
+
+from models import build_segmentor, heads
+from models.batchnorm import BatchNorm2d, batch_norms, bn_updates
+from models.segmentor import Segmentor
+from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder
+
+
+class TinyEncoder(nn.Sequential):
+    classifier = ("fc.weight", "fc.bias")
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, bias=False), BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False), BatchNorm2d(4))
+
+
+def tiny() -> Segmentor:
+    return Segmentor(TinyEncoder(), nn.Conv2d(4, 5, 1), use_aux=False)
+
+
+def distinct(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the module's names and shapes, none like another."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in module.state_dict().items()}
+
+
+def official(tensors: dict[str, Tensor], updates: int, prefix: str = "module.") -> dict[str, Tensor]:
+    """The same as the released code saves it: with the running sums of every batch norm."""
+    saved = dict(tensors)
+    iteration = sum(0.999**k for k in range(updates + 1))
+    for name in [n for n in tensors if n.endswith("running_mean")]:
+        norm = name.removesuffix("running_mean")
+        saved[f"{norm}_tmp_running_mean"] = tensors[name] * iteration
+        saved[f"{norm}_tmp_running_var"] = tensors[f"{norm}running_var"] * iteration
+        saved[f"{norm}_running_iter"] = torch.tensor([iteration], dtype=torch.float32)
+    return {prefix + name: tensor for name, tensor in saved.items()}
+
+
+def same(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+    state = module.state_dict()
+    return state.keys() == tensors.keys() and all(torch.equal(state[name], tensors[name]) for name in state)
+
+
+def test_official_pair_fills_the_whole_network(tmp_path):
+    model = build_segmentor("resnet18_dilated8", "ppm_bilinear", 19, 512)
+    encoder, decoder = distinct(model.encoder), distinct(model.decoder)
+    torch.save(official(encoder, updates=700), tmp_path / "encoder.pth")
+    torch.save(official(decoder, updates=700, prefix=""), tmp_path / "decoder.pth", _use_new_zipfile_serialization=False)
+    report = load_encoder_decoder(model, str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
+    assert report.splitlines() == [
+        f"encoder: 115 of 115 tensors loaded from {tmp_path}/encoder.pth",
+        f"decoder: 34 of 34 tensors loaded from {tmp_path}/decoder.pth",
+    ]
+    assert same(model.encoder, encoder) and same(model.decoder, decoder)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 50, 3000, 35_000])
+def test_running_average_goes_on_where_the_official_one_stopped(tmp_path, updates):
+    model = tiny()
+    torch.save(official(distinct(model.encoder), updates), tmp_path / "encoder.pth")
+    load_encoder_decoder(model, str(tmp_path / "encoder.pth"))
+    found = set(bn_updates(model.encoder).values())
+    assert found == {updates} if updates <= 3000 else all(count > 10_000 for count in found)
+    norm = model.encoder[1].train()
+    norm(torch.randn(2, 4, 3, 3))
+    assert norm.momentum == pytest.approx(0.001 / (1 - 0.999 ** (updates + 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("0.weight"), r"encoder\.pth .*1 missing: 0\.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"1 unexpected: extra"),
+        (lambda t: t.update({"fc.gain": torch.zeros(1)}), r"unexpected: fc\.gain"),
+        (lambda t: t.update({"0.weight": torch.zeros(4, 3, 1, 1)}), r"0\.weight \(4, 3, 1, 1\) instead of \(4, 3, 3, 3\)"),
+        (lambda t: t.update({"0.weight": [1.0]}), r"0\.weight list instead of"),
+        (lambda t: t.update({"1._running_iter": torch.ones(1)}), r"encoder\.pth: .*differ in: 3"),
+    ],
+)
+def test_every_difference_is_listed(tmp_path, change, message):
+    model = tiny()
+    tensors = distinct(model.encoder)
+    change(tensors)
+    torch.save(tensors, tmp_path / "encoder.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_encoder_decoder(model, str(tmp_path / "encoder.pth"))
+
+
+def test_imagenet_file_may_have_its_classifier_and_batch_counters(tmp_path):
+    model = tiny()
+    tensors = distinct(model.encoder)
+    rest = {"fc.weight": torch.zeros(10, 4), "fc.bias": torch.zeros(10), "1.num_batches_tracked": torch.tensor(7)}
+    torch.save(tensors | rest, tmp_path / "imagenet.pth")
+    assert "encoder: 10 of 10 tensors" in load_encoder_decoder(model, str(tmp_path / "imagenet.pth"))
+    assert same(model.encoder, tensors) and set(bn_updates(model).values()) == {0}
+    with pytest.raises(WeightsError, match="unexpected"):  # a decoder has no such excuse
+        load_encoder_decoder(model, None, str(tmp_path / "imagenet.pth"))
+
+
+def test_torchvision_weights_by_name_and_by_file(tmp_path, monkeypatch):
+    published = resnet50()
+    for name, tensor in published.state_dict().items():
+        tensor.copy_(torch.full_like(tensor, 0.5 + len(name) % 7))
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda weights, **options: published.state_dict())
+    torch.save(published.state_dict(), tmp_path / "resnet50.pth")
+    expected = {k: v for k, v in published.state_dict().items() if "num_batches" not in k and not k.startswith("fc.")}
+    for origin in ("ResNet50_Weights.IMAGENET1K_V2", str(tmp_path / "resnet50.pth")):
+        model = build_segmentor("tv_resnet50_dilated8", "fcn", 5)
+        assert f"encoder: 265 of 265 tensors loaded from {origin}" == load_encoder_decoder(model, origin)
+        assert same(model.encoder, expected)
+    with pytest.raises(WeightsError, match=r"of another shape: conv1\.weight"):
+        load_encoder_decoder(build_segmentor("resnet50_dilated8", "fcn", 5), "ResNet50_Weights.IMAGENET1K_V2")
+
+
+def test_unknown_or_unreachable_torchvision_weights_are_explained(monkeypatch):
+    for name in ("ResNet50_Weights.NEVER", "ResNet49_Weights.IMAGENET1K_V1"):
+        with pytest.raises(WeightsError, match=f"torchvision has no weights {name}"):
+            load_encoder_decoder(tiny(), name)
+
+    def offline(weights, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", offline)
+    with pytest.raises(WeightsError, match=r"cannot fetch https://.*pth: no route to host. Download it"):
+        load_encoder_decoder(tiny(), "ResNet50_Weights.IMAGENET1K_V1")
+
+
+def test_vgg_classifier_initialises_the_fully_connected_layers(tmp_path, monkeypatch):
+    """As convolutions they compute on a 7x7 map what torchvision's linear layers do."""
+    monkeypatch.setattr(heads, "FC_WIDTH", 8)
+    published = vgg16(init_weights=False)
+    published.classifier[0], published.classifier[3] = nn.Linear(512 * 7 * 7, 8), nn.Linear(8, 8)
+    torch.save(published.state_dict(), tmp_path / "vgg16.pth")
+    model = build_segmentor("vgg16", "fcn8s", 5, 512, use_aux=False).eval()
+    report = load_encoder_decoder(model, str(tmp_path / "vgg16.pth"))
+    assert "encoder: 26 of 26 tensors" in report and "fc7: 2 of 2 tensors" in report
+    pool5 = torch.rand(2, 512, 7, 7)
+    with torch.no_grad():
+        expected = published.classifier.eval()[:4](pool5.flatten(1))
+        found = model.decoder.fc7(model.decoder.fc6(pool5).relu())[..., 3, 3]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_checkpoint_brings_weights_and_update_counts(tmp_path):
+    trained, model = tiny(), tiny()
+    trained.encoder(torch.randn(2, 3, 6, 6))
+    torch.save({"model": trained.state_dict(), "bn_updates": bn_updates(trained), "step": 3}, tmp_path / "last.pth")
+    report = load_checkpoint_weights(model, tmp_path / "last.pth")
+    assert report == f"network: 12 of 12 tensors loaded from {tmp_path}/last.pth"
+    assert same(model, trained.state_dict())
+    assert bn_updates(model) == {"encoder.1": 1, "encoder.3": 1}
+
+
+def test_files_in_the_wrong_place_say_where_they_belong(tmp_path):
+    model, file = tiny(), tmp_path / "file.pth"
+    torch.save(model.encoder.state_dict(), file)
+    with pytest.raises(WeightsError, match=r"not a checkpoint of this project \(keys: 0\.weight.*weights_encoder"):
+        load_checkpoint_weights(model, file)
+    torch.save({"model": model.state_dict(), "bn_updates": {"encoder.1": 1}}, file)
+    with pytest.raises(WeightsError, match=r"file\.pth is a checkpoint of a whole network: give it as model\.weights"):
+        load_encoder_decoder(model, str(file))
+    with pytest.raises(WeightsError, match=r"file\.pth: update counts .*differ in: encoder\.3"):
+        load_checkpoint_weights(model, file)
+
+
+def test_damaged_missing_and_foreign_files_are_named(tmp_path):
+    file = tmp_path / "file.pth"
+    with pytest.raises(WeightsError, match=r"no weights file .*file\.pth"):
+        load_checkpoint_weights(tiny(), file)
+    torch.save(distinct(tiny()), file)
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"<html>moved</html>", b"hello", b"\x80\x02}q"):
+        file.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"file\.pth is damaged or no file of tensors"):
+            load_checkpoint_weights(tiny(), file)
+    torch.save([1, 2], file)
+    with pytest.raises(WeightsError, match=r"file\.pth holds a list"):
+        load_checkpoint_weights(tiny(), file)
+
+
+def test_official_counter_formula():
+    """The helper above counts as the batch norm of models/batchnorm.py does: momentum 1 / counter."""
+    model = tiny()
+    for _, norm in batch_norms(model):
+        norm(torch.randn(2, 4, 3, 3))
+    counter = official(distinct(model.encoder), updates=1)["module.1._running_iter"].item()
+    assert math.isclose(model.encoder[1].momentum, 1 / counter, rel_tol=1e-6)
