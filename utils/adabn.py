@@ -41,4 +41,4 @@ def _forward_all(model: Segmentor, loaders: Sequence[DataLoader], device: torch.
     turns = sorted((turn / len(loader), number) for number, loader in enumerate(loaders) for turn in range(len(loader)))
     batches = [iter(loader) for loader in loaders]
     for _, number in tqdm(turns, desc="statistics", disable=not distributed.is_main(), leave=False):
-        model(next(batches[number])["image"].to(device), aux=False)
+        model(next(batches[number])["image"].to(device))

@@ -28,7 +28,7 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 def resolve_weights(path: str) -> Path:
     """File of a run's result: ``path`` itself, or in a run folder best.pth, else last.pth (a run without validation)."""
     given = Path(path)
-    candidates = [given / BEST, given / LAST] if given.is_dir() else [given]
+    candidates = [given, given / BEST, given / LAST]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -132,8 +132,8 @@ class PyramidCurriculum(nn.Module):
 
         bottom = [pixels] if self.use_pixels else []
         losses = {
-            "pixel": self._mean_ce(bottom),
-            "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares),
+            "pixel": self._mean_ce(bottom, Z.new_zeros(())),
+            "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares, Z.new_zeros(())),
             "image": self._image_loss(P),
         }
         total = self.lambda_balance * losses["image"] + self.lambda_pseudo * losses["region"]
@@ -168,18 +168,15 @@ class PyramidCurriculum(nn.Module):
         any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void only if all of it is padding
         return self._labels(log_prob, any_valid)
 
-    def _mean_ce(self, layers: Sequence[PseudoLabels]) -> Tensor:
-        """Mean over the labelled entries of all ``layers`` and processes; 0 where nothing is labelled."""
-        numerator = count = torch.zeros((), device=self._device(layers))
+    def _mean_ce(self, layers: Sequence[PseudoLabels], zero: Tensor) -> Tensor:
+        """Mean over the labelled entries of all ``layers`` and processes; ``zero`` where nothing is labelled."""
+        numerator = count = zero
         for ce, _, mask in layers:
             if self.drop_saturated:
                 mask = mask & (ce.detach() != 0)
             numerator = numerator + torch.where(mask, ce, 0).sum()
             count = count + mask.sum()
         return self.all_reduce(numerator) / self.all_reduce(count).clamp_min(1)
-
-    def _device(self, layers: Sequence[PseudoLabels]) -> torch.device | None:
-        return layers[0].ce.device if layers else None
 
     def _image_loss(self, P: Tensor) -> Tensor:
         """Top layer: the prediction averaged over all pixels (padding too, released code) against a histogram."""
