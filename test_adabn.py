@@ -28,7 +28,7 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = load_config(argv, __doc__)
+    config = load_config(argv, __doc__, "test_adabn")
     folder = build.run_folder(config)
     with start_run(config, "config_adabn.yaml") as (device, log):
         model = build.build_network(config, device)

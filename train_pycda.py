@@ -17,7 +17,7 @@ def steps(experiment: Experiment) -> list[Step]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = load_config(argv, __doc__, DEFAULTS)
+    config = load_config(argv, __doc__, "train_pycda", DEFAULTS)
     if config.curriculum.lambda_eq:
         raise SystemExit("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
     train(config, steps)

@@ -13,7 +13,7 @@ DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = load_config(argv, __doc__, DEFAULTS)
+    config = load_config(argv, __doc__, "train_pycda_spatial", DEFAULTS)
     target = config.target
     if not config.curriculum.lambda_eq:
         raise SystemExit("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")

@@ -11,7 +11,7 @@ def steps(experiment: Experiment) -> list[Step]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__), steps)
+    train(load_config(argv, __doc__, "train_source_only"), steps)
 
 
 if __name__ == "__main__":

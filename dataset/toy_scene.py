@@ -73,7 +73,7 @@ SOURCE = Style(
     cars=3.0,
     buses=0.6,
     persons=2.0,
-    bicycles=0.9,
+    bicycles=1.4,
     trees=2.0,
     posts=3.0,
     open_side=0.3,
@@ -82,35 +82,35 @@ SOURCE = Style(
 )
 TARGET = Style(
     palette={
-        "road": ((112, 110, 106), (96, 96, 94)),
-        "sidewalk": ((150, 144, 140), (138, 132, 130)),
-        "building": ((140, 122, 108), (166, 156, 140), (120, 118, 122), (136, 96, 82)),
-        "fence": ((128, 112, 92), (150, 150, 146)),
-        "pole": ((92, 94, 92),),
-        "traffic light": ((44, 48, 46),),
-        "traffic sign": ((52, 82, 150), (168, 60, 56)),
-        "vegetation": ((66, 88, 52), (84, 100, 58)),
-        "terrain": ((120, 128, 82), (134, 128, 88)),
-        "sky": ((206, 212, 216), (190, 202, 214)),
-        "person": ((70, 62, 66), (60, 70, 96), (120, 96, 84)),
-        "car": ((52, 54, 60), (150, 152, 156), (96, 40, 42), (196, 196, 196)),
-        "bus": ((176, 130, 60), (70, 110, 104)),
-        "bicycle": ((44, 42, 44), (92, 50, 50)),
+        "road": ((102, 101, 105), (100, 99, 101)),
+        "sidewalk": ((173, 160, 150), (161, 158, 160)),
+        "building": ((173, 126, 102), (194, 176, 145), (135, 139, 156), (158, 93, 81)),
+        "fence": ((171, 149, 121), (190, 190, 186)),
+        "pole": ((76, 78, 81),),
+        "traffic light": ((42, 46, 43),),
+        "traffic sign": ((41, 86, 185), (199, 50, 48)),
+        "vegetation": ((59, 119, 51), (82, 135, 59)),
+        "terrain": ((130, 162, 86), (152, 164, 99)),
+        "sky": ((155, 191, 230), (160, 196, 232)),
+        "person": ((145, 71, 63), (60, 75, 148), (180, 153, 82)),
+        "car": ((131, 42, 48), (90, 106, 178), (168, 140, 143), (218, 193, 113)),
+        "bus": ((208, 145, 40), (50, 135, 112)),
+        "bicycle": ((42, 36, 42), (136, 40, 45)),
     },
     jitter=10.0,
     texture={"vegetation": 26.0, "terrain": 16.0, "road": 8.0, "sidewalk": 11.0, "building": 13.0},
     default_texture=6.0,
     saturation=0.8,
-    gain=(0.65, 1.0),
+    gain=(0.8, 1.1),
     tint=(0.94, 1.0, 0.96),
-    contrast=0.85,
-    haze=(0.1, 0.4),
+    contrast=0.92,
+    haze=(0.05, 0.2),
     blur=0.7,
     noise=6.0,
     cars=4.5,
     buses=0.5,
     persons=3.0,
-    bicycles=1.6,
+    bicycles=2.0,
     trees=3.5,
     posts=3.5,
     open_side=0.45,
@@ -229,15 +229,15 @@ def _post(c: Canvas, u: float, s: float) -> None:
     """A pole with a traffic light or a sign on it, or a lamp post."""
     kind = c.rng.choice(["light", "sign", "lamp"], p=[0.4, 0.4, 0.2])
     top = 0.75 if kind == "lamp" else 0.48
-    c.box(u, s, 0.02, 0.0, top, "pole", c.pick("pole"))
+    c.box(u, s, 0.034, 0.0, top, "pole", c.pick("pole"))
     if kind == "light":
-        c.box(u, s, 0.055, 0.36, 0.58, "traffic light", c.pick("traffic light"))
+        c.box(u, s, 0.08, 0.33, 0.6, "traffic light", c.pick("traffic light"))
         lamp = [(235, 50, 40), (240, 190, 40), (60, 220, 90)][c.rng.integers(3)]
-        c.detail(c.corners(u, s, 0.03, 0.44, 0.51), lamp)
+        c.detail(c.corners(u, s, 0.045, 0.43, 0.52), lamp)
     elif kind == "sign":
         colour = c.pick("traffic sign")
-        c.box(u, s, 0.085, 0.4, 0.57, "traffic sign", colour)
-        c.detail(c.corners(u, s, 0.045, 0.46, 0.51), (236, 236, 236))
+        c.box(u, s, 0.12, 0.38, 0.6, "traffic sign", colour)
+        c.detail(c.corners(u, s, 0.06, 0.46, 0.52), (236, 236, 236))
 
 
 def _vehicle(c: Canvas, name: str, u: float, s: float) -> None:
@@ -255,19 +255,19 @@ def _vehicle(c: Canvas, name: str, u: float, s: float) -> None:
 
 def _person(c: Canvas, u: float, s: float) -> None:
     clothes = c.pick("person")
-    c.box(u, s, 0.06, 0.0, 0.14, "person", _shade(clothes, 0.55))
-    c.box(u, s, 0.075, 0.14, 0.27, "person", clothes)
-    x, y = c.ground(u, s, 0.3)
-    r = s * c.size[1] * 0.034
+    c.box(u, s, 0.08, 0.0, 0.19, "person", _shade(clothes, 0.55))
+    c.box(u, s, 0.1, 0.19, 0.36, "person", clothes)
+    x, y = c.ground(u, s, 0.4)
+    r = s * c.size[1] * 0.045
     c.ellipse((x - r, y - r, x + r, y + r), "person", (196, 156, 130), s)
 
 
 def _bicycle(c: Canvas, u: float, s: float) -> None:
     colour = c.pick("bicycle")
-    c.polygon([c.ground(u - 0.06, s, 0.06), c.ground(u + 0.06, s, 0.06), c.ground(u + 0.03, s, 0.16), c.ground(u - 0.04, s, 0.15)], "bicycle", colour, s)
-    r = s * c.size[1] * 0.06
-    for offset in (-0.055, 0.055):
-        x, y = c.ground(u + offset, s, 0.06)
+    c.polygon([c.ground(u - 0.09, s, 0.09), c.ground(u + 0.09, s, 0.09), c.ground(u + 0.05, s, 0.24), c.ground(u - 0.06, s, 0.22)], "bicycle", colour, s)
+    r = s * c.size[1] * 0.09
+    for offset in (-0.08, 0.08):
+        x, y = c.ground(u + offset, s, 0.09)
         c.ellipse((x - r, y - r, x + r, y + r), "bicycle", _shade(colour, 0.6), s)
 
 

@@ -49,7 +49,7 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
     found = find_samples(t.dataset, t.data_dir, split=t.split, data_list=t.data_list, label_list=t.label_list, labels="optional")
     held_out: list[Sample] = []
     if v.data_list is not None:
-        held_out = find_samples(t.dataset, t.data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required")
+        held_out = find_samples(t.dataset, v.data_dir or t.data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required")
     elif v.held_out and any(sample.label for sample in found):
         _, held_out = hold_out(found, v.held_out, v.held_out_seed)
     names = {sample.name for sample in held_out}

@@ -4,31 +4,34 @@ import argparse
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from utils.official import OfficialKeyError, translate
 from utils.schema import Config
+
+OFFICIAL = "common"  # the group of the authors' keys
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys instead of letting the last one win, and reads 1e-4 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            name, line = key_node.value, key_node.start_mark.line + 1
-            if name in seen:
-                raise ConfigError(f"{key_node.start_mark.name}: key '{name}' in line {seen[name]} and again in {line}")
-            seen[name] = line
-        return super().construct_mapping(node, deep)
+def _repeated_keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    """(dotted name, line, line of the repetition) of every key that YAML would silently take the last of."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+        if name in seen:
+            yield name, seen[name], line
+        seen[name] = line
+        yield from _repeated_keys(value_node, f"{name}.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -42,19 +45,30 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """One YAML file as a flat dict of dotted keys."""
+def read_yaml(path: str | Path, script: str) -> dict[str, Any]:
+    """One YAML file as a flat dict of dotted keys; the authors' keys below ``common:`` as ours for ``script``."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}")
-    with path.open() as stream:
-        try:
-            tree = yaml.load(stream, Loader=_UniqueKeyLoader)  # a SafeLoader subclass
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
+    text = path.read_text()
+    try:
+        tree = yaml.safe_load(text)
+        repeated = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
-    return flatten(tree)
+    for name, first, second in repeated:
+        if not name.startswith(f"{OFFICIAL}."):
+            raise ConfigError(f"{path}: key '{name}' in line {first} and again in {second}")
+    official = tree.pop(OFFICIAL, None)
+    if official is None:
+        return flatten(tree)
+    try:
+        translated = translate(official, script, [name.removeprefix(f"{OFFICIAL}.") for name, _, _ in repeated])
+    except OfficialKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return translated | flatten(tree)
 
 
 def key_types(group: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -133,10 +147,15 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def build_config(path: str | Path, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Config:
-    """Config from a script's ``defaults`` (dotted keys), then the YAML file, then ``key=value`` overrides."""
+def build_config(
+    path: str | Path, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None, script: str = "evaluate"
+) -> Config:
+    """Config from a script's ``defaults`` (dotted keys), then the YAML file, then ``key=value`` overrides.
+
+    ``script`` is the name of the script, on which the meaning of the authors' keys depends.
+    """
     config = Config()
-    for origin, values in (("script", defaults or {}), (str(path), read_yaml(path)), ("command line", parse_overrides(overrides))):
+    for origin, values in (("script", defaults or {}), (str(path), read_yaml(path, script)), ("command line", parse_overrides(overrides))):
         for name, value in values.items():
             set_key(config, name, value, origin)
     if not config.exp_name:
@@ -166,7 +185,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(argv: Sequence[str] | None, description: str, defaults: dict[str, Any] | None = None) -> Config:
-    """Config of a training script from its command line."""
+def load_config(
+    argv: Sequence[str] | None, description: str, script: str, defaults: dict[str, Any] | None = None
+) -> Config:
+    """Config of the script named ``script`` from its command line."""
     args = make_parser(description).parse_args(argv)
-    return build_config(args.config, args.overrides, defaults)
+    return build_config(args.config, args.overrides, defaults, script)

@@ -48,6 +48,7 @@ class Domain:
 class Validation:
     held_out: int = key(500, "target training images held out for model selection; 0: no validation")
     held_out_seed: int = key(0, "seed of the fixed choice of the held-out images")
+    data_dir: str | None = key(None, "root folder of the images in data_list; null: target.data_dir")
     data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice")
     label_list: str | None = key(None, "text file of their labels, same order")
     every: int = key(1000, "validate and save after this many iterations")

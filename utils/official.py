@@ -1,0 +1,149 @@
+"""The authors' YAML files: flat keys under ``common:``, translated to ours for the script that reads them.
+
+Each released script fixed some of its recipe in code, whatever its YAML said (``SCRIPTS``). A key that acted in the
+released code acts here; all others are named in one warning. Own keys beside ``common:`` override the translation.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+IGNORED_LABEL = 255
+
+# Keys that are ours under another name.
+RENAMED = {
+    "exp_name": "exp_name",
+    "snapshot_dir": "snapshot_dir",
+    "num_classes": "num_classes",
+    "arch_encoder": "model.encoder",
+    "weights_encoder": "model.weights_encoder",
+    "weights_decoder": "model.weights_decoder",
+    "use_aux": "model.use_aux",
+    "fc_dim": "model.fc_dim",
+    "data_dir": "source.data_dir",
+    "data_list": "source.data_list",
+    "input_size": "source.input_size",
+    "input_size_crop": "source.crop_size",
+    "data_dir_target": "target.data_dir",
+    "data_list_target": "target.data_list",
+    "input_size_target": "target.input_size",
+    "input_size_target_crop": "target.crop_size",
+    "set": "target.split",
+    "data_dir_target_val": "val.data_dir",
+    "data_list_target_val": "val.data_list",
+    "label_path_list_val": "val.label_list",
+    "data_dir_target_test": "test.data_dir",
+    "data_list_target_test": "test.data_list",
+    "label_path_list_test": "test.label_list",
+    "input_size_test": "test.input_size",
+    "batch_size": "train.batch_size",
+    "iter_size": "train.iter_size",
+    "num_workers": "train.num_workers",
+    "num_steps": "train.num_steps",
+    "print_freq": "train.print_freq",
+    "save_pred_every": "val.every",
+    "lr_encoder": "train.lr_encoder",
+    "lr_decoder": "train.lr_decoder",
+    "lr_pow": "train.lr_pow",
+    "beta1": "train.momentum",
+    "weight_decay": "train.weight_decay",
+    "lambda_seg": "train.lambda_seg",
+    "box_size": "curriculum.box_size",
+    "conf_threshold": "curriculum.conf_threshold",
+    "merge_1x1": "curriculum.merge_1x1",
+    "lambda_pseudo": "curriculum.lambda_pseudo",
+    "lambda_balance": "curriculum.lambda_balance",
+    "lambda_eq": "curriculum.lambda_eq",
+}
+DERIVED = (
+    *("arch_decoder", "decrease_lr", "scale_min", "scale_max", "rotate_min", "rotate_max"),
+    *("ignore_label", "ignore_index"),
+)
+# Acted in the released code, but is decided elsewhere here.
+ELSEWHERE = {
+    "num_gpus": "run.sh starts one process a GPU",
+    "com_size": "scores are always at the label's own size",
+    "result_dir": "evaluate.py --save DIR",
+    "lambda_trade_off": "every term has a weight of its own",
+}
+DEAD = frozenset(
+    "arch_reconst arch_disc weights_reconst weights_disc target syncbn gaussian_kernel_size gaussian_sigma decoder disc "
+    "reconst lr_disc is_training lambda_adv_target1 lambda_adv_target2 lambda_soft_pseudo box_threshold lambda_box_pseudo "
+    "max_num_bbx nms_threshold random_scale random_mirror random_seed restore_from power".split()
+)
+_CURRICULUM = frozenset(name for name, own in RENAMED.items() if own.startswith("curriculum."))
+_AUGMENTATION = frozenset({"scale_min", "scale_max", "rotate_min", "rotate_max"})
+_OPTIMISER = frozenset({"beta1", "weight_decay"})
+_CROPS = frozenset({"input_size_crop", "input_size_target_crop"})
+# Script -> (what it fixes in code, keys that others read and it does not).
+SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
+    "train_source_only": ({}, _CURRICULUM | {"decrease_lr"}),
+    "train_adabn": (
+        {"source.flip": True, "target.flip": True},
+        _CURRICULUM | {"decrease_lr", "rotate_min", "rotate_max"},
+    ),
+    "train_pycda": ({}, _AUGMENTATION | _OPTIMISER | {"decrease_lr", "lambda_eq"}),
+    "train_pycda_spatial": ({"train.schedule": "drop"}, _AUGMENTATION | _OPTIMISER | _CROPS | {"lr_pow"}),
+    "test_adabn": (
+        {"adabn.images": "crops", "adabn.mode": "ema"},
+        _CURRICULUM | _OPTIMISER | {"decrease_lr", "rotate_min", "rotate_max"},
+    ),
+    "evaluate": ({}, _CURRICULUM | _OPTIMISER | _AUGMENTATION | {"decrease_lr"}),
+}
+
+
+class OfficialKeyError(ValueError):
+    """A key below ``common:`` that the released scripts never had, or a value that cannot be taken over."""
+
+
+def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ()) -> dict[str, Any]:
+    """Our dotted keys for the official keys of ``script``, one of ``SCRIPTS``; warns of keys without effect.
+
+    Args:
+        common: the official keys, without ``common.``.
+        repeated: keys that the file has more than once; the last one wins, as it did.
+
+    Raises:
+        OfficialKeyError: a key that is none of the authors', or another ignored label than 255.
+    """
+    unknown = sorted(set(common) - {*RENAMED, *DERIVED, *ELSEWHERE, *DEAD})
+    if unknown:
+        raise OfficialKeyError(f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:")
+    fixed, unread = SCRIPTS[script]
+    _warn(common, script, unread, repeated)
+    live = {name: value for name, value in common.items() if name not in unread}
+    keys = dict(fixed) | {RENAMED[name]: _value(name, value) for name, value in live.items() if name in RENAMED}
+    return keys | _derived(live, script)
+
+
+def _value(name: str, value: Any) -> Any:
+    return None if value == "" and (name.startswith("weights_") or "list" in name) else value
+
+
+def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    if "arch_decoder" in live:
+        keys["model.decoder"] = live["arch_decoder"].removesuffix("_deepsup")
+    if "decrease_lr" in live:  # below 0: never
+        keys["train.decrease_lr"] = live["decrease_lr"] if live["decrease_lr"] >= 0 else live["num_steps"]
+    if "scale_min" in live and "scale_max" in live:
+        keys["target.scale"] = keys["source.scale"] = [live["scale_min"], live["scale_max"]]
+    if "rotate_min" in live and "rotate_max" in live:
+        keys["source.rotate"] = [live["rotate_min"], live["rotate_max"]]
+    for name in ("ignore_label", "ignore_index"):
+        if live.get(name, IGNORED_LABEL) != IGNORED_LABEL:
+            raise OfficialKeyError(f"common.{name} is {live[name]}, the ignored label is always {IGNORED_LABEL}")
+    return keys
+
+
+def _warn(common: dict[str, Any], script: str, unread: frozenset[str], repeated: Sequence[str]) -> None:
+    """One warning of all keys that do nothing, with the reason."""
+    groups = {
+        "dead in the released code too": sorted(DEAD & set(common)),
+        f"not read by the released {script}": sorted(unread & set(common)),
+        "decided elsewhere here": sorted(f"{name} ({why})" for name, why in ELSEWHERE.items() if name in common),
+        "given twice, the last one counts": sorted(repeated),
+    }
+    lines = [f"  {reason}: {', '.join(names)}" for reason, names in groups.items() if names]
+    if lines:
+        warnings.warn("keys of common: without effect\n" + "\n".join(lines), stacklevel=2)
