@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{report}\n{len(samples)} images\n{iou_table(matrix, table, classes)}")
         if args.json:
             result = {"weights": weights, "images": len(samples), **scores(matrix, table, classes)}
+            result |= {"iou": per_class(matrix, table, classes), "confusion_matrix": matrix.counts.tolist()}
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result | {"iou": per_class(matrix, table, classes)}, indent=2))
+            args.json.write_text(json.dumps(result))
     distributed.shutdown()
 
 

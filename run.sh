@@ -2,13 +2,16 @@
 # sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data
 # sh run.sh test [pytest arguments]         the tests
-# NPROC=2 forces two processes; PYTHON names another interpreter.
+# NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
+# MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
+# Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
+# srun --ntasks-per-node=1 in a SLURM allocation, which says all of that.
 set -eu
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,5s/^# //p' "$0" >&2
+    sed -n '2,8s/^# //p' "$0" >&2
     exit 2
 }
 
@@ -30,8 +33,25 @@ esac
 [ $# -ge 2 ] || usage
 script=$1 config=$2
 shift 2
+
+if [ -z "${NNODES:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_NNODES:-1}" -gt 1 ]; then
+    NNODES=$SLURM_NNODES
+    NODE_RANK=$SLURM_NODEID
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+fi
+nodes=${NNODES:-1}
 processes=${NPROC:-$(count_gpus)}
-if [ "$processes" -le 1 ]; then
+[ "$processes" -ge 1 ] || processes=1
+
+if [ "$nodes" -gt 1 ]; then
+    : "${NODE_RANK:?of several nodes, set NODE_RANK}" "${MASTER_ADDR:?of several nodes, set MASTER_ADDR}"
+    : "${MASTER_PORT:?of several nodes, set MASTER_PORT to a port that is free on MASTER_ADDR}"
+    set -- --nnodes "$nodes" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
+        --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" --config "$config" "$@"
+elif [ "$processes" -gt 1 ] || [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    set -- --standalone --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" --config "$config" "$@"
+else
     exec "$PYTHON" "$script" --config "$config" "$@"
 fi
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" "$script" --config "$config" "$@"
+exec "$PYTHON" -m torch.distributed.run "$@"

@@ -11,7 +11,7 @@ from models.weights import load_checkpoint_weights
 from utils import build, distributed
 from utils.adabn import convert_statistics
 from utils.checkpoint import CONVERTED, resolve_weights, save_atomic
-from utils.config import load_config
+from utils.config import load_config, to_yaml
 from utils.engine import model_state, start_run
 from utils.evaluation import evaluate, iou_table
 from utils.schema import Config
@@ -30,7 +30,7 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "test_adabn")
     folder = build.run_folder(config)
-    with start_run(config, "config_adabn.yaml") as (device, log):
+    with start_run(config) as (device, log):
         model = build.build_network(config, device)
         log.text(load_checkpoint_weights(model, resolve_weights(config.adabn.weights or str(folder))))
         table, classes = build.class_table(config), config.test.eval_classes
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.text(f"before conversion\n{iou_table(before, table, classes)}")
         convert_statistics(model, statistics_loaders(config), config.adabn.mode, device)
         if distributed.is_main():
+            (folder / "config_adabn.yaml").write_text(to_yaml(config))
             save_atomic(model_state(config, model), folder / CONVERTED)
         after = evaluate(model, test_loader, config.num_classes, device, title="after")
         log.text(f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}")

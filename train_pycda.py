@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from utils.build import build_curriculum
+from utils.build import build_curriculum, class_table
 from utils.config import load_config
 from utils.engine import Experiment, Step, train
 from utils.steps import self_training
@@ -13,7 +13,7 @@ DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 def steps(experiment: Experiment) -> list[Step]:
     curriculum = build_curriculum(experiment.config, experiment.source, experiment.log).to(experiment.device)
-    return [experiment.source_step(), experiment.target_step(self_training(curriculum))]
+    return [experiment.source_step(), experiment.target_step(self_training(curriculum, class_table(experiment.config).names))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

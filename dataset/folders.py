@@ -215,11 +215,14 @@ class SegmentationFolder(Dataset):
     Args:
         dataset: label ids, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
+        skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
     """
 
-    def __init__(self, samples: Sequence[Sample], dataset: str, transform: Transform, *, seed: int, domain: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], dataset: str, transform: Transform, *, seed: int, domain: int, skip_bad: bool = False
+    ) -> None:
         self.samples, self.dataset, self.transform = list(samples), dataset, transform
-        self.seed, self.domain = seed, domain
+        self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -229,9 +232,17 @@ class SegmentationFolder(Dataset):
 
         Returns:
             image float32 (3, H, W) normalised; label int64 (H, W), 255 where there is none; valid bool (H, W), False
-            where padded; name.
+            where padded; name; skipped, the message of an unreadable sample in whose place this one stands, or "".
         """
         index, position = key if isinstance(key, tuple) else (key, key)
+        try:
+            return self._read(index, position) | {"skipped": ""}
+        except DataError as error:
+            if not self.skip_bad:
+                raise
+            return self._read((index + 1) % len(self), position) | {"skipped": str(error)}
+
+    def _read(self, index: int, position: int) -> dict[str, Any]:
         sample = self.samples[index]
         image = read_image(sample.image)
         label = None if sample.label is None else read_label(sample.label, self.dataset)

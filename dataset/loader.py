@@ -1,6 +1,7 @@
 """Who reads which image when: functions of (seed, position in the stream), the same for any number of processes."""
 
 import math
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,8 +9,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 Key = tuple[int, int]  # (index of the sample, position in the stream)
-
-
 
 
 def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
@@ -73,8 +72,10 @@ class ShardSampler(Sampler[int]):
         return len(self.indices)
 
 
-def _one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
+    for number in (signal.SIGINT, signal.SIGTERM):  # a stop is the main process's to handle; it ends the workers
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _options(num_workers: int) -> dict:
@@ -82,7 +83,7 @@ def _options(num_workers: int) -> dict:
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": _one_thread,
+        "worker_init_fn": _prepare_worker,
     }
 
 

@@ -14,7 +14,7 @@ from dataset.loader import epoch_loader, eval_loader, train_loader
 from dataset.transforms import EvalTransform, JointTransform
 from models import build_segmentor
 from models.batchnorm import configure_batchnorm
-from models.segmentor import Segmentor, parameter_groups
+from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
 from utils.checkpoint import resolve_weights
@@ -81,7 +81,9 @@ def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole
     transform = JointTransform(
         size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
     )
-    return SegmentationFolder(samples, options.dataset, transform, seed=config.seed, domain=domain)
+    return SegmentationFolder(
+        samples, options.dataset, transform, seed=config.seed, domain=domain, skip_bad=config.train.skip_bad_samples > 0
+    )
 
 
 def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_step: int = 0) -> DataLoader:
@@ -125,18 +127,25 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
     torch.manual_seed(config.seed)
     model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
     configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
+    if m.dropout is not None:
+        set_dropout(model, m.dropout)
     return model.to(device)
 
 
-def build_model(config: Config, log: RunLog, device: torch.device) -> Segmentor:
-    """Network with the starting weights of ``model.*``, the same on every process."""
-    m = config.model
+def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
+    """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
+    m, t = config.model, config.train
     model = build_network(config, device)
-    if m.weights is not None:
+    if pretrained and m.weights is not None:
         log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
-    if m.weights_encoder or m.weights_decoder:
+    if pretrained and (m.weights_encoder or m.weights_decoder):
         log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))
     distributed.broadcast_model(model)
+    model.checkpoint_encoder = t.checkpoint_encoder
+    if t.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if t.compile:
+        model.compile()  # in place: the state-dict keys stay as they are
     return model
 
 

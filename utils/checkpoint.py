@@ -2,27 +2,112 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-BEST, LAST, CONVERTED = "best.pth", "last.pth", "adabn.pth"
+from models.weights import WeightsError, read_file
+from utils.config import flatten, to_yaml
+from utils.schema import Config
+
+BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
+# Keys that change neither the result nor its place in the training.
+FREE_KEYS = ("snapshot_dir", "exp_name", "resume", "resume_force", "train.num_workers", "test.num_workers", "train.skip_bad_samples")
 
 
-def save_atomic(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` so that ``path`` is at every moment either the old file or the whole new one."""
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or gone on from; the message says what to do."""
+
+
+def make_run_folder(folder: Path) -> None:
+    """Make the run folder if absent. Raises CheckpointError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write into the run folder {folder}: {error.strerror}. Make it writable or choose another snapshot_dir"
+        ) from error
+
+
+def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write ``state`` so that ``path`` is at every moment either the old file or the whole new one.
+
+    Args:
+        previous: where the old file is kept; between the two renames it is the only one.
+
+    Raises:
+        CheckpointError: the file cannot be written; the old one is untouched.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except (OSError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {reason}. The checkpoint before it is whole: make room, or the folder writable, and "
+            "start the same command again"
+        ) from error
+    if previous is not None and path.exists():
+        os.replace(path, previous)
     os.replace(temporary, path)
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it."""
-    return torch.load(path, map_location=map_location, weights_only=True)
+def find_state(config: Config, folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """State to go on from as ``config.resume`` says, None to start anew.
+
+    A damaged last checkpoint is reported and the one before it taken.
+
+    Raises:
+        CheckpointError: no usable file, or the run was configured otherwise.
+    """
+    if config.resume == "off":
+        return None
+    candidates = [folder / LAST, folder / PREVIOUS] if config.resume == "auto" else [Path(config.resume)]
+    damaged = []
+    for path in candidates:
+        if config.resume == "auto" and not path.is_file():
+            continue
+        try:
+            state = read_file(path)
+            state["step"], state["optimizer"]
+        except (WeightsError, KeyError) as error:
+            damaged.append(f"{path}: {error}")
+            report(f"damaged checkpoint, looking for the one before it. {damaged[-1]}")
+            continue
+        _check_config(state["config"], config, path)
+        report(f"going on from {path} after step {state['step']}")
+        return state
+    if damaged:
+        raise CheckpointError(f"no checkpoint to go on from: {'; '.join(damaged)}. resume=off starts anew")
+    return None
+
+
+def _check_config(saved: str, config: Config, path: Path) -> None:
+    old, new = flatten(yaml.safe_load(saved)), flatten(yaml.safe_load(to_yaml(config)))
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)
+    if differing and not config.resume_force:
+        listed = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in differing)
+        raise CheckpointError(
+            f"{path} was written with another configuration ({listed}). Restore it, start anew with resume=off, or go on "
+            "all the same with resume_force=true"
+        )
+
+
+def remove_results(folder: Path) -> list[str]:
+    """Delete the checkpoints of an earlier run, which would be mistaken for the new run's. Returns their names."""
+    found = [name for name in (BEST, LAST, PREVIOUS, CONVERTED) if (folder / name).is_file()]
+    for name in found:
+        (folder / name).unlink()
+    return found
 
 
 def resolve_weights(path: str) -> Path:

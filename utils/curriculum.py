@@ -34,6 +34,12 @@ def binary_cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     return -(t * torch.log(p + EPS) + (1 - t) * torch.log(1 - p + EPS))
 
 
+def _count_labels(labels: PseudoLabels, num_classes: int) -> tuple[Tensor, int]:
+    """Labelled entries of each class (C,) int64, and the number of all entries."""
+    mask = labels.mask.flatten().long()
+    return mask.new_zeros(num_classes).index_add_(0, labels.label.flatten(), mask), mask.numel()
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -54,6 +60,10 @@ class PyramidCurriculum(nn.Module):
         drop_saturated: leave entries whose loss is exactly 0 out of the means (released) or count them (paper).
         use_pixels: False switches the bottom layer off (the paper's ablation).
         all_reduce: sum over processes with identity backward; all means are then over the global batch.
+
+    Attributes:
+        label_counts: of the last batch, by layer ("pixel", "square_4", ...): the labelled entries of each class (C,),
+            int64, and the number of all entries.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class PyramidCurriculum(nn.Module):
             raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
         self.register_buffer("class_prior", prior)
         self._pool_spatial_prior(spatial_prior)
+        self.label_counts: dict[str, tuple[Tensor, int]] = {}
 
     def _pool_spatial_prior(self, spatial_prior: Tensor | None) -> None:
         """Normalise over the classes and pool by each square size, once. A position never labelled stays 0."""
@@ -131,6 +142,8 @@ class PyramidCurriculum(nn.Module):
         squares = [self._square_labels(Z, P, valid, b) for b in self.box_size]
 
         bottom = [pixels] if self.use_pixels else []
+        names = ["pixel"] * len(bottom) + [f"square_{b}" for b in self.box_size]
+        self.label_counts = {n: _count_labels(labels, Z.shape[1]) for n, labels in zip(names, bottom + squares)}
         losses = {
             "pixel": self._mean_ce(bottom, Z.new_zeros(())),
             "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares, Z.new_zeros(())),

@@ -87,10 +87,10 @@ def broadcast_model(module: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if ``flag`` is true on at least one."""
+def sum_over_ranks(value: float, device: torch.device) -> float:
+    """Sum of a number over all ranks, for decisions that all of them have to take alike."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return value
+    total = torch.tensor(float(value), device=device)
+    dist.all_reduce(total)
+    return total.item()

@@ -10,6 +10,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
+RECORDS = "log.jsonl"
+
+
 class _TqdmHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
@@ -22,7 +25,7 @@ class RunLog:
     """Logs of one run folder: ``log.txt``, ``log.jsonl`` and ``tensorboard/``.
 
     Args:
-        folder: the run folder, made if absent.
+        folder: the run folder, which exists.
         enabled: False makes every call a no-op (all processes but the first).
     """
 
@@ -31,12 +34,10 @@ class RunLog:
         self._logger = logging.Logger(str(folder))
         if not enabled:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         for handler in (logging.FileHandler(folder / "log.txt"), _TqdmHandler()):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             self._logger.addHandler(handler)
-        self._json = (folder / "log.jsonl").open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._open_records()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -50,6 +51,21 @@ class RunLog:
         self._board.close()
         for handler in self._logger.handlers:
             handler.close()
+
+    def _open_records(self, **options: int) -> None:
+        self._json = (self.folder / RECORDS).open("a")
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), **options)
+
+    def restart(self, step: int) -> None:
+        """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats."""
+        if not self.enabled:
+            return
+        self._json.close()
+        self._board.close()
+        path = self.folder / RECORDS
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        self._open_records(purge_step=step + 1)
 
     def text(self, message: str) -> None:
         """A line (or a table) for people."""

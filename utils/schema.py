@@ -28,6 +28,7 @@ class Model:
     weights_decoder: str | None = key(None, "decoder file of an official checkpoint")
     bn_momentum: float = key(0.001, "batch-norm momentum of the running average")
     bn_bias_correction: bool = key(True, "t-th update uses momentum m / (1 - (1-m)^(t+1)), as the released code")
+    dropout: float | None = key(None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)")
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Evaluation:
 class Train:
     num_steps: int = key(35000, "iterations; each is one optimiser step a domain")
     batch_size: int = key(8, "images of each domain in an iteration, all processes together")
+    iter_size: int = key(1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm")
     num_workers: int = key(4, "loader processes of each domain, per process")
     lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
     lr_decoder: float = key(0.016, "initial learning rate of the decoder")
@@ -80,6 +82,10 @@ class Train:
     weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only")
     lambda_seg: float = key(0.4, "weight of the auxiliary source loss")
     amp: str = key("off", "autocast of the network's forward; losses stay in float32", choices=("off", "bf16", "fp16"))
+    channels_last: bool = key(False, "memory format of images and network; faster where the convolutions prefer it")
+    compile: bool = key(False, "torch.compile the network")
+    checkpoint_encoder: bool = key(False, "compute the encoder's activations twice instead of keeping them: less memory")
+    skip_bad_samples: int = key(0, "unreadable training images that are replaced by the next one before the run stops")
     print_freq: int = key(20, "write losses to the logs every this many iterations")
 
 
@@ -115,6 +121,8 @@ class AdaBN:
 class Config:
     exp_name: str = key("", "name of the run; its folder is snapshot_dir/exp_name")
     snapshot_dir: str = key("runs", "folder of all runs")
+    resume: str = key("auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file")
+    resume_force: bool = key(False, "go on although the configuration differs from the checkpoint's")
     seed: int = key(0, "seed of initialisation, data order and augmentation")
     num_classes: int = key(19, "classes, C in the paper")
     model: Model = field(default_factory=Model)

@@ -4,7 +4,7 @@ Each function takes ``forward`` (the network, under autocast where that is on) a
 among which ``total`` is what is minimised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from dataset.labels import IGNORE
 from utils.curriculum import PyramidCurriculum
 from utils.distributed import all_reduce_sum
+from utils.watch import pyramid_shares
 
 Batch = dict[str, Any]
 Forward = Callable[..., dict[str, Tensor]]
@@ -45,11 +46,12 @@ def supervised(lambda_seg: float) -> Losses:
     return losses
 
 
-def self_training(curriculum: PyramidCurriculum) -> Losses:
-    """Target step: the pyramid curriculum on the network's own train-mode predictions."""
+def self_training(curriculum: PyramidCurriculum, class_names: Sequence[str]) -> Losses:
+    """Target step: the pyramid curriculum on the network's own train-mode predictions, and what its labels are."""
 
     def losses(forward: Forward, batch: Batch) -> dict[str, Tensor]:
-        return curriculum(forward(batch["image"], aux=False)["logits"], batch["valid"])
+        terms = curriculum(forward(batch["image"], aux=False)["logits"], batch["valid"])
+        return terms | pyramid_shares(curriculum.label_counts, class_names, all_reduce_sum)
 
     return losses
 

@@ -1,0 +1,139 @@
+"""Two processes compute what one computes: losses, gradients, weights, scores. Processes are real ones, over gloo."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import train_adabn
+import train_pycda
+import train_pycda_spatial
+import train_source_only
+
+ROOT = Path(__file__).parent.parent
+WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
+STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
+
+
+def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
+    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
+    environment = os.environ | {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | variables
+    run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
+    return subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> str:
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last.pth", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize(
+    ("script", "keys"),
+    [
+        (train_source_only, ["source.scale=[0.7, 1.3]", "source.flip=true"]),
+        (train_adabn, []),
+        (train_pycda, ["curriculum.conf_threshold=0.1"]),
+        (train_pycda_spatial, [*WHOLE, "curriculum.conf_threshold=0.1"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_two_processes_train_as_one(command, source_run, tmp_path, script, keys):
+    keys = [*STEPS, *keys, f"model.weights={source_run}", "train.lr_encoder=0.001", "train.lr_decoder=0.01"]
+    other = launch(2, f"{script.__name__}.py", command(tmp_path, "two", *keys))
+    script.main(command(tmp_path, "one", *keys))
+    finish(other)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    start = torch.load(source_run / "best.pth", weights_only=True)["model"]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, begin in start.items():
+        moved = (one[name] - begin).norm()
+        assert (one[name] - two[name]).norm() <= 1e-4 * one[name].norm() + 1e-6, name
+        if moved > 1e-4 * begin.norm():  # what five steps changed agrees too, not only what they left
+            assert (one[name] - two[name]).norm() <= 0.02 * moved, name
+
+
+def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
+    keys = ["--weights", str(source_run)]
+    runs = {n: launch(n, "evaluate.py", [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{n}.json")]) for n in (2, 3)}
+    evaluate.main([*command(tmp_path, "e", *keys), "--json", str(tmp_path / "1.json")])
+    for process in runs.values():
+        finish(process)
+    one, two, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2, 3))
+    assert one["confusion_matrix"] == two["confusion_matrix"] == three["confusion_matrix"]
+    assert sum(map(sum, one["confusion_matrix"])) == 3 * 96 * 64
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_nodes_on_one_machine(command, source_run, tmp_path):
+    arguments = command(tmp_path, "nodes", "train.num_steps=1", f"model.weights={source_run}")
+    variables = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [launch(1, "train_pycda.py", arguments, NODE_RANK=str(rank), **variables) for rank in (0, 1)]
+    for node in nodes:
+        finish(node)
+    assert "2 process(es) on cpu" in (tmp_path / "nodes/log.txt").read_text()
+    assert len(losses(tmp_path / "nodes")) == 2  # of one step and one validation, written once
+
+
+def test_run_goes_on_with_another_number_of_processes(command, tmp_path):
+    train_source_only.main(command(tmp_path, "straight", *STEPS, "val.every=2"))
+    finish(launch(2, "train_source_only.py", command(tmp_path, "changed", *STEPS, "val.every=2", "train.num_steps=2")))
+    train_source_only.main(command(tmp_path, "changed", *STEPS, "val.every=2", "resume_force=true"))
+    straight, changed = losses(tmp_path / "straight"), losses(tmp_path / "changed")
+    assert [r["step"] for r in straight] == [r["step"] for r in changed]
+    assert all(a["source/total"] == pytest.approx(b["source/total"], rel=0.05) for a, b in zip(straight, changed) if "source/total" in a)
+
+
+def test_one_failing_process_ends_the_others_with_its_error(command, tmp_path):
+    """The second process does not find its share of the images; the first one would wait for it for ever."""
+    arguments = command(tmp_path, "fails", "train.num_steps=1000", "val.every=1000")
+    process = launch(2, str(_failing_script(tmp_path)), arguments, PYTHONPATH=str(ROOT))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "this process is out of luck" in output
+
+
+def _failing_script(folder: Path) -> Path:
+    script = folder / "failing.py"
+    script.write_text(
+        "import train_source_only\n"
+        "from utils import distributed\n"
+        "from utils.engine import Trainer\n"
+        "iterate = Trainer._iterate\n"
+        "def fail(self, index, batches):\n"
+        "    if index == 1 and distributed.rank() == 1:\n"
+        "        raise RuntimeError('this process is out of luck')\n"
+        "    return iterate(self, index, batches)\n"
+        "Trainer._iterate = fail\n"
+        "train_source_only.main()\n"
+    )
+    return script
+
+
+@pytest.mark.parametrize("name", ["scheduler", "user"])
+def test_launcher_passes_on_the_exit_status(command, tmp_path, name):
+    """A wrong key is an error of the script; the launcher does not hide it, with one process or two."""
+    process = launch(1 if name == "user" else 2, "train_source_only.py", command(tmp_path, "x", "train.nmu_steps=1"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "the nearest is 'train.num_steps'" in output

@@ -1,0 +1,250 @@
+"""A run that was stopped anywhere and started again is the run that was never stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_source_only
+from dataset.folders import DataError
+from utils.checkpoint import CheckpointError
+from utils.engine import Trainer
+from utils.signals import STOPPED
+
+ROOT = Path(__file__).parent.parent
+STEPS = 6
+KEYS = ["train.num_steps=6", "train.momentum=0.9"]
+# A process that dies by SIGKILL in the middle of writing its second checkpoint.
+KILLED_WRITING = """
+import os, signal, sys, torch, train_source_only
+whole, calls = torch.save, []
+def half(state, stream):
+    calls.append(1)
+    if len(calls) == 3:  # the first validation writes best.pth and last.pth
+        stream.write(b"PK half a file")
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(state, stream)
+torch.save = half
+train_source_only.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    train_source_only.main(command(runs, "run", *KEYS))
+    return runs / "run"
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert (folder / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+    for name in ("best.pth", "last.pth"):
+        a, b = (torch.load(run / name, weights_only=True) for run in (folder, other))
+        assert a["step"] == b["step"] and a["best_miou"] == b["best_miou"] and a["bn_updates"] == b["bn_updates"]
+        assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+        momenta = [state["optimizer"]["state"] for state in (a, b)]
+        assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[0])
+
+
+def start(arguments: list[str], code: str | None = None) -> subprocess.Popen:
+    script = ["-c", code] if code else ["train_source_only.py"]
+    options = {"cwd": ROOT, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, *script, *arguments], text=True, **options)
+
+
+def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Until the log has the losses of ``step``."""
+    while process.poll() is None:
+        log = folder / "log.jsonl"
+        if log.is_file() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines()[:-1]):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_killed_run_goes_on_bit_for_bit(command, uninterrupted, tmp_path, step):
+    arguments = command(tmp_path, "run", *KEYS, "train.num_workers=1")
+    process = start(arguments)
+    wait_for(process, tmp_path / "run", step)
+    process.kill()
+    process.communicate()
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path):
+    process = start(command(tmp_path, "run", *KEYS), KILLED_WRITING)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    assert list((tmp_path / "run").glob("*.tmp"))
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert "after step 2" in (tmp_path / "run/log.txt").read_text()
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def stop_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process get SIGTERM while iteration ``number`` (from 1) runs."""
+    iterate, calls = Trainer._iterate, []
+
+    def signalled(self, *arguments):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_iterate", signalled)
+
+
+def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, uninterrupted, tmp_path, monkeypatch):
+    stop_after(3, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert stopped.value.code == STOPPED
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 3
+    monkeypatch.undo()
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_second_signal_exits_at_once(command, tmp_path):
+    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
+    wait_for(process, tmp_path / "run", 1)
+    os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before the step can end
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert not (tmp_path / "run/last.pth").exists()
+
+
+def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(command, uninterrupted, tmp_path, monkeypatch):
+    stop_after(5, monkeypatch)
+    with pytest.raises(SystemExit):
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    monkeypatch.undo()
+    last = tmp_path / "run/last.pth"
+    last.write_bytes(last.read_bytes()[:-1000])
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "damaged checkpoint" in log and "last.previous.pth after step 4" in log
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, tmp_path):
+    keys = [*KEYS, "train.num_steps=2"]
+    train_source_only.main(command(tmp_path, "run", *keys))
+    before = (tmp_path / "run/last.pth").stat().st_mtime_ns
+    train_source_only.main(command(tmp_path, "run", *keys))
+    assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
+    assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
+    train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))
+    assert "removed the earlier run's best.pth, last.pth" in (tmp_path / "run/log.txt").read_text()
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_changed_configuration_is_refused_unless_forced(command, uninterrupted, tmp_path):
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=2"))
+    with pytest.raises(CheckpointError, match=r"train.lr_decoder: 0.016 -> 0.5, train.num_steps: 2 -> 3"):
+        train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5"))
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5", "resume_force=true"))
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 3
+    other = tmp_path / "run/last.pth"
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+        train_source_only.main(command(tmp_path, "other", f"resume={other}x"))
+
+
+def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, uninterrupted, tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(state, stream):
+        calls.append(1)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        save(state, stream)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="cannot write .*: .*No space left on device.*start the same command again"):
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    monkeypatch.undo()
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def spoil(city: Path, folder: Path) -> Path:
+    """A copy of the source images of which one is truncated."""
+    shutil.copytree(city / "gtav", folder / "gtav")
+    bad = folder / "gtav/images/00002.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    return bad
+
+
+def test_unreadable_image_stops_the_run_or_is_counted(command, city, tmp_path):
+    bad = spoil(city, tmp_path)
+    keys = [f"source.data_dir={tmp_path}/gtav", "train.num_steps=6"]
+    with pytest.raises(DataError, match=str(bad)):
+        train_source_only.main(command(tmp_path, "stops", *keys, "train.num_workers=1"))
+    train_source_only.main(command(tmp_path, "tolerates", *keys, "train.skip_bad_samples=2"))
+    log = (tmp_path / "tolerates/log.txt").read_text()
+    assert "skipped (2 of at most 2): cannot read image" in log and str(bad) in log
+    with pytest.raises(DataError, match="skip_bad_samples allows 1"):
+        train_source_only.main(command(tmp_path, "gives up", *keys, "train.skip_bad_samples=1"))
+
+
+def test_image_deleted_during_the_run_is_named(command, city, tmp_path, monkeypatch):
+    shutil.copytree(city / "gtav", tmp_path / "gtav")
+    fit = Trainer.fit
+
+    def delete_first(self):
+        shutil.rmtree(tmp_path / "gtav/images")
+        return fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", delete_first)
+    with pytest.raises(DataError, match=f"cannot read image {tmp_path}/gtav/images"):
+        train_source_only.main(command(tmp_path, "run", f"source.data_dir={tmp_path}/gtav"))
+
+
+def test_run_folder_that_cannot_be_written_is_named(command, tmp_path):
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match=f"cannot write into the run folder {tmp_path}/run"):
+        train_source_only.main(command(tmp_path, "run"))
+
+
+def poison_before(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a weight be NaN when iteration ``number`` (from 1) begins."""
+    iterate, calls = Trainer._iterate, []
+
+    def poisoned(self, *arguments):
+        calls.append(1)
+        if len(calls) == number:
+            self.model.decoder.conv_last[-1].bias.data[0] = float("nan")
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_iterate", poisoned)
+
+
+def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoint(command, tmp_path, monkeypatch):
+    poison_before(3, monkeypatch)
+    with pytest.raises(FloatingPointError, match=r"loss in the source step: total=nan, main=nan, aux=[\d.]+\. .*last good checkpoint"):
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    state = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    assert state["step"] == 2 and all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_non_finite_weights_are_not_saved(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_check_finite", lambda *arguments: None)
+    poison_before(4, monkeypatch)
+    with pytest.raises(FloatingPointError, match="after step 4 the network has non-finite weights: .*bias.*last good checkpoint"):
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
