@@ -1,52 +1,83 @@
-"""Score a run on the test split (Cityscapes val): per-class IoU, 19/16/13-class means, pictures, JSON."""
+"""Score runs on the test split (Cityscapes val): per-class IoU, 19/16/13-class means, pictures, JSON.
 
+--weights takes run folders or checkpoints, several of them for a comparison, or an official encoder and decoder file.
+"""
+
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from dataset.folders import read_image
+from dataset.folders import Sample, read_image
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import build, distributed
-from utils.checkpoint import resolve_weights
+from utils.checkpoint import pair_up
 from utils.config import build_config, make_parser
-from utils.evaluation import evaluate, iou_table, per_class, scores
-from utils.visual import save_prediction
+from utils.evaluation import comparison, evaluate, per_class, scores
+from utils.metrics import ConfusionMatrix
+from utils.predictions import Gallery, score_files
+from utils.schema import Config
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    parser = make_parser(__doc__)
+    parser.add_argument("--weights", nargs="+", help="what to score; default: this configuration's run")
+    parser.add_argument("--predictions", type=Path, help="score the label-id PNGs below this folder instead of a network")
+    parser.add_argument("--json", type=Path, help="write the scores to this file")
+    parser.add_argument("--save", type=Path, help="write pictures below this folder: colour maps, label ids, panels, confusion")
+    args = parser.parse_intermixed_args(argv)
+    return args, build_config(args.config, args.overrides)
+
+
+def score_network(
+    config: Config, files: Sequence[str], samples: Sequence[Sample], device: torch.device, gallery: Gallery | None
+) -> ConfusionMatrix:
+    """Confusion matrix of one checkpoint, or of an official (encoder, decoder) pair, with pictures in ``gallery``."""
+    model = build.build_network(config, device)
+    report = load_encoder_decoder(model, *files) if len(files) == 2 else load_checkpoint_weights(model, files[0])
+    if distributed.is_main():
+        print(report)
+    on_image: Callable[[str, Tensor, Tensor], None] | None = None
+    if gallery:
+        images = {sample.name: sample.image for sample in samples}
+        on_image = lambda name, label, prediction: gallery.add(name, read_image(images[name]), label, prediction)  # noqa: E731
+    loader = build.evaluation_loader(config, samples, config.test.dataset)
+    matrix = evaluate(model, loader, config.num_classes, device, on_image=on_image, tta=config.tta)
+    if gallery:
+        gallery.finish(matrix)
+    return matrix
+
+
+def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:
+    """One object for one network, a list of them for several."""
+    table, classes = build.class_table(config), config.test.eval_classes
+    results = []
+    for name, matrix in matrices.items():
+        result = {"name": name, "images": images, **scores(matrix, table, classes), "iou": per_class(matrix, table, classes)}
+        results.append(result | {"confusion_matrix": matrix.counts.tolist()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results[0] if len(results) == 1 else results))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "--weights", nargs="+", help="run folder or checkpoint, or an official encoder and decoder file; default: this config's run"
-    )
-    parser.add_argument("--json", type=Path, help="write the scores to this file")
-    parser.add_argument("--save", type=Path, help="write colour maps, label-id PNGs and panels below this folder")
-    args = parser.parse_intermixed_args(argv)
-    config = build_config(args.config, args.overrides)
-
+    args, config = parse(argv)
     device = distributed.setup()
-    model = build.build_network(config, device)
-    weights = args.weights or [str(build.run_folder(config))]
-    if len(weights) == 2:
-        report = load_encoder_decoder(model, *weights)
+    samples, table = build.test_samples(config), build.class_table(config)
+    if args.predictions:
+        matrices = {str(args.predictions): score_files(args.predictions, samples, config.test.dataset, config.num_classes)}
     else:
-        report = load_checkpoint_weights(model, resolve_weights(weights[0]))
-    table, classes = build.class_table(config), config.test.eval_classes
-    samples = {sample.name: sample for sample in build.test_samples(config)}
-
-    def save(name: str, label: Tensor, prediction: Tensor) -> None:
-        save_prediction(args.save, name, read_image(samples[name].image), label.numpy(), prediction.numpy(), table)
-
-    loader = build.evaluation_loader(config, list(samples.values()), config.test.dataset)
-    matrix = evaluate(model, loader, config.num_classes, device, on_image=save if args.save else None)
+        matrices = {}
+        for name, files in pair_up(args.weights or [str(build.run_folder(config))]).items():
+            folder = args.save if len(args.weights or [""]) == len(files) else args.save and args.save / name.replace("/", "_")
+            gallery = Gallery(folder, table) if folder else None
+            matrices[name] = score_network(config, files, samples, device, gallery)
     if distributed.is_main():
-        print(f"{report}\n{len(samples)} images\n{iou_table(matrix, table, classes)}")
+        print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
         if args.json:
-            result = {"weights": weights, "images": len(samples), **scores(matrix, table, classes)}
-            result |= {"iou": per_class(matrix, table, classes), "confusion_matrix": matrix.counts.tolist()}
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result))
+            write_json(args.json, config, matrices, len(samples))
     distributed.shutdown()
 
 

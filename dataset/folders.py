@@ -196,6 +196,11 @@ def read_raw_label(path: Path, dataset: str) -> np.ndarray:
         raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
 
 
+def read_prediction(path: Path, dataset: str) -> np.ndarray:
+    """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class."""
+    return id_lookup(dataset)[read_raw_label(path, dataset)]
+
+
 def read_label(path: Path, dataset: str) -> np.ndarray:
     """Train ids uint8 (H, W) of a label file of ``dataset``.
 

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,29 @@ def resolve_weights(path: str) -> Path:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(f"no weights at {given}: looked for {', '.join(map(str, candidates))}; train that run first")
+
+
+def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> files of each network that ``weights`` lists: runs of this project, or an official encoder, then decoder.
+
+    Raises:
+        ValueError: an encoder file without a decoder file after it.
+    """
+    networks: dict[str, tuple[str, ...]] = {}
+    encoder = None
+    for given in weights:
+        path = resolve_weights(given)
+        if "model" in read_file(path):
+            if encoder is not None:
+                break
+            networks[given] = (str(path),)
+        elif encoder is None:
+            encoder = given
+        else:
+            networks[encoder], encoder = (encoder, given), None
+    if encoder is not None:
+        raise ValueError(f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it")
+    return networks
 
 
 def git_revision() -> str:

@@ -1,6 +1,8 @@
 """``sh run.sh demo``: the whole recipe on procedural street scenes, one table and one picture at the end.
 
 Every stage is the same command that a user would type; this module only calls them and collects the scores.
+``--ablation`` trains PyCDA with single layers of the pyramid instead (``sh run.sh ablation``), ``--oracle`` on labelled
+target images. Finished stages are not repeated, so all three share one source-only run.
 """
 
 import argparse
@@ -12,44 +14,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
+from dataset.folders import read_label
 from dataset.toy_city import Plan, write_toy_city
-from utils.checkpoint import CONVERTED
-from utils.visual import stack
+from dataset.transforms import normalise
+from models.weights import load_checkpoint_weights
+from utils import build
+from utils.checkpoint import CONVERTED, resolve_weights
+from utils.config import build_config
+from utils.evaluation import predict
+from utils.schema import Augmented
+from utils.visual import colour_map, stack
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "cfgs" / "demo"
+PANELS = 4  # target images in the picture
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the result table: a network and the file that holds it."""
+class Stage:
+    """A command and the line of the table that its result is. Without ``script`` the result is an earlier stage's."""
 
     title: str
     run: str
+    script: str | None
+    config: str
+    keys: tuple[str, ...] = ()
     weights: str | None = None  # file in the run folder; None: the run's own result
 
 
-ROWS = (
-    Row("source only", "source_only"),
-    Row("source only, converted BN", "source_only", CONVERTED),
-    Row("AdaBN", "adabn"),
-    Row("control: source steps + target statistics", "control"),
-    Row("PyCDA", "pycda"),
-    Row("PyCDA, converted BN", "pycda", CONVERTED),
-    Row("PyCDA + spatial ratio", "pycda_spatial"),
+SOURCE_ONLY = Stage("source only", "source_only", "train_source_only.py", "source_only")
+DEMO = (
+    SOURCE_ONLY,
+    Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
+    Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
+    Stage("PyCDA", "pycda", "train_pycda.py", "pycda"),
+    Stage("PyCDA, converted BN", "pycda", "test_adabn.py", "pycda", weights=CONVERTED),
+    Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
 )
-STAGES = (
-    ("train_source_only.py", "source_only"),
-    ("test_adabn.py", "source_only"),
-    ("train_adabn.py", "adabn"),
-    ("train_adabn.py", "control"),
-    ("train_pycda.py", "pycda"),
-    ("test_adabn.py", "pycda"),
-    ("train_pycda_spatial.py", "pycda_spatial"),
+ORACLE_KEYS = ("source.dataset=cityscapes", "source.data_dir={data}/cityscapes", "val.held_out=0")
+ORACLE = (Stage("oracle: labelled target images", "oracle", "train_source_only.py", "source_only", ORACLE_KEYS),)
+TOP, SQUARES, PIXELS = "curriculum.lambda_balance=0", "curriculum.box_size=[]", "curriculum.use_pixels=false"  # each switches one off
+ABLATION = (
+    SOURCE_ONLY,
+    Stage("control: no layer", "adabn", "train_adabn.py", "adabn"),
+    Stage("top only", "only_top", "train_pycda.py", "pycda", (SQUARES, PIXELS)),
+    Stage("pixels only", "only_pixels", "train_pycda.py", "pycda", (TOP, SQUARES)),
+    Stage("top + pixels", "top_pixels", "train_pycda.py", "pycda", (SQUARES,)),
+    Stage("top + squares", "top_squares", "train_pycda.py", "pycda", (PIXELS,)),
+    Stage("all: PyCDA", "pycda", "train_pycda.py", "pycda"),
 )
-PANELS = 4  # target images in the picture
 
 
 class Demo:
@@ -57,74 +73,80 @@ class Demo:
 
     def __init__(self, folder: Path, seed: int, overrides: Sequence[str]) -> None:
         self.folder, self.data = folder, folder / "toy_city"
-        self.overrides = [f"seed={seed}", f"snapshot_dir={folder}", *overrides]
-        self.seed = seed
+        self.keys = [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
+        self.keys += [f"seed={seed}", f"snapshot_dir={folder}", f"model.weights={folder}/source_only", *overrides]
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
-        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *self._data_keys(), *self.overrides, *arguments]
-        print("$", " ".join(command[:4]), flush=True)
+        keys = [key for key in self.keys if config in ("adabn", "pycda", "pycda_spatial") or not key.startswith("model.weights=")]
+        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
+        print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         if subprocess.run(command, cwd=ROOT, check=False).returncode:
             sys.exit(f"demo: {script} with {config} failed, see the message above")
 
-    def _data_keys(self) -> list[str]:
-        return [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
+    def train(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            done = stage.weights and (self.folder / stage.run / stage.weights).is_file()
+            if stage.script and not done:
+                keys = [key.format(data=self.data) for key in stage.keys]
+                self.run(stage.script, stage.config, f"exp_name={stage.run}", *keys)
 
-    def score(self, run: str, name: str, *arguments: str) -> dict:
-        """Scores of ``evaluate.py`` for a run, also left as JSON beside the table."""
-        path = self.folder / "scores" / f"{name}.json"
-        self.run("evaluate.py", run, "--json", str(path), *arguments)
-        return json.loads(path.read_text())
+    def scores(self, stages: Sequence[Stage], name: str, *keys: str) -> list[dict]:
+        """What ``evaluate.py`` says of the stages' results; also left in NAME.json."""
+        path = self.folder / f"{name}.json"
+        weights = [str(self.folder / stage.run / (stage.weights or "")) for stage in stages]
+        self.run("evaluate.py", "source_only", *keys, "--weights", *weights, "--json", str(path))
+        found = json.loads(path.read_text())
+        return found if isinstance(found, list) else [found]
+
+    def picture(self, stages: Sequence[Stage]) -> Path:
+        """Image | ground truth | prediction of each stage, for the first target val images."""
+        config = build_config(CONFIGS / "source_only.yaml", self.keys)
+        table, rows = build.class_table(config), []
+        models = [build.build_network(config, torch.device("cpu")).eval() for _ in stages]
+        for model, stage in zip(models, stages, strict=True):
+            load_checkpoint_weights(model, resolve_weights(str(self.folder / stage.run)))
+        for sample in build.test_samples(config)[:PANELS]:
+            with Image.open(sample.image) as image:
+                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.dataset), table)]
+            with torch.inference_mode():
+                pixels = normalise(tiles[0])[None]
+                tiles += [colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), Augmented())[0].numpy(), table) for m in models]
+            rows.append(stack(tiles, horizontal=True))
+        path = self.folder / "panel.png"
+        stack(rows, horizontal=False).save(path)
+        return path
 
 
-def demo_table(demo: Demo) -> tuple[list[dict], str]:
-    """Evaluate all rows on the target's val split; as records and as a Markdown table."""
-    records = []
-    for row in ROWS:
-        weights = [] if row.weights is None else ["--weights", str(demo.folder / row.run / row.weights)]
-        name = row.run if row.weights is None else f"{row.run}_{Path(row.weights).stem}"
-        pictures = ["--save", str(demo.folder / "pictures" / name)] if row.run in ("source_only", "pycda") else []
-        records.append({"network": row.title, **demo.score(row.run, name, *weights, *pictures)})
+def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
+    """The result table."""
     lines = ["| network | target mIoU | pixel accuracy |", "|---|---|---|"]
-    lines += [f"| {r['network']} | {r['miou']:.1f} | {r['pixel_accuracy']:.1f} |" for r in records]
-    return records, "\n".join(lines)
-
-
-def demo_picture(folder: Path) -> Path:
-    """Image | ground truth | source only || image | ground truth | PyCDA for the first target val images."""
-    before, after = (sorted((folder / "pictures" / name / "panels").glob("*.png")) for name in ("source_only", "pycda"))
-    rows = []
-    for left, right in list(zip(before, after))[:PANELS]:
-        with Image.open(left) as a, Image.open(right) as b:
-            tile = (a.width - 8) // 3
-            rows.append(stack([a.copy(), b.crop((b.width - tile, 0, b.width, b.height))], horizontal=True))
-    path = folder / "panel.png"
-    stack(rows, horizontal=False).save(path)
-    return path
+    lines += [f"| {s.title} | {r['miou']:.1f} | {r['pixel_accuracy']:.1f} |" for s, r in zip(stages, scores, strict=True)]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sh run.sh demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of data, runs and results")
-    parser.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
+    kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key in every stage")
     args = parser.parse_intermixed_args(argv)
     started = time.time()
     demo = Demo((args.out / f"seed{args.seed}").resolve(), args.seed, args.overrides)
     write_toy_city(demo.data, Plan(seed=args.seed))
-    if args.oracle:
-        demo.run("train_source_only.py", "oracle")
-        print(f"oracle: target mIoU {demo.score('oracle', 'oracle')['miou']:.1f}")
-        return
-    for script, config in STAGES:
-        demo.run(script, config)
-    held_out_source = demo.score("source_only", "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val")
-    records, table = demo_table(demo)
-    note = f"source only on held-out source scenes: {held_out_source['miou']:.1f} mIoU; {(time.time() - started) / 60:.1f} minutes"
-    (demo.folder / "table.md").write_text(f"{table}\n\n{note}\n")
-    (demo.folder / "table.json").write_text(json.dumps({"rows": records, "source_held_out": held_out_source}, indent=2))
-    print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/table.md and table.json; picture: {demo_picture(demo.folder)}")
+    name, stages = ("oracle", ORACLE) if args.oracle else ("ablation", ABLATION) if args.ablation else ("table", DEMO)
+    demo.train(stages)
+    table = markdown(stages, demo.scores(stages, name))
+    note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
+    if stages is DEMO:
+        source = demo.scores([SOURCE_ONLY], "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val")
+        note += f"; source only on held-out source scenes: {source[0]['miou']:.1f} mIoU"
+        note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, DEMO[3]])}"
+    (demo.folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
+    print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")
 
 
 if __name__ == "__main__":

@@ -94,3 +94,12 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
     total = torch.tensor(float(value), device=device)
     dist.all_reduce(total)
     return total.item()
+
+
+def gather(items: list) -> list:
+    """The items of all ranks, in the order of the ranks."""
+    if world_size() == 1:
+        return items
+    lists: list[list] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for one in lists for item in one]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,13 +13,22 @@ from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.metrics import ConfusionMatrix
+from utils.schema import Augmented
 
 OnImage = Callable[[str, Tensor, Tensor], None]
+NAME_WIDTH, COLUMN = 18, 12  # characters
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmentor, loader: DataLoader, num_classes: int, device: torch.device, on_image: OnImage | None = None, title: str = "evaluate"
+    model: Segmentor,
+    loader: DataLoader,
+    num_classes: int,
+    device: torch.device,
+    *,
+    on_image: OnImage | None = None,
+    tta: Augmented | None = None,
+    title: str = "evaluate",
 ) -> ConfusionMatrix:
     """Confusion matrix over ``loader`` at the labels' own size, summed over processes.
 
@@ -27,14 +37,14 @@ def evaluate(
     Args:
         loader: batches of one image with its label at full size, see ``dataset.transforms.EvalTransform``.
         on_image: called with (name, label (H, W), prediction (H, W)) of each image.
+        tta: scales and mirror images to average over; None: the image as it is.
     """
     matrix = ConfusionMatrix(num_classes)
     training = model.training
     model.eval()
     for batch in tqdm(loader, desc=title, disable=not distributed.is_main(), leave=False):
         label = batch["label"]
-        logits = model(batch["image"].to(device), size=label.shape[-2:], align_corners=True)["logits"]
-        prediction = logits.argmax(1).cpu()
+        prediction = predict(model, batch["image"].to(device), tuple(label.shape[-2:]), tta or Augmented()).cpu()
         matrix.update(label, prediction)
         if on_image is not None:
             on_image(batch["name"][0], label[0], prediction[0])
@@ -43,13 +53,28 @@ def evaluate(
     return matrix
 
 
+def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: Augmented) -> Tensor:
+    """Classes (N, H, W) int64 of images (N, 3, h, w) at ``size`` (H, W)."""
+    if tta == Augmented():
+        return model(image, size=size, align_corners=True)["logits"].argmax(1)
+    total: Tensor | float = 0.0
+    for scale in tta.scales:
+        scaled = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        for flip in (False, True) if tta.flip else (False,):
+            logits = model(scaled.flip(3) if flip else scaled, size=size, align_corners=True)["logits"]
+            total = total + (logits.flip(3) if flip else logits).softmax(1)
+    return total.argmax(1)
+
+
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:
-    """Mean IoUs in percent: ``miou`` over ``eval_classes`` or all, and the 16- and 13-class means on Cityscapes ids."""
+    """In percent: ``miou`` over ``eval_classes`` or all classes, the 19-, 16- and 13-class means on Cityscapes ids, pixel
+    accuracy and frequency-weighted IoU."""
     classes = None if eval_classes is None else table.ids(eval_classes)
-    result = {"miou": 100 * matrix.miou(classes)}
+    result = {"miou": matrix.miou(classes)}
     if eval_classes is None and table is CITYSCAPES:
-        result |= {f"miou_{count}": 100 * matrix.miou(ids) for count, ids in SCORED_CLASSES.items()}
-    return result | {"pixel_accuracy": 100 * matrix.pixel_accuracy()}
+        result |= {f"miou_{count}": matrix.miou(ids) for count, ids in SCORED_CLASSES.items()}
+    result |= {"pixel_accuracy": matrix.pixel_accuracy(), "frequency_weighted_iou": matrix.frequency_weighted_iou()}
+    return {name: 100 * value for name, value in result.items()}
 
 
 def per_class(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float | None]:
@@ -61,7 +86,16 @@ def per_class(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 
 def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> str:
     """Per-class IoU and means in percent as text; a class that is absent shows a dash."""
-    iou = per_class(matrix, table, eval_classes)
-    lines = [f"{name:<20}{'-' if value is None else f'{value:.2f}':>8}" for name, value in iou.items()]
-    lines += [f"{name:<20}{value:>8.2f}" for name, value in scores(matrix, table, eval_classes).items()]
+    return comparison({"": matrix}, table, eval_classes)
+
+
+def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
+    """One column a network; of several, the best of each row is starred. Names are cut from the left to fit."""
+    columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
+    lines = [" " * NAME_WIDTH + "".join(f"{name[-COLUMN + 1:]:>{COLUMN}}" for name in matrices)] if len(matrices) > 1 else []
+    for row in columns[0]:
+        values = [column[row] for column in columns]
+        best = max((v for v in values if v is not None), default=None) if len(values) > 1 else None
+        cells = [f"{'-' if v is None else f'{v:.2f}'}{'*' if v is not None and v == best else ' '}" for v in values]
+        lines.append(f"{row:<{NAME_WIDTH}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells).rstrip())
     return "\n".join(lines)

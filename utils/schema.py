@@ -68,6 +68,12 @@ class Evaluation:
 
 
 @dataclass
+class Augmented:
+    scales: tuple[float, ...] = key((1.0,), "evaluate at these scales of the input and average the probabilities")
+    flip: bool = key(False, "... and at each scale its mirror image too")
+
+
+@dataclass
 class Train:
     num_steps: int = key(35000, "iterations; each is one optimiser step a domain")
     batch_size: int = key(8, "images of each domain in an iteration, all processes together")
@@ -130,6 +136,7 @@ class Config:
     target: Domain = field(default_factory=Domain)
     val: Validation = field(default_factory=Validation)
     test: Evaluation = field(default_factory=Evaluation)
+    tta: Augmented = field(default_factory=Augmented)
     train: Train = field(default_factory=Train)
     curriculum: Curriculum = field(default_factory=Curriculum)
     adabn: AdaBN = field(default_factory=AdaBN)

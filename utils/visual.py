@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dataset.labels import IGNORE, ClassTable
 
@@ -52,3 +52,25 @@ def save_prediction(folder: Path, name: str, image: Image.Image, label: np.ndarr
     for kind, picture in pictures.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         picture.save(folder / kind / f"{name}.png")
+
+
+def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
+    """Confusion matrix (C, C), rows are labels, as a picture: each row in percent of its labels, the darker the more."""
+    cell, margin = 40, 130
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = margin + cell * len(counts) + 8
+    picture = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((8, margin - 16), "label \\ prediction", fill="black")
+    for row, name in enumerate(table.names):
+        draw.text((8, margin + cell * row + 14), name, fill="black")
+        column = Image.new("RGB", (margin - 8, 14), "white")  # names of the columns read upwards
+        ImageDraw.Draw(column).text((0, 1), name, fill="black")
+        picture.paste(column.rotate(90, expand=True), (margin + cell * row + 14, 4))
+        for at, share in enumerate(shares[row]):
+            left, top = margin + cell * at, margin + cell * row
+            shade = 255 - round(2.1 * share)
+            draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=(shade, shade, 255))
+            if share >= 0.5:
+                draw.text((left + 10, top + 13), f"{share:.0f}", fill="white" if share > 60 else "black")
+    return picture

@@ -1,0 +1,106 @@
+"""evaluate.py: comparisons, averaging over scales, files that somebody else made, pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import evaluate
+from dataset.folders import DataError
+from dataset.labels import CITYSCAPES
+from models import build_segmentor
+from utils.evaluation import comparison, predict
+from utils.metrics import ConfusionMatrix
+from utils.schema import Augmented
+from utils.visual import confusion_picture
+
+
+def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):
+    evaluate.main(command(tmp_path, "any", "--weights", str(source_run), str(source_run / "last.pth"), "--json", str(tmp_path / "s.json")))
+    first, second = json.loads((tmp_path / "s.json").read_text())
+    assert first["name"] == str(source_run) and second["name"].endswith("last.pth") and first["miou"] == second["miou"]
+    matrices = {}
+    for name, right in (("poor", 1), ("rich", 3)):
+        matrices[name] = ConfusionMatrix(19)
+        matrices[name].update(torch.zeros(4, dtype=torch.long), torch.tensor([0] * right + [1] * (4 - right)))
+    table = comparison(matrices, CITYSCAPES, None)
+    assert "25.00       75.00*" in table.splitlines()[1] and max(map(len, capsys.readouterr().out.splitlines())) <= 160
+    assert max(map(len, comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None).splitlines())) <= 100
+
+
+class Stub(torch.nn.Module):
+    """Logits that are the image itself, at the wanted size."""
+
+    def forward(self, image: Tensor, size: tuple[int, int], align_corners: bool) -> dict[str, Tensor]:
+        return {"logits": torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=align_corners)}
+
+
+def test_averaging_undoes_the_mirror_and_the_scale():
+    image = torch.zeros(1, 3, 8, 12)
+    image[:, 1, :, 6:] = 5.0  # class 1 on the right, where a mirror that is not undone would put it on the left
+    plain = predict(Stub(), image, (8, 12), Augmented())
+    assert plain[0, :, 6:].eq(1).all() and plain[0, :, :6].eq(0).all()
+    assert torch.equal(predict(Stub(), image, (8, 12), Augmented(scales=(1.0,), flip=True)), plain)
+    scaled = predict(Stub(), image, (8, 12), Augmented(scales=(0.5, 1.0, 2.0), flip=True))
+    assert (scaled == plain).float().mean() > 0.9
+
+
+def test_averaging_by_configuration_changes_the_prediction(command, source_run, tmp_path):
+    results = []
+    for name, keys in (("plain", []), ("averaged", ["tta.flip=true", "tta.scales=[0.5, 1.0]"])):
+        evaluate.main(command(tmp_path, "any", "--weights", str(source_run), "--json", str(tmp_path / f"{name}.json"), *keys))
+        results.append(json.loads((tmp_path / f"{name}.json").read_text())["confusion_matrix"])
+    assert results[0] != results[1] and np.sum(results[0]) == np.sum(results[1])
+
+
+def test_saved_label_ids_score_as_the_network_did(command, city, source_run, tmp_path):
+    evaluate.main(command(tmp_path, "any", "--weights", str(source_run), "--save", str(tmp_path / "p"), "--json", str(tmp_path / "a.json")))
+    files = tmp_path / "p/label_ids"
+    evaluate.main(command(tmp_path, "any", "--predictions", str(files), "--json", str(tmp_path / "b.json")))
+    a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert a["confusion_matrix"] == b["confusion_matrix"] and a["miou"] == b["miou"]
+    assert 1 <= len(list((tmp_path / "p/worst").iterdir())) <= 10 and (tmp_path / "p/confusion.png").is_file()
+    ranked = sorted(path.name for path in (tmp_path / "p/worst").iterdir())
+    assert [float(name.split("_")[1]) for name in ranked] == sorted(float(name.split("_")[1]) for name in ranked)
+    first = sorted(files.iterdir())[0]
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(first)
+    with pytest.raises(DataError, match="differ in size .W x H.: 2x2 and 96x64"):
+        evaluate.main(command(tmp_path, "any", "--predictions", str(files)))
+    shutil.copy(first, tmp_path / "p/label_ids/other")
+    first.unlink()
+    with pytest.raises(DataError, match="0 predictions for"):
+        evaluate.main(command(tmp_path, "any", "--predictions", str(files)))
+
+
+def test_prediction_of_no_class_misses_its_label():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 255, 1, 255]))
+    assert matrix.iou().tolist() == [0.5, 0.5] and matrix.pixel_accuracy() == 0.5
+    assert matrix.frequency_weighted_iou() == 0.5
+    with pytest.raises(ValueError, match="neither|or 255"):
+        matrix.update(torch.tensor([0]), torch.tensor([7]))
+
+
+def test_official_pair_beside_a_run(command, source_run, tmp_path):
+    model = build_segmentor("resnet18_dilated16", "ppm_bilinear", 19, 512)
+    for part in ("encoder", "decoder"):
+        torch.save({f"module.{k}": v for k, v in getattr(model, part).state_dict().items()}, tmp_path / f"{part}.pth")
+    pair = [str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")]
+    evaluate.main(command(tmp_path, "any", "--weights", str(source_run), *pair, "--json", str(tmp_path / "s.json")))
+    assert [r["name"] for r in json.loads((tmp_path / "s.json").read_text())] == [str(source_run), pair[0]]
+    with pytest.raises(ValueError, match="needs its decoder after it"):
+        evaluate.main(command(tmp_path, "any", "--weights", pair[0], str(source_run)))
+
+
+def test_confusion_picture_is_dark_where_pixels_are():
+    counts = np.zeros((19, 19), int)
+    counts[3, 5] = 10
+    picture = np.asarray(confusion_picture(counts, CITYSCAPES)).astype(int)
+    cell = picture[130 + 40 * 3 + 2, 130 + 40 * 5 + 2]
+    other = picture[130 + 40 * 5 + 2, 130 + 40 * 3 + 2]
+    assert cell[0] < 60 and other[0] == 255
