@@ -15,7 +15,7 @@ from dataset.folders import Sample, read_image
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import build, distributed
 from utils.checkpoint import pair_up
-from utils.config import build_config, make_parser
+from utils.command_line import make_parser, parse_config
 from utils.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix
 from utils.predictions import Gallery, score_files
@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     parser.add_argument("--save", type=Path, help="write pictures below this folder: colour maps, label ids, panels, confusion")
     args = parser.parse_intermixed_args(argv)
-    return args, build_config(args.config, args.overrides)
+    return args, parse_config(args, "evaluate")
 
 
 def score_network(
@@ -44,7 +44,7 @@ def score_network(
     if gallery:
         images = {sample.name: sample.image for sample in samples}
         on_image = lambda name, label, prediction: gallery.add(name, read_image(images[name]), label, prediction)  # noqa: E731
-    loader = build.evaluation_loader(config, samples, config.test.dataset)
+    loader = build.evaluation_loader(config, samples, config.test)
     matrix = evaluate(model, loader, config.num_classes, device, on_image=on_image, tta=config.tta)
     if gallery:
         gallery.finish(matrix)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.setup()
     samples, table = build.test_samples(config), build.class_table(config)
     if args.predictions:
-        matrices = {str(args.predictions): score_files(args.predictions, samples, config.test.dataset, config.num_classes)}
+        matrices = {str(args.predictions): score_files(args.predictions, samples, build.label_kind(config.test), config.num_classes)}
     else:
         matrices = {}
         for name, files in pair_up(args.weights or [str(build.run_folder(config))]).items():

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 from models.weights import load_checkpoint_weights
 from utils import build, distributed
 from utils.adabn import convert_statistics
-from utils.checkpoint import CONVERTED, resolve_weights, save_atomic
-from utils.config import load_config, to_yaml
-from utils.engine import model_state, start_run
+from utils.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
+from utils.command_line import load_config
+from utils.config import to_yaml
 from utils.evaluation import evaluate, iou_table
+from utils.run import start_run
 from utils.schema import Config
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build.build_network(config, device)
         log.text(load_checkpoint_weights(model, resolve_weights(config.adabn.weights or str(folder))))
         table, classes = build.class_table(config), config.test.eval_classes
-        test_loader = build.evaluation_loader(config, build.test_samples(config), config.test.dataset)
+        test_loader = build.evaluation_loader(config, build.test_samples(config), config.test)
 
         before = evaluate(model, test_loader, config.num_classes, device, title="before")
         log.text(f"before conversion\n{iou_table(before, table, classes)}")

@@ -6,8 +6,9 @@ source steps and the same mixed statistics, but no curriculum.
 
 from collections.abc import Sequence
 
-from utils.config import load_config
-from utils.engine import Experiment, Step, train
+from utils.command_line import load_config
+from utils.engine import Step
+from utils.run import Experiment, train
 from utils.steps import statistics_only
 
 

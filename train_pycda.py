@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from utils.build import build_curriculum, class_table
-from utils.config import load_config
-from utils.engine import Experiment, Step, train
+from utils.command_line import load_config
+from utils.engine import Step
+from utils.run import Experiment, train
 from utils.steps import self_training
 
 # The released script fixes these whatever its YAML says.

@@ -6,8 +6,8 @@ Positions only mean something in whole images, so the target is not cropped, sca
 from collections.abc import Sequence
 
 from train_pycda import DEFAULTS, steps
-from utils.config import load_config
-from utils.engine import train
+from utils.command_line import load_config
+from utils.run import train
 
 DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 

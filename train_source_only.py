@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from utils.config import load_config
-from utils.engine import Experiment, Step, train
+from utils.command_line import load_config
+from utils.engine import Step
+from utils.run import Experiment, train
 
 
 def steps(experiment: Experiment) -> list[Step]:

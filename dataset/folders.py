@@ -87,18 +87,20 @@ def find_samples(
     """Image/label pairs of one split, sorted by path (or in the order of the list).
 
     Args:
-        dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``.
+        dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``; or "list": what ``data_list`` says.
         split: sub-folder of the Cityscapes layout; the others have none.
         data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
-            Without it the folder is scanned.
+            Without it the folder is scanned. For "list", ``image_path label_path`` a line, the label path optional.
         label_list: text file with the label paths in the same order, relative to ``data_dir`` or to the label folder.
         labels: "required": an image without label is an error; "optional": its label is None.
 
     Raises:
         DataError: a missing folder, an empty split, a missing file or pair; the message says what is expected.
     """
+    if dataset == "list":
+        return _find_listed(Path(data_dir), data_list, labels)
     if dataset not in _LAYOUTS:
-        raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(_LAYOUTS)}")
+        raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(_LAYOUTS)}, list")
     layout, root = _LAYOUTS[dataset], Path(data_dir)
     image_dir, label_dir = root / layout.images.format(split=split), root / layout.labels.format(split=split)
     if data_list is None:
@@ -122,6 +124,21 @@ def find_samples(
     if dataset == "cityscapes":  # the file name repeats the city
         names = [image.name.removesuffix(layout.image_suffix) for image in images]
     return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found)]
+
+
+def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[Sample]:
+    """Pairs of a list file, with paths relative to ``root`` or absolute, which may not contain spaces."""
+    if data_list is None:
+        raise DataError("dataset list needs a data_list: a text file of 'image_path label_path' lines")
+    samples = []
+    for line in read_list(data_list):
+        image, *rest = line.split()
+        if len(rest) > 1 or (not rest and labels == "required"):
+            raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed, without spaces in the paths")
+        label = _locate(rest[0], root, root, data_list) if rest else None
+        name = str(Path(image).with_suffix("")).strip("/").replace("/", "_")
+        samples.append(Sample(name, _locate(image, root, root, data_list), label))
+    return samples
 
 
 def _scan(image_dir: Path, layout: _Layout, dataset: str) -> list[Path]:

@@ -1,10 +1,17 @@
-"""Classes, palette, and look-up tables from raw label ids to train ids. Only numpy is imported."""
+"""Classes, palette, and look-up tables from raw label ids to train ids.
+
+The tables of GTAV, SYNTHIA and Cityscapes are here; others are YAML files, see ``read_id_table``.
+"""
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 IGNORE = 255  # train id of what is not scored and not trained on
 
@@ -90,14 +97,23 @@ SCORED_CLASSES: dict[int, tuple[int, ...]] = {
 
 
 def id_lookup(dataset: str) -> np.ndarray:
-    """Raw label id -> train id (255 where there is none) of "gtav", "synthia" or "cityscapes".
+    """Raw label id -> train id (255 where there is none).
+
+    Args:
+        dataset: "gtav", "synthia", "cityscapes", or the path of a YAML id table.
 
     Returns:
         uint8 (65536,) for synthia, whose labels are 16-bit, else (256,).
     """
+    if is_id_table(dataset):
+        return read_id_table(dataset)[1]
     if dataset not in _TABLES:
-        raise ValueError(f"no label table for {dataset!r}: choose one of {', '.join(_TABLES)}")
+        raise ValueError(f"no label table for {dataset!r}: choose one of {', '.join(_TABLES)}, or a YAML file")
     size, ids = _TABLES[dataset]
+    return _lookup(size, ids)
+
+
+def _lookup(size: int, ids: dict[int, int]) -> np.ndarray:
     table = np.full(size, IGNORE, np.uint8)
     for raw, train in ids.items():
         table[raw] = train
@@ -107,11 +123,63 @@ def id_lookup(dataset: str) -> np.ndarray:
 def known_ids(dataset: str) -> np.ndarray:
     """bool table as long as ``id_lookup``: True for an id that the data set defines, scored or not.
 
-    Cityscapes ids are 0..33 and 255; some GTAV labels have 34 (licence plate). SYNTHIA ids are 0..22.
+    Cityscapes ids are 0..33 and 255; some GTAV labels have 34 (licence plate). SYNTHIA ids are 0..22. A YAML table defines
+    the ids that it names, and 255.
     """
-    known = np.zeros(len(id_lookup(dataset)), bool)
-    if dataset == "synthia":
+    table = id_lookup(dataset)
+    known = np.zeros(len(table), bool)
+    if is_id_table(dataset):
+        known = read_id_table(dataset)[2]
+    elif dataset == "synthia":
         known[:23] = True
     else:
         known[:35] = known[255] = True
     return known
+
+
+def is_id_table(dataset: str) -> bool:
+    """Whether ``dataset`` is the path of a YAML id table instead of a data set's name."""
+    return dataset.endswith((".yaml", ".yml"))
+
+
+@cache
+def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
+    """Classes of somebody's own data from a YAML file with the keys
+
+    * ``classes``: a list, in train-id order, of ``{name: road, colour: [128, 64, 128], ids: [7, 8]}``: the raw ids
+      0..254 that are this class in 8-bit label PNGs; the first is the one that prediction files get;
+    * ``void``: raw ids that occur but are no class (optional). 255 is always void.
+
+    Returns:
+        classes, look-up uint8 (256,) of raw ids, and bool (256,), True for a raw id that the table names.
+
+    Raises:
+        ValueError: the file is missing or malformed, or a raw id is named twice.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no id table {path}")
+    content = yaml.safe_load(Path(path).read_text())
+    try:
+        classes = [(str(c["name"]), tuple(c["colour"]), tuple(c["ids"])) for c in content["classes"]]
+        void = tuple(content.get("void", ()))
+        palette = np.array([colour for _, colour, _ in classes], np.uint8).reshape(len(classes), 3)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no id table ({error!r}): it needs classes: [{{name, colour: [R, G, B], ids: [...]}}, ...]") from error
+    raw_ids = [raw for _, _, ids in classes for raw in ids] + list(void)
+    _check_ids(path, raw_ids, [ids for _, _, ids in classes])
+    export = np.zeros(256, np.uint8)
+    export[: len(classes)] = [ids[0] for _, _, ids in classes]
+    lookup = _lookup(256, {raw: train for train, (_, _, ids) in enumerate(classes) for raw in ids})
+    known = np.zeros(256, bool)
+    known[raw_ids] = known[255] = True
+    return ClassTable(tuple(name for name, _, _ in classes), palette, export), lookup, known
+
+
+def _check_ids(path: str, raw_ids: Sequence[Any], classes: Sequence[Sequence[int]]) -> None:
+    wrong = [raw for raw in raw_ids if type(raw) is not int or not 0 <= raw < IGNORE]
+    repeated = sorted({raw for raw in raw_ids if raw_ids.count(raw) > 1} - set(wrong))
+    if wrong or repeated or not classes or not all(classes) or len(classes) >= IGNORE:
+        raise ValueError(
+            f"{path}: every class needs at least one raw id, each id once and in 0..{IGNORE - 1}; "
+            f"wrong: {wrong or 'none'}, more than once: {repeated or 'none'}"
+        )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.folders import DataError, Sample, read_label
-from dataset.labels import IGNORE
+from dataset.labels import IGNORE, id_lookup
 
 
 class _Labels(Dataset):
@@ -126,9 +126,9 @@ def spatial_prior(
     return load_spatial_prior(path, num_classes)
 
 
-def _digest(samples: Sequence[Sample], *settings: object) -> str:
+def _digest(samples: Sequence[Sample], dataset: str, *settings: object) -> str:
     """Names a cache file by all that its content depends on."""
-    text = repr(settings) + "".join(str(sample.label) for sample in samples)
+    text = repr((dataset, id_lookup(dataset).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

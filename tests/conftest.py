@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_source_only  # noqa: E402
 from dataset.toy_city import Plan, write_toy_city  # noqa: E402
 
-
 TINY = [
     "model.encoder=resnet18_dilated16",
     "model.fc_dim=512",

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import ConfigError, build_config, to_yaml
+import evaluate
+import train_pycda
+from utils.config import ConfigError, build_config, key_types, to_yaml
+from utils.keys import describe_keys, keys_markdown
 
-CONFIGS = sorted((Path(__file__).parent.parent / "cfgs").rglob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "cfgs").rglob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -59,3 +63,24 @@ def test_command_line_wins_over_file_and_file_over_script(tmp_path):
 def test_override_without_value_is_named(tmp_path):
     with pytest.raises(ConfigError, match="'seed' is not key=value"):
         build_config(write(tmp_path, "seed: 1"), ["seed"])
+
+
+def test_readme_lists_the_keys_as_they_are():
+    """``python -m utils.keys`` prints the table to put between the markers."""
+    _, table, _ = (ROOT / "README.md").read_text().split("<!-- keys -->")
+    assert table.strip() == keys_markdown()
+    assert [k.name for k in describe_keys()] == list(key_types())
+
+
+@pytest.mark.parametrize("script", [train_pycda, evaluate])
+def test_help_lists_the_keys_and_print_config_the_values(script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "curriculum.conf_threshold (float, default 0.5)" in text and "poly | drop" in text
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--config", str(write(tmp_path, "seed: 3")), "--print-config", "train.num_steps=7"])
+    printed = write(tmp_path, capsys.readouterr().out)
+    assert stopped.value.code == 0 and build_config(printed).seed == 3 and build_config(printed).train.num_steps == 7
+    if script is train_pycda:
+        assert build_config(printed).train.momentum == 0  # the script's default, which the released script fixed

@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.folders import DataError, SegmentationFolder, find_samples, hold_out, read_image, read_label, write_list
+from dataset.folders import (
+    DataError,
+    SegmentationFolder,
+    find_samples,
+    hold_out,
+    read_image,
+    read_label,
+    write_list,
+)
 from dataset.toy_city import encode_png16
 from dataset.transforms import EvalTransform
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights, VGG16_Weights, resnet50, vgg16
+from torchvision.models import (
+    ResNet18_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    VGG16_Weights,
+    resnet50,
+    vgg16,
+)
 
 from models import build_segmentor, heads
 from models.batchnorm import batch_norms, bn_updates, configure_batchnorm

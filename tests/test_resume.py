@@ -239,6 +239,7 @@ def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoin
     with pytest.raises(FloatingPointError, match=r"loss in the source step: total=nan, main=nan, aux=[\d.]+\. .*last good checkpoint"):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    assert "FloatingPointError" in (tmp_path / "run/log.txt").read_text()
     assert state["step"] == 2 and all(tensor.isfinite().all() for tensor in state["model"].values())
 
 

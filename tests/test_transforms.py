@@ -6,7 +6,12 @@ import torch
 from PIL import Image
 
 from dataset.labels import IGNORE
-from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, JointTransform
+from dataset.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    JointTransform,
+)
 
 CLASSES = 4
 

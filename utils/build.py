@@ -8,8 +8,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset import priors
-from dataset.folders import Sample, SegmentationFolder, find_samples, hold_out, read_image, write_list
-from dataset.labels import CITYSCAPES, ClassTable
+from dataset.folders import (
+    Sample,
+    SegmentationFolder,
+    find_samples,
+    hold_out,
+    read_image,
+    write_list,
+)
+from dataset.labels import CITYSCAPES, ClassTable, is_id_table, read_id_table
 from dataset.loader import epoch_loader, eval_loader, train_loader
 from dataset.transforms import EvalTransform, JointTransform
 from models import build_segmentor
@@ -20,15 +27,34 @@ from utils import distributed
 from utils.checkpoint import resolve_weights
 from utils.curriculum import PyramidCurriculum
 from utils.log import RunLog
-from utils.schema import Config, Size
+from utils.schema import Config, Domain, Evaluation, Size
 
 SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
 
 
+def label_kind(options: Domain | Evaluation) -> str:
+    """What ``dataset.labels`` calls the label ids of a data set: its name, or the file of its id table."""
+    if (options.dataset == "list") != (options.id_table is not None):
+        raise ValueError(f"dataset {options.dataset} with id_table {options.id_table}: dataset list needs one, the others have their own")
+    return options.id_table or options.dataset
+
+
 def class_table(config: Config) -> ClassTable:
-    if config.num_classes != CITYSCAPES.num_classes:
-        raise ValueError(f"num_classes is {config.num_classes}, the label tables have {CITYSCAPES.num_classes}")
-    return CITYSCAPES
+    """The classes, which all three data sets share.
+
+    Raises:
+        ValueError: they do not, or num_classes is another number.
+    """
+    tables = {}
+    for name in ("source", "target", "test"):
+        kind = label_kind(getattr(config, name))
+        tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+    for name, table in tables.items():
+        if table.names != tables["source"].names:
+            raise ValueError(f"the classes of {name} are {', '.join(table.names)}; those of source {', '.join(tables['source'].names)}")
+    if config.num_classes != tables["source"].num_classes:
+        raise ValueError(f"num_classes is {config.num_classes}, the data sets have {tables['source'].num_classes}: set it to that")
+    return tables["source"]
 
 
 def run_folder(config: Config) -> Path:
@@ -82,7 +108,7 @@ def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole
         size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
     )
     return SegmentationFolder(
-        samples, options.dataset, transform, seed=config.seed, domain=domain, skip_bad=config.train.skip_bad_samples > 0
+        samples, label_kind(options), transform, seed=config.seed, domain=domain, skip_bad=config.train.skip_bad_samples > 0
     )
 
 
@@ -99,9 +125,9 @@ def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_
     )
 
 
-def evaluation_loader(config: Config, samples: Sequence[Sample], dataset: str) -> DataLoader:
-    """Each image once over all processes, the label at its own size."""
-    folder = SegmentationFolder(samples, dataset, EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET)
+def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain | Evaluation) -> DataLoader:
+    """Each image once over all processes, the label at its own size; ``options`` say how labels are read."""
+    folder = SegmentationFolder(samples, label_kind(options), EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET)
     return eval_loader(
         folder, num_workers=config.test.num_workers, rank=distributed.rank(), world_size=distributed.world_size()
     )
@@ -173,12 +199,12 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
     elif c.image_target == "source" and c.lambda_balance:
-        class_prior = priors.class_prior(samples, config.source.dataset, config.num_classes, **options)
+        class_prior = priors.class_prior(samples, label_kind(config.source), config.num_classes, **options)
     if c.lambda_eq and c.spatial_prior is not None:
         spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes)
     elif c.lambda_eq:
         size = _whole_target_size(config)
-        spatial_prior = priors.spatial_prior(samples, config.source.dataset, config.num_classes, size, sigma=c.prior_sigma, **options)
+        spatial_prior = priors.spatial_prior(samples, label_kind(config.source), config.num_classes, size, sigma=c.prior_sigma, **options)
     files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
     switches = {name: value for name, value in asdict(c).items() if name not in files}
     log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))

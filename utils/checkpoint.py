@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import yaml
 
+from models.batchnorm import bn_updates
+from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
 from utils.config import flatten, to_yaml
 from utils.schema import Config
@@ -20,6 +22,16 @@ FREE_KEYS = ("snapshot_dir", "exp_name", "resume", "resume_force", "train.num_wo
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or gone on from; the message says what to do."""
+
+
+def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
+    """What a checkpoint says of the network and of where it comes from."""
+    return {
+        "model": model.state_dict(),
+        "bn_updates": bn_updates(model),
+        "config": to_yaml(config),
+        "git": git_revision(),
+    }
 
 
 def make_run_folder(folder: Path) -> None:

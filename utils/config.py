@@ -1,6 +1,5 @@
 """YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key."""
 
-import argparse
 import difflib
 import types
 import typing
@@ -110,7 +109,8 @@ def _convert(value: Any, type_: Any) -> Any:
     return value
 
 
-def _type_name(type_: Any) -> str:
+def type_name(type_: Any) -> str:
+    """``type_`` as people write it."""
     return type_.__name__ if isinstance(type_, type) and not typing.get_args(type_) else str(type_).replace("NoneType", "null")
 
 
@@ -124,7 +124,7 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     try:
         value = _convert(value, known[name])
     except (TypeError, ValueError):
-        expected = _type_name(known[name])
+        expected = type_name(known[name])
         raise ConfigError(f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})") from None
     *groups, leaf = name.split(".")
     owner = config
@@ -175,19 +175,3 @@ def to_yaml(config: Config) -> str:
             owner = owner.setdefault(group, {})
         owner[leaf] = value
     return yaml.safe_dump(nested, sort_keys=False)
-
-
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The command line that all scripts share: ``--config CONFIG [key=value ...]``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.num_steps=100")
-    return parser
-
-
-def load_config(
-    argv: Sequence[str] | None, description: str, script: str, defaults: dict[str, Any] | None = None
-) -> Config:
-    """Config of the script named ``script`` from its command line."""
-    args = make_parser(description).parse_args(argv)
-    return build_config(args.config, args.overrides, defaults, script)

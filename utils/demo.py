@@ -108,7 +108,7 @@ class Demo:
             load_checkpoint_weights(model, resolve_weights(str(self.folder / stage.run)))
         for sample in build.test_samples(config)[:PANELS]:
             with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.dataset), table)]
+                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, build.label_kind(config.test)), table)]
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
                 tiles += [colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), Augmented())[0].numpy(), table) for m in models]

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset.folders import DataError, Sample
-from models.batchnorm import bn_updates, set_bn_updates
+from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from utils import build, distributed
 from utils.accumulate import PartwiseForward
-from utils.checkpoint import BEST, LAST, PREVIOUS, find_state, git_revision, make_run_folder, remove_results, save_atomic
-from utils.config import to_yaml
+from utils.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.evaluation import evaluate, iou_table, scores
 from utils.log import RunLog
 from utils.schema import Config
 from utils.signals import STOPPED, StopSignals
-from utils.steps import Batch, Losses, supervised
+from utils.steps import Batch, Losses
 from utils.watch import SHARE, CollapseWatch
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,87 +38,6 @@ class Step:
     loader: DataLoader
     losses: Losses
     backward: bool = True
-
-
-@contextmanager
-def start_run(config: Config) -> Iterator[tuple[torch.device, RunLog]]:
-    """Join the other processes, open the run folder's logs; undo it at the end."""
-    device = distributed.setup()
-    folder = build.run_folder(config)
-    try:
-        if distributed.is_main():
-            make_run_folder(folder)
-        with RunLog(folder, enabled=distributed.is_main()) as log:
-            processes = f"{distributed.world_size()} process(es) on {device.type}"
-            log.text(f"run folder {folder}, {processes}, code {git_revision()}")
-            yield device, log
-    finally:
-        distributed.shutdown()
-
-
-def train(config: Config, make_steps: Callable[["Experiment"], Sequence[Step]]) -> Path:
-    """Train the steps that ``make_steps`` gives for the experiment's parts. Returns the file of the result.
-
-    Raises:
-        SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command goes on.
-    """
-    with start_run(config) as (device, log):
-        state = find_state(config, build.run_folder(config), log.text)
-        start = state["step"] if state else 0
-        prepare_folder(config, log, start)
-        source = build.source_samples(config)
-        target, held_out = build.target_samples(config)
-        build.write_lists(config, source=source, target=target, held_out=held_out)
-        log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
-        model = build.build_model(config, log, device, pretrained=state is None)
-        steps = make_steps(Experiment(config, source, target, device, log, start))
-        trainer = Trainer(config, model, steps, held_out, device, log)
-        if state:
-            trainer.load_state(state)
-        return trainer.fit()
-
-
-def prepare_folder(config: Config, log: RunLog, start: int) -> None:
-    """Let the run folder hold what a run up to step ``start`` has written, and this configuration."""
-    if not distributed.is_main():
-        return
-    log.restart(start)
-    if start == 0:
-        removed = remove_results(build.run_folder(config))
-        if removed:
-            log.text(f"starting anew, removed the earlier run's {', '.join(removed)}")
-    (build.run_folder(config) / "config.yaml").write_text(to_yaml(config))
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a training script builds its steps from."""
-
-    config: Config
-    source: Sequence[Sample]
-    target: Sequence[Sample]
-    device: torch.device
-    log: RunLog
-    start: int = 0  # first iteration, above 0 in a resumed run
-
-    def source_step(self) -> Step:
-        """The supervised step, the same in all four recipes."""
-        loader = build.domain_loader(self.config, build.SOURCE, self.source, self.start)
-        return Step("source", loader, supervised(self.config.train.lambda_seg))
-
-    def target_step(self, losses: Losses, backward: bool = True) -> Step:
-        loader = build.domain_loader(self.config, build.TARGET, self.target, self.start)
-        return Step("target", loader, losses, backward)
-
-
-def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
-    """What a checkpoint says of the network and of where it comes from."""
-    return {
-        "model": model.state_dict(),
-        "bn_updates": bn_updates(model),
-        "config": to_yaml(config),
-        "git": git_revision(),
-    }
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
@@ -151,7 +68,7 @@ class Trainer:
         self.watch = CollapseWatch()
         self.validation = None
         if held_out:
-            self.validation = build.evaluation_loader(config, held_out, config.target.dataset)
+            self.validation = build.evaluation_loader(config, held_out, config.target)
         else:
             log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
 

@@ -16,7 +16,7 @@ from utils.metrics import ConfusionMatrix
 from utils.schema import Augmented
 
 OnImage = Callable[[str, Tensor, Tensor], None]
-NAME_WIDTH, COLUMN = 18, 12  # characters
+NAME_WIDTH, COLUMN = 24, 12  # characters
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from types import TracebackType
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-
 RECORDS = "log.jsonl"
 
 

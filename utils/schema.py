@@ -12,7 +12,7 @@ def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata=metadata)
 
 
-DATASETS = ("gtav", "synthia", "cityscapes")
+DATASETS = ("gtav", "synthia", "cityscapes", "list")
 Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
 
@@ -33,10 +33,11 @@ class Model:
 
 @dataclass
 class Domain:
-    dataset: str = key("cityscapes", "folder layout and label ids", choices=DATASETS)
+    dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
+    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str = key("", "root folder of the data set")
     split: str = key("train", "split folder (Cityscapes layout only)")
-    data_list: str | None = key(None, "text file with one image path a line; without it the folder is scanned")
+    data_list: str | None = key(None, "text file with one image path a line (list: and its label path); null: scan the folder")
     label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
     input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
     scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
@@ -57,10 +58,11 @@ class Validation:
 
 @dataclass
 class Evaluation:
-    dataset: str = key("cityscapes", "folder layout and label ids", choices=DATASETS)
+    dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
+    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str | None = key(None, "root folder; null: target.data_dir")
     split: str = key("val", "split folder (Cityscapes layout only)")
-    data_list: str | None = key(None, "text file with one image path a line")
+    data_list: str | None = key(None, "text file with one image path a line (list: and its label path)")
     label_list: str | None = key(None, "text file with one label path a line")
     input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
     eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all")

@@ -1,0 +1,105 @@
+"""Own data by list files and an id table, with other classes than Cityscapes'."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import train_pycda
+import train_pycda_spatial
+import train_source_only
+from dataset.folders import DataError, find_samples, read_label
+from dataset.labels import id_lookup, read_id_table
+from utils.config import build_config
+
+TABLE = """\
+classes:
+  - {name: ground, colour: [128, 64, 128], ids: [7, 8, 22]}
+  - {name: built, colour: [70, 70, 70], ids: [11, 12, 13]}
+  - {name: plants, colour: [107, 142, 35], ids: [21]}
+  - {name: moving, colour: [0, 0, 142], ids: [26, 24, 28, 33]}
+void: [0, 17, 19, 20, 23]
+"""
+
+
+@pytest.fixture
+def own(city: Path, tmp_path: Path) -> Path:
+    """List files over the toy city's pictures, and an id table of four classes."""
+    (tmp_path / "classes.yaml").write_text(TABLE)
+    source = [f"gtav/images/{i:05d}.png gtav/labels/{i:05d}.png" for i in range(1, 7)]
+    (tmp_path / "source.txt").write_text("\n".join(source))
+    for split in ("train", "val"):
+        images = sorted((city / f"cityscapes/leftImg8bit/{split}").rglob("*.png"))
+        lines = [f"{p} {str(p).replace('leftImg8bit', 'gtFine', 1).replace('_leftImg8bit', '_gtFine_labelIds')}" for p in images]
+        if split == "train":
+            lines = [line.split()[0] for line in lines]  # unlabelled
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def keys(own: Path, city: Path) -> list[str]:
+    domains = {"source": "source", "target": "train", "test": "val"}
+    found = ["num_classes=4"]
+    for name, file in domains.items():
+        found += [f"{name}.dataset=list", f"{name}.id_table={own}/classes.yaml", f"{name}.data_list={own}/{file}.txt", f"{name}.data_dir={city}"]
+    return found
+
+
+def test_four_classes_through_the_whole_recipe(command: Callable[..., list[str]], city, own):
+    mine = keys(own, city)
+    train_source_only.main(command(own, "source_only", *mine))
+    whole = ["target.crop_size=null", "target.input_size=[96, 64]", "source.crop_size=null"]
+    start = f"model.weights={own}/source_only"
+    train_pycda.main(command(own, "pycda", *mine, start, "curriculum.image_target=source"))
+    train_pycda_spatial.main(command(own, "spatial", *mine, *whole, start))
+    evaluate.main(command(own, "pycda", *mine, "--json", str(own / "s.json"), "--save", str(own / "p")))
+    result = json.loads((own / "s.json").read_text())
+    assert list(result["iou"]) == ["ground", "built", "plants", "moving"] and "miou_16" not in result
+    assert np.array(result["confusion_matrix"]).shape == (4, 4) and (own / "p/confusion.png").is_file()
+    assert '"target/share/pixel/plants"' in (own / "pycda/log.jsonl").read_text()
+    assert "no labelled held-out" in (own / "pycda/log.txt").read_text()
+
+
+def test_ids_become_classes_and_unknown_ones_are_named(city, own):
+    (sample, *_) = find_samples("list", city, data_list=own / "source.txt")
+    table = str(own / "classes.yaml")
+    cityscapes, mine = read_label(sample.label, "cityscapes"), read_label(sample.label, table)
+    assert ((mine == 0) == np.isin(cityscapes, [0, 1, 9])).all() and (mine[cityscapes == 10] == 255).all()
+    (own / "less.yaml").write_text(TABLE.replace("void: [0, 17, 19, 20, 23]", ""))
+    with pytest.raises(DataError, match="ids that .*less.yaml does not define: .*23"):
+        read_label(sample.label, str(own / "less.yaml"))
+    assert read_id_table(table)[0].export_ids[:4].tolist() == [7, 11, 21, 26] and id_lookup(table)[28] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("ids: [21]", "ids: [21, 7]"), "more than once: .7"),
+        (("ids: [21]", "ids: [300]"), "wrong: .300"),
+        (("ids: [21]", "ids: []"), "at least one raw id"),
+        (("colour: [70, 70, 70], ", ""), "KeyError"),
+        (("classes:", "klasses:"), "KeyError"),
+    ],
+)
+def test_bad_id_table_is_named(tmp_path, change, message):
+    (tmp_path / "bad.yaml").write_text(TABLE.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        read_id_table(str(tmp_path / "bad.yaml"))
+
+
+def test_bad_lists_and_settings_are_named(command, city, own):
+    with pytest.raises(DataError, match="needs a data_list"):
+        find_samples("list", city)
+    with pytest.raises(DataError, match="'image_path label_path' is needed"):
+        find_samples("list", city, data_list=own / "train.txt")
+    assert all(s.label is None for s in find_samples("list", city, data_list=own / "train.txt", labels="optional"))
+    with pytest.raises(ValueError, match="num_classes is 19, the data sets have 4"):
+        train_source_only.main(command(own, "x", *keys(own, city), "num_classes=19"))
+    with pytest.raises(ValueError, match="those of source"):
+        train_source_only.main(command(own, "x", *keys(own, city), "test.dataset=cityscapes", "test.id_table=null"))
+    with pytest.raises(ValueError, match="dataset list needs one"):
+        train_source_only.main(command(own, "x", "source.dataset=list"))
+    assert build_config(command(own, "x")[1]).source.id_table is None

@@ -1,0 +1,55 @@
+"""Every configuration key with its type, default and meaning, from the code. ``python -m utils.keys`` prints Markdown."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import yaml
+
+from utils.config import key_types, type_name
+from utils.schema import Config
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def _plain(value: Any) -> str:
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...") or "''"
+
+
+def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
+    """All keys in the order of ``utils/schema.py``, by dotted name."""
+    group, types = group or Config(), key_types()
+    for f in fields(group):
+        value, name = getattr(group, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from describe_keys(value, f"{name}.")
+        else:
+            choices = f.metadata["choices"]
+            kind = " \\| ".join(choices) if choices else type_name(types[name]).replace("|", "or")
+            yield Key(name, kind, _plain(value), f.metadata["help"])
+
+
+def keys_markdown() -> str:
+    """The README's table of keys."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| `{k.name}` | {k.type} | `{k.default}` | {k.help} |" for k in describe_keys()])
+
+
+def keys_help() -> str:
+    """The same for ``--help``."""
+    entries = []
+    for k in describe_keys():
+        kind = k.type.replace("\\|", "|")
+        entries.append(f"  {k.name} ({kind}, default {k.default})\n      {k.help}")
+    return "keys:\n" + "\n".join(entries)
+
+
+if __name__ == "__main__":
+    print(keys_markdown())
