@@ -2,6 +2,7 @@
 # sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
+# sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
 # sh run.sh test [pytest arguments]         the tests
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
 # MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
@@ -12,7 +13,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,9s/^# //p' "$0" >&2
+    sed -n '2,10s/^# //p' "$0" >&2
     exit 2
 }
 
@@ -30,6 +31,7 @@ count_gpus() {
 case $1 in
     demo) shift; exec "$PYTHON" -m utils.demo "$@" ;;
     ablation) shift; exec "$PYTHON" -m utils.demo --ablation "$@" ;;
+    report) shift; exec "$PYTHON" -m utils.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac
 [ $# -ge 2 ] || usage

@@ -126,6 +126,12 @@ def find_samples(
     return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found)]
 
 
+def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
+    """All label files of a folder layout, whether or not there is an image."""
+    layout = _LAYOUTS[dataset]
+    return set((Path(data_dir) / layout.labels.format(split=split)).glob(layout.depth + layout.label_suffix))
+
+
 def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[Sample]:
     """Pairs of a list file, with paths relative to ``root`` or absolute, which may not contain spaces."""
     if data_list is None:

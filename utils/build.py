@@ -77,7 +77,7 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
     if v.data_list is not None:
         held_out = find_samples(t.dataset, v.data_dir or t.data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required")
     elif v.held_out and any(sample.label for sample in found):
-        _, held_out = hold_out(found, v.held_out, v.held_out_seed)
+        _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
     names = {sample.name for sample in held_out}
     unlabelled = [Sample(s.name, s.image, None) for s in found if s.name not in names]
     return unlabelled, held_out

@@ -134,16 +134,11 @@ class PyramidCurriculum(nn.Module):
         """
         Z = logits.float()
         self._check_shapes(Z, valid)
-        if valid is None:
-            valid = Z.new_ones(Z.shape[0], *Z.shape[2:], dtype=torch.bool)
-        log_P = F.log_softmax(Z, dim=1)
-        P = log_P.exp()
-        pixels = self._labels(log_P, valid)
-        squares = [self._square_labels(Z, P, valid, b) for b in self.box_size]
-
-        bottom = [pixels] if self.use_pixels else []
-        names = ["pixel"] * len(bottom) + [f"square_{b}" for b in self.box_size]
-        self.label_counts = {n: _count_labels(labels, Z.shape[1]) for n, labels in zip(names, bottom + squares)}
+        P = Z.softmax(dim=1)
+        layers = self.pseudo_labels(Z, valid, P)
+        self.label_counts = {name: _count_labels(labels, Z.shape[1]) for name, labels in layers.items()}
+        bottom = [layers["pixel"]] if self.use_pixels else []
+        squares = [layers[f"square_{b}"] for b in self.box_size]
         losses = {
             "pixel": self._mean_ce(bottom, Z.new_zeros(())),
             "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares, Z.new_zeros(())),
@@ -156,6 +151,20 @@ class PyramidCurriculum(nn.Module):
             losses["spatial"] = self._spatial_loss(Z, squares)
             total = total + self.lambda_eq * losses["spatial"]
         return {"total": total, **losses}
+
+    def pseudo_labels(self, Z: Tensor, valid: Tensor | None = None, P: Tensor | None = None) -> dict[str, PseudoLabels]:
+        """The layers of the pyramid that have labels, by name, finest first: "pixel", "square_4", ...
+
+        Args:
+            Z: (N, C, H, W) logits, float32.
+            valid: (N, H, W) bool; None means all valid.
+            P: softmax of Z, if it is there already.
+        """
+        if valid is None:
+            valid = Z.new_ones(Z.shape[0], *Z.shape[2:], dtype=torch.bool)
+        P = Z.softmax(dim=1) if P is None else P
+        layers = {"pixel": self._labels(Z.log_softmax(dim=1), valid)} if self.use_pixels else {}
+        return layers | {f"square_{b}": self._square_labels(Z, P, valid, b) for b in self.box_size}
 
     def _check_shapes(self, Z: Tensor, valid: Tensor | None) -> None:
         N, C, H, W = Z.shape
