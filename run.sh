@@ -4,6 +4,7 @@
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
 # sh run.sh test [pytest arguments]         the tests
+# sh run.sh benchmark                       ours beside the released way of doing it, on this machine
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
 # MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
 # Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
@@ -13,7 +14,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,10s/^# //p' "$0" >&2
+    sed -n '2,11s/^# //p' "$0" >&2
     exit 2
 }
 
@@ -31,6 +32,7 @@ count_gpus() {
 case $1 in
     demo) shift; exec "$PYTHON" -m utils.demo "$@" ;;
     ablation) shift; exec "$PYTHON" -m utils.demo --ablation "$@" ;;
+    benchmark) shift; exec "$PYTHON" tests/benchmark.py "$@" ;;
     report) shift; exec "$PYTHON" -m utils.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac

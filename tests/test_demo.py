@@ -1,0 +1,63 @@
+"""The demo calls the scripts and collects what they say; tried on tiny data with a step or two."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dataset.toy_city import Plan
+from utils import demo
+from utils.config import build_config
+
+TINY = [
+    *("model.encoder=resnet18_dilated16", "train.num_steps=1", "train.batch_size=2", "train.num_workers=0", "test.num_workers=0"),
+    *("val.held_out=3", "val.every=1", "adabn.batch_size=2", "train.amp=off"),
+]
+
+
+@pytest.fixture
+def small_city(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"size": (96, 64), "num_source": 3, "num_source_val": 2, "num_target": 6, "num_target_val": 2}
+    monkeypatch.setattr(demo, "Plan", partial(Plan, **tiny))
+
+
+def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, capsys):
+    ran = []
+    run = demo.Demo.run
+
+    def record(self, script: str, config: str, *arguments: str) -> None:
+        ran.append((script, config))
+        if script == "evaluate.py" or script == "test_adabn.py" or config in ("source_only", "pycda"):
+            run(self, script, config, *arguments)
+
+    monkeypatch.setattr(demo.Demo, "run", record)
+    monkeypatch.setattr(demo, "DEMO", (demo.DEMO[0], demo.DEMO[1], demo.DEMO[0], demo.DEMO[3]))  # two trainings are enough
+    demo.main(["--seed", "5", "--out", str(tmp_path), *TINY])
+    folder = tmp_path / "seed5"
+    scores = json.loads((folder / "table.json").read_text())
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[2].startswith(f"| source only | {scores[0]['miou']:.1f} |") and lines[5].startswith(f"| PyCDA | {scores[3]['miou']:.1f} |")
+    assert "seed 5" in lines[-1] and (folder / "panel.png").is_file() and (folder / "source_only/adabn.pth").is_file()
+    assert ("train_pycda.py", "pycda") in ran and scores[0]["name"].endswith("source_only/")
+
+
+@pytest.mark.parametrize("stages", [demo.DEMO, demo.ORACLE, demo.ABLATION])
+def test_every_stage_has_its_config_and_accepts_its_keys(stages):
+    runs = [stage.run for stage in stages if stage.weights is None]
+    assert len(set(runs)) == len(runs)
+    for stage in stages:
+        config = build_config(demo.CONFIGS / f"{stage.config}.yaml", [key.format(data="x") for key in stage.keys])
+        assert (Path(demo.ROOT) / stage.script).is_file() and config.train.num_steps <= 600
+
+
+def test_ablation_switches_off_what_its_titles_leave_out():
+    by_title = {stage.title: build_config(demo.CONFIGS / f"{stage.config}.yaml", stage.keys).curriculum for stage in demo.ABLATION[2:]}
+    layers = {t: (bool(c.lambda_balance), c.use_pixels, bool(c.box_size)) for t, c in by_title.items()}
+    assert layers == {
+        "top only": (True, False, False),
+        "pixels only": (False, True, False),
+        "top + pixels": (True, True, False),
+        "top + squares": (True, False, True),
+        "all: PyCDA": (True, True, True),
+    }
