@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropou
 
 def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
     """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
-    environment = os.environ | {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | variables
+    environment = os.environ | {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | variables
     run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
     return subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

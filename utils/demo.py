@@ -7,6 +7,7 @@ target images. Finished stages are not repeated, so all three share one source-o
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -81,7 +82,7 @@ class Demo:
         keys = [key for key in self.keys if config in ("adabn", "pycda", "pycda_spatial") or not key.startswith("model.weights=")]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode:
             sys.exit(f"demo: {script} with {config} failed, see the message above")
 
     def train(self, stages: Sequence[Stage]) -> None:
