@@ -20,6 +20,8 @@ import train_source_only
 ROOT = Path(__file__).parent.parent
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
+NETWORK = ["model.encoder=resnet18_dilated8", "model.decoder=fcn", "source.crop_size=null", "target.crop_size=null"]
+RATES = ["train.lr_encoder=0.001", "train.lr_decoder=0.005"]
 
 
 def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
@@ -43,31 +45,44 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "last.pth", weights_only=True)["model"]
 
 
+@pytest.fixture(scope="module")
+def trained_run(command, tmp_path_factory) -> Path:
+    """A network that has learnt something. Of one that has not, float32 training is chaotic: a value that rounding puts on
+    the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
+    runs = tmp_path_factory.mktemp("trained")
+    keys = ["train.num_steps=40", "train.batch_size=4", "val.every=40", "train.lr_encoder=0.01", "train.lr_decoder=0.05"]
+    train_source_only.main(command(runs, "source_only", *NETWORK, *keys))
+    return runs / "source_only"
+
+
 @pytest.mark.parametrize(
     ("script", "keys"),
     [
-        (train_source_only, ["source.scale=[0.7, 1.3]", "source.flip=true"]),
+        (train_source_only, ["source.scale=[0.7, 1.3]", "source.flip=true", "source.crop_size=[96, 64]"]),
         (train_adabn, []),
-        (train_pycda, ["curriculum.conf_threshold=0.1"]),
-        (train_pycda_spatial, [*WHOLE, "curriculum.conf_threshold=0.1"]),
+        (train_pycda, ["curriculum.conf_threshold=0.2"]),
+        (train_pycda_spatial, [*WHOLE, "curriculum.conf_threshold=0.2"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_two_processes_train_as_one(command, source_run, tmp_path, script, keys):
-    keys = [*STEPS, *keys, f"model.weights={source_run}", "train.lr_encoder=0.001", "train.lr_decoder=0.01"]
+def test_two_processes_train_as_one(command, trained_run, tmp_path, script, keys):
+    keys = [*NETWORK, *STEPS, *RATES, *keys, f"model.weights={trained_run}"]
     other = launch(2, f"{script.__name__}.py", command(tmp_path, "two", *keys))
     script.main(command(tmp_path, "one", *keys))
     finish(other)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == len(two)
+    assert [record["step"] for record in one] == [1, 2, 3, 4, 5, 5]
     for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
-    start = torch.load(source_run / "best.pth", weights_only=True)["model"]
+        assert a.keys() == b.keys()
+        for name in a:  # what counts pixels may differ by a tie that rounding decides
+            counted = 1e-3 if "/labelled/" in name or "/share/" in name else 0.05 if name.startswith("val/") else 1e-6
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=counted, nan_ok=True), name
+    start = torch.load(trained_run / "best.pth", weights_only=True)["model"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, begin in start.items():
-        moved = (one[name] - begin).norm()
         assert (one[name] - two[name]).norm() <= 1e-4 * one[name].norm() + 1e-6, name
-        if moved > 1e-4 * begin.norm():  # what five steps changed agrees too, not only what they left
+        moved = (one[name] - begin).norm()  # what the gradients did agrees too, not only what they left alone
+        if moved > 1e-4 * begin.norm() + 1e-6:
             assert (one[name] - two[name]).norm() <= 0.02 * moved, name
 
 

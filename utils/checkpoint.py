@@ -136,8 +136,11 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Name -> files of each network that ``weights`` lists: runs of this project, or an official encoder, then decoder.
 
     Raises:
-        ValueError: an encoder file without a decoder file after it.
+        ValueError: an encoder file without a decoder file after it, or a network given twice.
     """
+    repeated = sorted({given for given in weights if weights.count(given) > 1})
+    if repeated:
+        raise ValueError(f"weights list {', '.join(repeated)} more than once")
     networks: dict[str, tuple[str, ...]] = {}
     encoder = None
     for given in weights:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,11 +47,12 @@ class Stage:
 
 
 SOURCE_ONLY = Stage("source only", "source_only", "train_source_only.py", "source_only")
+PYCDA = Stage("PyCDA", "pycda", "train_pycda.py", "pycda")
 DEMO = (
     SOURCE_ONLY,
     Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
     Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
-    Stage("PyCDA", "pycda", "train_pycda.py", "pycda"),
+    PYCDA,
     Stage("PyCDA, converted BN", "pycda", "test_adabn.py", "pycda", weights=CONVERTED),
     Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
 )
@@ -65,7 +66,7 @@ ABLATION = (
     Stage("pixels only", "only_pixels", "train_pycda.py", "pycda", (TOP, SQUARES)),
     Stage("top + pixels", "top_pixels", "train_pycda.py", "pycda", (SQUARES,)),
     Stage("top + squares", "top_squares", "train_pycda.py", "pycda", (PIXELS,)),
-    Stage("all: PyCDA", "pycda", "train_pycda.py", "pycda"),
+    replace(PYCDA, title="all: PyCDA"),
 )
 
 
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stages is DEMO:
         source = demo.scores([SOURCE_ONLY], "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val")
         note += f"; source only on held-out source scenes: {source[0]['miou']:.1f} mIoU"
-        note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, DEMO[3]])}"
+        note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
     (demo.folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")
 
