@@ -146,7 +146,7 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
 class PooledStatistics:
     """Exact mean and variance of every batch norm's input over all train-mode forwards within the context.
 
-    Sums are kept in float64, so that the result does not depend on how the images are batched by rounding. Running
+    Sums over the forwards are kept in float64, so that the result hardly depends on how the images are batched. Running
     statistics are left as they were until ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
     """
 
@@ -167,8 +167,10 @@ class PooledStatistics:
     def _collect(self, name: str, module: BatchNorm2d, inputs: tuple[Tensor]) -> None:
         if not module.training:
             return
-        x = inputs[0].detach().double().transpose(0, 1).flatten(1)
-        moments = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+        x = inputs[0].detach().float()
+        var, mean = (moment.double() for moment in torch.var_mean(x, (0, 2, 3), correction=0))
+        count = torch.full_like(mean, x.numel() / len(mean))
+        moments = torch.stack([count, count * mean, count * (var + mean.square())])
         self.moments[name] = self.moments[name] + moments if name in self.moments else moments
 
     def __exit__(

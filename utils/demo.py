@@ -53,7 +53,6 @@ DEMO = (
     Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
     Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
     PYCDA,
-    Stage("PyCDA, converted BN", "pycda", "test_adabn.py", "pycda", weights=CONVERTED),
     Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
 )
 ORACLE_KEYS = ("source.dataset=cityscapes", "source.data_dir={data}/cityscapes", "val.held_out=0")
