@@ -14,7 +14,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,11s/^# //p' "$0" >&2
+    sed -n '2,11s/^# //p' run.sh >&2
     exit 2
 }
 

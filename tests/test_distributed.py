@@ -67,9 +67,8 @@ def trained_run(command, tmp_path_factory) -> Path:
 )
 def test_two_processes_train_as_one(command, trained_run, tmp_path, script, keys):
     keys = [*NETWORK, *STEPS, *RATES, *keys, f"model.weights={trained_run}"]
-    other = launch(2, f"{script.__name__}.py", command(tmp_path, "two", *keys))
+    finish(launch(2, f"{script.__name__}.py", command(tmp_path, "two", *keys)))  # before: on two cores they would starve
     script.main(command(tmp_path, "one", *keys))
-    finish(other)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [record["step"] for record in one] == [1, 2, 3, 4, 5, 5]
     for a, b in zip(one, two, strict=True):
@@ -88,10 +87,9 @@ def test_two_processes_train_as_one(command, trained_run, tmp_path, script, keys
 
 def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
     keys = ["--weights", str(source_run)]
-    runs = {n: launch(n, "evaluate.py", [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{n}.json")]) for n in (2, 3)}
+    for processes in (2, 3):
+        finish(launch(processes, "evaluate.py", [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{processes}.json")]))
     evaluate.main([*command(tmp_path, "e", *keys), "--json", str(tmp_path / "1.json")])
-    for process in runs.values():
-        finish(process)
     one, two, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2, 3))
     assert one["confusion_matrix"] == two["confusion_matrix"] == three["confusion_matrix"]
     assert sum(map(sum, one["confusion_matrix"])) == 3 * 96 * 64
@@ -130,15 +128,25 @@ def test_one_failing_process_ends_the_others_with_its_error(command, tmp_path):
     assert process.returncode != 0 and "this process is out of luck" in output
 
 
+def test_failed_run_is_restarted_from_its_checkpoint(command, tmp_path):
+    arguments = command(tmp_path, "again", "train.num_steps=3", "val.every=1", "val.held_out=0")
+    finish(launch(1, str(_failing_script(tmp_path)), arguments, PYTHONPATH=str(ROOT), MAX_RESTARTS="1"))
+    log = (tmp_path / "again/log.txt").read_text()
+    assert "this process is out of luck" in log and "after step 1" in log
+    assert [record["step"] for record in losses(tmp_path / "again")] == [1, 2, 3]
+
+
 def _failing_script(folder: Path) -> Path:
+    """Source only, whose last process fails in the second iteration, once."""
     script = folder / "failing.py"
     script.write_text(
-        "import train_source_only\n"
+        "import pathlib, train_source_only\n"
         "from utils import distributed\n"
         "from utils.engine import Trainer\n"
-        "iterate = Trainer._iterate\n"
+        "iterate, marker = Trainer._iterate, pathlib.Path(__file__).with_name('failed')\n"
         "def fail(self, index, batches):\n"
-        "    if index == 1 and distributed.rank() == 1:\n"
+        "    if index == 1 and distributed.rank() == distributed.world_size() - 1 and not marker.exists():\n"
+        "        marker.touch()\n"
         "        raise RuntimeError('this process is out of luck')\n"
         "    return iterate(self, index, batches)\n"
         "Trainer._iterate = fail\n"

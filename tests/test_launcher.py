@@ -1,0 +1,43 @@
+"""``run.sh`` without training anything: the command that it would start, told by an ``echo`` in the interpreter's place."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def started(*arguments: str, **variables: str) -> str:
+    """What ``run.sh`` gives to the interpreter."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_"))}
+    command = ["sh", str(ROOT / "run.sh"), *arguments]
+    result = subprocess.run(command, env=kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_one_process_without_gpus_and_one_for_each_visible_gpu():
+    assert started("train_pycda.py", "c.yaml", "seed=1") == "train_pycda.py --config c.yaml seed=1"
+    many = started("train_pycda.py", "c.yaml", "seed=1", CUDA_VISIBLE_DEVICES="0,2,3")
+    assert many == "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0 train_pycda.py --config c.yaml seed=1"
+    assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", CUDA_VISIBLE_DEVICES="0,2,3", NPROC="2")
+
+
+def test_several_nodes_by_variables_or_by_slurm(tmp_path):
+    given = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29501", "NPROC": "4"}
+    expected = "--nnodes 2 --node_rank 1 --master_addr node7 --master_port 29501 --nproc_per_node 4"
+    assert expected in started("train_pycda.py", "c.yaml", **given)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "9501", "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
+    assert expected in started("train_pycda.py", "c.yaml", NPROC="4", PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")])
+def test_what_is_missing_is_named(arguments, message):
+    environment = os.environ | {"NNODES": "2", "MASTER_ADDR": "node7"}
+    result = subprocess.run(["sh", str(ROOT / "run.sh"), *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and message in result.stderr
