@@ -42,13 +42,20 @@ def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, cap
     assert ("train_pycda.py", "pycda") in ran and Path(scores[0]["name"]).name == "source_only"
 
 
-@pytest.mark.parametrize("stages", [demo.DEMO, demo.ORACLE, demo.ABLATION])
+@pytest.mark.parametrize("stages", demo.STAGES.values(), ids=demo.STAGES)
 def test_every_stage_has_its_config_and_accepts_its_keys(stages):
     runs = [stage.run for stage in stages if stage.weights is None]
     assert len(set(runs)) == len(runs)
     for stage in stages:
         config = build_config(demo.CONFIGS / f"{stage.config}.yaml", [key.format(data="x") for key in stage.keys])
         assert (Path(demo.ROOT) / stage.script).is_file() and config.train.num_steps <= 600
+
+
+def test_paper_variant_is_that_of_the_shipped_configuration():
+    for demo_config, shipped in (("pycda", "pycda_paper"), ("pycda_spatial", "pycda_spatial_paper")):
+        ours = build_config(demo.CONFIGS / f"{demo_config}.yaml", demo.PAPER_KEYS)
+        paper = build_config(demo.CONFIGS.parent / f"{shipped}.yaml")
+        assert ours.curriculum == paper.curriculum and ours.train.momentum == paper.train.momentum
 
 
 def test_ablation_switches_off_what_its_titles_leave_out():
@@ -59,5 +66,6 @@ def test_ablation_switches_off_what_its_titles_leave_out():
         "pixels only": (False, True, False),
         "top + pixels": (True, True, False),
         "top + squares": (True, False, True),
+        "pixels + squares": (False, True, True),
         "all: PyCDA": (True, True, True),
     }
