@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset.folders import DataError, Sample
+from dataset.folders import DataError, Sample, read_image
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from utils import build, distributed
@@ -24,10 +25,12 @@ from utils.log import RunLog
 from utils.schema import Config
 from utils.signals import STOPPED, StopSignals
 from utils.steps import Batch, Losses
+from utils.visual import panel
 from utils.watch import SHARE, CollapseWatch
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 5  # names in an error message
+PANELS = 4  # held-out images in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Trainer:
         self.validation = None
         if held_out:
             self.validation = build.evaluation_loader(config, held_out, config.target)
+            seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
+            self.pictured = {sample.name: sample.image for sample in seen[:: math.ceil(len(seen) / PANELS)]}  # spread over the cities
         else:
             log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
 
@@ -191,7 +196,8 @@ class Trainer:
     def _validate_and_save(self, done: int) -> None:
         best = False
         if self.validation is not None:
-            matrix = evaluate(self.model, self.validation, self.config.num_classes, self.device, title="validate")
+            draw = partial(self._draw_panel, done)
+            matrix = evaluate(self.model, self.validation, self.config.num_classes, self.device, on_image=draw, title="validate")
             result = scores(matrix, self.table, self.config.test.eval_classes)
             best = result["miou"] > self.best_miou
             self.best_miou = max(result["miou"], self.best_miou)
@@ -199,6 +205,11 @@ class Trainer:
             table = iou_table(matrix, self.table, self.config.test.eval_classes)
             self.log.text(f"validation at step {done} (best so far {self.best_miou:.2f})\n{table}")
         self._save(done, best)
+
+    def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
+        if name in self.pictured:
+            picture = panel(read_image(self.pictured[name]), label.numpy(), prediction.numpy(), self.table)
+            self.log.picture(done, f"panels/{name}", picture)
 
     def _save(self, done: int, best: bool = False) -> None:
         bad = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]

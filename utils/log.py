@@ -1,15 +1,25 @@
-"""What a run writes down: a text log, one JSON line a record, TensorBoard scalars. Only the first process writes."""
+"""What a run writes down: a text log, one JSON line a record, TensorBoard. Only the first process writes."""
 
 import json
 import logging
+import math
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-RECORDS = "log.jsonl"
+from utils.watch import SHARE
+
+RECORDS, BOARD = "log.jsonl", "tensorboard"
+PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation
+DRAWN_BARS = 30  # TensorBoard draws so many, whatever it is given: with as many, each is one class
+NOTHING = 1e-12  # height of an empty bar: TensorBoard would widen the first and last full one over those of 0
 
 
 class _TqdmHandler(logging.Handler):
@@ -53,7 +63,7 @@ class RunLog:
 
     def _open_records(self, **options: int) -> None:
         self._json = (self.folder / RECORDS).open("a")
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), **options)
+        self._board = SummaryWriter(str(self.folder / BOARD), **options)
 
     def restart(self, step: int) -> None:
         """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats."""
@@ -64,6 +74,8 @@ class RunLog:
         path = self.folder / RECORDS
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        if step == 0:  # TensorBoard would go on showing what the new run does not write
+            shutil.rmtree(self.folder / BOARD)
         self._open_records(purge_step=step + 1)
 
     def text(self, message: str) -> None:
@@ -72,10 +84,37 @@ class RunLog:
             self._logger.info(message)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of a step, for programs and TensorBoard."""
+        """Scalars of a step, for programs and TensorBoard, which gets the class shares of a layer as one histogram."""
         if not self.enabled:
             return
         self._json.write(json.dumps({"step": step, **values}) + "\n")
         self._json.flush()
+        shares: dict[str, list[float]] = {}
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            parts = name.split("/", 3)  # STEP/share/LAYER/CLASS, where the class may have a slash too
+            if SHARE in parts:
+                shares.setdefault("/".join(parts[:3]), []).append(value)
+            else:
+                self._board.add_scalar(name, value, step)
+        for name, heights in shares.items():
+            self._bars(step, name, heights)
+
+    def _bars(self, step: int, name: str, heights: Sequence[float]) -> None:
+        """A histogram in TensorBoard whose bar from c to c + 1 is ``heights[c]``; all that follow are empty."""
+        bars = np.full(DRAWN_BARS * math.ceil(len(heights) / DRAWN_BARS), NOTHING)
+        bars[: len(heights)] = np.maximum(heights, NOTHING)
+        left = np.arange(len(bars))
+        moments = {"num": bars.sum(), "sum": (left * bars).sum(), "sum_squares": (left**2 * bars).sum()}
+        limits = {"min": 0, "max": len(bars), "bucket_limits": left + 1}
+        self._board.add_histogram_raw(name, bucket_counts=bars, global_step=step, **limits, **moments)
+
+    def document(self, step: int, name: str, text: str) -> None:
+        """A preformatted text in TensorBoard."""
+        if self.enabled:
+            self._board.add_text(name, f"```\n{text}\n```", step)
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        """A picture in TensorBoard, shrunk to ``PICTURE_WIDTH`` or less."""
+        if self.enabled:
+            small = picture.reduce(math.ceil(picture.width / PICTURE_WIDTH))
+            self._board.add_image(name, np.array(small), step, dataformats="HWC")

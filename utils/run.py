@@ -66,6 +66,9 @@ def prepare_folder(config: Config, log: RunLog, start: int) -> None:
         if removed:
             log.text(f"starting anew, removed the earlier run's {', '.join(removed)}")
     (build.run_folder(config) / "config.yaml").write_text(to_yaml(config))
+    log.document(start, "config", to_yaml(config))
+    classes = [f"{c} to {c + 1}: {name}" for c, name in enumerate(build.class_table(config).names)]
+    log.document(start, "classes of the share histograms", "\n".join(classes))
 
 
 @dataclass(frozen=True)

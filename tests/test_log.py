@@ -1,0 +1,92 @@
+"""What TensorBoard gets is what log.jsonl says, and only that."""
+
+import io
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+import train_pycda
+import train_source_only
+from dataset.labels import CITYSCAPES
+from utils import log
+from utils.log import RunLog
+
+
+def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
+    """(step, value) of everything in the event files of a run, the files in the order of their names."""
+    for path in sorted((folder / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # a record: length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            yield from ((event.step, value) for value in event.summary.value)
+            at += 12 + length + 4
+
+
+@pytest.fixture(scope="module")
+def run(command, source_run, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("board")
+    train_pycda.main(command(runs, "pycda", f"model.weights={source_run}", "curriculum.conf_threshold=0.1"))
+    return runs / "pycda"
+
+
+def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    written = {(step, value.tag): value for step, value in values(run)}
+    for record in records:
+        step = record.pop("step")
+        for name, number in record.items():
+            layer, _, class_name = name.rpartition("/")
+            if "/share/" in name:
+                histogram, c = written[step, layer].histo, CITYSCAPES.names.index(class_name)
+                assert histogram.bucket[c] == pytest.approx(number, abs=1e-9) and histogram.bucket_limit[c] == c + 1
+            else:
+                assert written[step, name].simple_value == pytest.approx(number, nan_ok=True)
+    histograms = {tag: value.histo for (_, tag), value in written.items() if value.HasField("histo")}
+    assert histograms.keys() == {f"target/share/{layer}" for layer in ("pixel", "square_4", "square_8")}
+    assert all(len(h.bucket) == h.max == log.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
+    assert not any("/share/" in tag for (_, tag), value in written.items() if value.HasField("simple_value"))
+
+
+def test_panels_of_the_held_out_images_at_each_validation(run):
+    names = [Path(line).name.removesuffix("_leftImg8bit.png") for line in (run / "lists/held_out.txt").read_text().split()]
+    panels = [(step, value.tag, value.image) for step, value in values(run) if value.HasField("image")]
+    assert [(step, tag) for step, tag, _ in panels] == [(2, f"panels/{name}") for name in names]  # one validation, three images
+    picture = Image.open(io.BytesIO(panels[0][2].encoded_image_string))
+    assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64)
+
+
+def test_configuration_is_there_once_as_text(run):
+    texts = {value.tag: (step, value.tensor.string_val[0].decode()) for step, value in values(run) if value.tag.endswith("text_summary")}
+    step, config = texts["config/text_summary"]
+    assert step == 0 and yaml.safe_load(config.strip("`")) == yaml.safe_load((run / "config.yaml").read_text())
+    assert "10 to 11: sky" in texts["classes of the share histograms/text_summary"][1]
+    assert [value.tag for _, value in values(run)].count("config/text_summary") == 1
+
+
+def test_no_panel_without_validation(command, tmp_path):
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=1", "val.held_out=0"))
+    assert not any(value.HasField("image") for _, value in values(tmp_path / "run"))
+
+
+def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_path):
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=1"))
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=1", "val.held_out=0", "resume=off"))
+    tags = [value.tag for _, value in values(tmp_path / "run")]
+    assert tags.count("config/text_summary") == 1 and "source/total" in tags and not any(tag.startswith("panels/") for tag in tags)
+
+
+def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):
+    with RunLog(tmp_path) as out:
+        out.picture(1, "wide", Image.new("RGB", (4 * log.PICTURE_WIDTH, 400)))
+        out.record(1, {f"target/share/pixel/{name}": 0.0 for name in ("road/lane", "sky")})
+    picture, shares = (value for _, value in values(tmp_path))
+    assert (picture.image.width, picture.image.height) == (log.PICTURE_WIDTH, 100)
+    assert shares.tag == "target/share/pixel" and max(shares.histo.bucket) < 1e-9

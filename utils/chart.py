@@ -1,0 +1,68 @@
+"""Line charts as SVG with a legend in HTML, for the result page."""
+
+import html
+import math
+from collections.abc import Sequence
+
+WIDTH, HEIGHT = 400, 190  # SVG units, axes and their numbers included
+LEFT, RIGHT, TOP, BOTTOM = 44, 18, 8, 20  # margins around the lines
+POINTS = 200  # of a line; more would only be noise
+COLOURS = ("#0072b2", "#d55e00", "#008060", "#aa3377", "#7a6000", "#444444")  # told apart by the colour-blind too
+
+Points = Sequence[tuple[int, float]]  # (step, value)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At least two round numbers at equal distances, the first at most ``low``, the last at least ``high``."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(power * factor for factor in (0.2, 0.5, 1, 2) if span <= 5 * power * factor)
+    first = math.floor(low / step)
+    return [step * i for i in range(first, max(first + 1, math.ceil(high / step)) + 1)]
+
+
+def thin(points: Points) -> Points:
+    """At most ``POINTS`` points: means of as many neighbours as it takes, each at its last step."""
+    size = math.ceil(len(points) / POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def chart(title: str, series: dict[str, Points]) -> str:
+    """A figure with the lines of ``series`` over the same steps, axes, and first, last, least and greatest values."""
+    lines = {name: thin(points) for name, points in series.items()}
+    shown = [point for points in lines.values() for point in points]
+    steps, values = zip(*shown, strict=True)
+    x_ticks, y_ticks = ticks(min(steps), max(steps)), ticks(min(values), max(values))
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+
+    drawn = [f'<text x="0" y="{HEIGHT - 5}">step</text>']
+    drawn += [f'<text x="{x(t):.1f}" y="{HEIGHT - 5}" text-anchor="middle">{t:.6g}</text>' for t in x_ticks]
+    drawn += [f'<text x="{LEFT - 5}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.4g}</text>' for t in y_ticks]
+    drawn += [f'<path d="M{LEFT} {y(t):.1f}H{WIDTH - RIGHT}"/>' for t in y_ticks]
+    for colour, points in zip(_colours(series), lines.values(), strict=True):
+        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
+        drawn.append(f'<polyline points="{path}" stroke="{colour}"/>')
+        end_x, end_y = path.split()[-1].split(",")  # all that is seen of a line of one point
+        drawn.append(f'<circle cx="{end_x}" cy="{end_y}" r="2.5" fill="{colour}"/>')
+    name = html.escape(title)
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(drawn)}</svg>'
+    return f"<figure><figcaption><b>{name}</b></figcaption>{svg}{_legend(series)}</figure>"
+
+
+def _colours(series: dict[str, Points]) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(series))]
+
+
+def _legend(series: dict[str, Points]) -> str:
+    rows = ["<tr><th><th>first<th>last<th>least<th>greatest</tr>"]
+    for colour, (name, points) in zip(_colours(series), series.items(), strict=True):
+        values = [value for _, value in points]
+        numbers = "".join(f"<td>{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
+        rows.append(f'<tr><td><i style="background:{colour}"></i>{html.escape(name)}{numbers}</tr>')
+    return f"<table>{''.join(rows)}</table>"
