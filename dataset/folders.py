@@ -5,17 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from dataset.labels import IGNORE, id_lookup, known_ids
-from dataset.transforms import Transform
+from dataset.labels import UNKNOWN, id_lookup, known_ids
 
 
 class DataError(RuntimeError):
@@ -192,7 +188,8 @@ def read_image(path: Path) -> Image.Image:
     """RGB picture; DataError for a file that is missing, truncated or no picture."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB would copy it
     except (OSError, SyntaxError) as error:
         raise DataError(f"cannot read image {path}: {error}. Download it again or leave it out by a data_list") from error
 
@@ -221,7 +218,7 @@ def read_raw_label(path: Path, dataset: str) -> np.ndarray:
 
 def read_prediction(path: Path, dataset: str) -> np.ndarray:
     """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class."""
-    return id_lookup(dataset)[read_raw_label(path, dataset)]
+    return look_up(read_raw_label(path, dataset), id_lookup(dataset))
 
 
 def read_label(path: Path, dataset: str) -> np.ndarray:
@@ -230,57 +227,32 @@ def read_label(path: Path, dataset: str) -> np.ndarray:
     Raises:
         DataError: an unreadable file, colours instead of ids, or an id that the data set does not define.
     """
-    raw, known = read_raw_label(path, dataset), known_ids(dataset)
-    unknown = [int(i) for i in np.unique(raw) if i >= len(known) or not known[i]]
-    if unknown:
-        raise DataError(f"{path} has ids that {dataset} does not define: {_few(unknown)}. Is {dataset} the right data set?")
-    return id_lookup(dataset)[raw]
+    raw = read_raw_label(path, dataset)
+    ids = look_up(raw, np.where(known_ids(dataset), id_lookup(dataset), UNKNOWN))
+    if (ids == UNKNOWN).any():
+        unknown = _few(np.unique(raw[ids == UNKNOWN]))
+        raise DataError(f"{path} has ids that {dataset} does not define: {unknown}. Is {dataset} the right data set?")
+    return ids
 
 
-class SegmentationFolder(Dataset):
-    """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
+def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """``table[raw]`` for a uint8 table, raw ids uint8 or uint16; by Pillow where that can, in half the time of numpy."""
+    if raw.dtype == np.uint8:
+        return np.array(Image.fromarray(raw).point(table[:256].tolist()))
+    return table.take(raw)
 
-    Args:
-        dataset: label ids, see ``dataset.labels``.
-        domain: number that keeps the random numbers of source and target apart.
-        skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
+
+def read_pair(sample: Sample, dataset: str) -> tuple[Image.Image, np.ndarray | None]:
+    """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
+
+    Raises:
+        DataError: a file that ``read_image`` or ``read_label`` refuses, or the two differ in size.
     """
-
-    def __init__(
-        self, samples: Sequence[Sample], dataset: str, transform: Transform, *, seed: int, domain: int, skip_bad: bool = False
-    ) -> None:
-        self.samples, self.dataset, self.transform = list(samples), dataset, transform
-        self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """``key`` is an index, or (index, position in the stream).
-
-        Returns:
-            image float32 (3, H, W) normalised; label int64 (H, W), 255 where there is none; valid bool (H, W), False
-            where padded; name; skipped, the message of an unreadable sample in whose place this one stands, or "".
-        """
-        index, position = key if isinstance(key, tuple) else (key, key)
-        try:
-            return self._read(index, position) | {"skipped": ""}
-        except DataError as error:
-            if not self.skip_bad:
-                raise
-            return self._read((index + 1) % len(self), position) | {"skipped": str(error)}
-
-    def _read(self, index: int, position: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        image = read_image(sample.image)
-        label = None if sample.label is None else read_label(sample.label, self.dataset)
-        if label is not None and label.shape != image.size[::-1]:
-            raise DataError(
-                f"{sample.image} is {image.width}x{image.height}, its label {sample.label} {label.shape[1]}x{label.shape[0]} "
-                "(W x H): leave the pair out by a data_list"
-            )
-        rng = np.random.default_rng([self.seed, self.domain, position])
-        tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
-        if tensors[1] is None:
-            tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
-        return dict(zip(("image", "label", "valid"), tensors)) | {"name": sample.name}
+    image = read_image(sample.image)
+    label = None if sample.label is None else read_label(sample.label, dataset)
+    if label is not None and label.shape != image.size[::-1]:
+        raise DataError(
+            f"{sample.image} is {image.width}x{image.height}, its label {sample.label} {label.shape[1]}x{label.shape[0]} "
+            "(W x H): leave the pair out by a data_list"
+        )
+    return image, label

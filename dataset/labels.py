@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 IGNORE = 255  # train id of what is not scored and not trained on
+UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,7 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
 def _check_ids(path: str, raw_ids: Sequence[Any], classes: Sequence[Sequence[int]]) -> None:
     wrong = [raw for raw in raw_ids if type(raw) is not int or not 0 <= raw < IGNORE]
     repeated = sorted({raw for raw in raw_ids if raw_ids.count(raw) > 1} - set(wrong))
-    if wrong or repeated or not classes or not all(classes) or len(classes) >= IGNORE:
+    if wrong or repeated or not classes or not all(classes) or len(classes) > UNKNOWN:
         raise ValueError(
             f"{path}: every class needs at least one raw id, each id once and in 0..{IGNORE - 1}; "
             f"wrong: {wrong or 'none'}, more than once: {repeated or 'none'}"

@@ -1,14 +1,72 @@
-"""Who reads which image when: functions of (seed, position in the stream), the same for any number of processes."""
+"""Samples as tensors, and who reads which when: functions of (seed, position), the same for any number of processes."""
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.folders import DataError, Sample, read_pair
+from dataset.labels import IGNORE
+from dataset.transforms import Picture, Transform
+
 Key = tuple[int, int]  # (index of the sample, position in the stream)
+
+
+class SegmentationFolder(Dataset):
+    """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
+
+    Args:
+        dataset: label ids, see ``dataset.labels``.
+        domain: number that keeps the random numbers of source and target apart.
+        skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
+        read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        dataset: str,
+        transform: Transform,
+        *,
+        seed: int,
+        domain: int,
+        skip_bad: bool = False,
+        read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
+    ) -> None:
+        self.samples, self.dataset, self.transform, self.read = list(samples), dataset, transform, read
+        self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Key) -> dict[str, Any]:
+        """``key`` is an index, or (index, position in the stream).
+
+        Returns:
+            image float32 (3, H, W) normalised; label int64 (H, W), 255 where there is none; valid bool (H, W), False
+            where padded; name; skipped, the message of an unreadable sample in whose place this one stands, or "".
+        """
+        index, position = key if isinstance(key, tuple) else (key, key)
+        try:
+            return self._read(index, position) | {"skipped": ""}
+        except DataError as error:
+            if not self.skip_bad:
+                raise
+            return self._read((index + 1) % len(self), position) | {"skipped": str(error)}
+
+    def _read(self, index: int, position: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        image, label = self.read(sample, self.dataset)
+        rng = np.random.default_rng([self.seed, self.domain, position])
+        tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
+        if tensors[1] is None:
+            tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
+        return dict(zip(("image", "label", "valid"), tensors)) | {"name": sample.name}
 
 
 def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:

@@ -1,8 +1,7 @@
 """Class histogram and spatial prior of the source labels: computed once, kept beside the run, or read from a file."""
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dataset.cache import write_whole
 from dataset.folders import DataError, Sample, read_label
 from dataset.labels import IGNORE, id_lookup
 
@@ -104,7 +104,7 @@ def class_prior(samples: Sequence[Sample], dataset: str, num_classes: int, *, ca
     path = cache_dir / f"class_{_digest(samples, dataset, num_classes)}.txt"
     if not path.is_file():
         histogram = class_histogram(samples, dataset, num_classes, num_workers=num_workers)
-        _write(path, lambda stream: np.savetxt(stream, histogram))
+        write_whole(path, lambda stream: np.savetxt(stream, histogram))
     return load_class_prior(path, num_classes)
 
 
@@ -122,7 +122,7 @@ def spatial_prior(
     path = cache_dir / f"spatial_{_digest(samples, dataset, num_classes, size, sigma)}.npy"
     if not path.is_file():
         prior = spatial_histogram(samples, dataset, num_classes, size, sigma=sigma, num_workers=num_workers)
-        _write(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
+        write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
     return load_spatial_prior(path, num_classes)
 
 
@@ -130,12 +130,3 @@ def _digest(samples: Sequence[Sample], dataset: str, *settings: object) -> str:
     """Names a cache file by all that its content depends on."""
     text = repr((dataset, id_lookup(dataset).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _write(path: Path, write: Callable) -> None:
-    """All or nothing, also when several processes write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        write(stream)
-    os.replace(temporary, path)

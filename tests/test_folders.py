@@ -9,13 +9,13 @@ from PIL import Image
 
 from dataset.folders import (
     DataError,
-    SegmentationFolder,
     find_samples,
     hold_out,
     read_image,
     read_label,
     write_list,
 )
+from dataset.loader import SegmentationFolder
 from dataset.toy_city import encode_png16
 from dataset.transforms import EvalTransform
 

@@ -8,16 +8,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset import priors
+from dataset.cache import PictureCache
 from dataset.folders import (
     Sample,
-    SegmentationFolder,
     find_samples,
     hold_out,
     read_image,
+    read_pair,
     write_list,
 )
 from dataset.labels import CITYSCAPES, ClassTable, is_id_table, read_id_table
-from dataset.loader import epoch_loader, eval_loader, train_loader
+from dataset.loader import SegmentationFolder, epoch_loader, eval_loader, train_loader
 from dataset.transforms import EvalTransform, JointTransform
 from models import build_segmentor
 from models.batchnorm import configure_batchnorm
@@ -107,8 +108,10 @@ def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole
     transform = JointTransform(
         size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
     )
+    t = config.train
+    read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)
     return SegmentationFolder(
-        samples, label_kind(options), transform, seed=config.seed, domain=domain, skip_bad=config.train.skip_bad_samples > 0
+        samples, label_kind(options), transform, seed=config.seed, domain=domain, skip_bad=t.skip_bad_samples > 0, read=read
     )
 
 

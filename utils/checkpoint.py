@@ -17,7 +17,16 @@ from utils.schema import Config
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 # Keys that change neither the result nor its place in the training.
-FREE_KEYS = ("snapshot_dir", "exp_name", "resume", "resume_force", "train.num_workers", "test.num_workers", "train.skip_bad_samples")
+FREE_KEYS = (
+    "snapshot_dir",
+    "exp_name",
+    "resume",
+    "resume_force",
+    "train.num_workers",
+    "train.cache_dir",
+    "train.skip_bad_samples",
+    "test.num_workers",
+)
 
 
 class CheckpointError(RuntimeError):

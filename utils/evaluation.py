@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.metrics import ConfusionMatrix
+from utils.metrics import ConfusionMatrix, class_map
 from utils.schema import Augmented
 
 OnImage = Callable[[str, Tensor, Tensor], None]
@@ -54,16 +54,16 @@ def evaluate(
 
 
 def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: Augmented) -> Tensor:
-    """Classes (N, H, W) int64 of images (N, 3, h, w) at ``size`` (H, W)."""
+    """Classes (N, H, W) uint8 of images (N, 3, h, w) at ``size`` (H, W)."""
     if tta == Augmented():
-        return model(image, size=size, align_corners=True)["logits"].argmax(1)
+        return class_map(model(image, size=size, align_corners=True)["logits"])
     total: Tensor | float = 0.0
     for scale in tta.scales:
         scaled = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
         for flip in (False, True) if tta.flip else (False,):
             logits = model(scaled.flip(3) if flip else scaled, size=size, align_corners=True)["logits"]
             total = total + (logits.flip(3) if flip else logits).softmax(1)
-    return total.argmax(1)
+    return class_map(total)
 
 
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:

@@ -81,6 +81,7 @@ class Train:
     batch_size: int = key(8, "images of each domain in an iteration, all processes together")
     iter_size: int = key(1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm")
     num_workers: int = key(4, "loader processes of each domain, per process")
+    cache_dir: str | None = key(None, "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time")
     lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
     lr_decoder: float = key(0.016, "initial learning rate of the decoder")
     schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))

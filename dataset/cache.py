@@ -1,0 +1,94 @@
+"""Training pictures kept decoded, as raw ``.npy`` files that later epochs read by memory map instead of decoding PNGs."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import numpy as np
+from PIL import Image
+
+from dataset.folders import Sample, read_pair
+from dataset.labels import id_lookup, known_ids
+from dataset.transforms import NEAREST, resized_window
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file all or nothing, also when several processes, on several machines, write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class PictureCache:
+    """``read_pair`` that remembers: what it gives is exactly that, resized to ``size`` where one is given.
+
+    A file of the cache is named by all that its content depends on, so that a changed source file is decoded anew. It holds
+    image and label of a sample together: 4 bytes a pixel, 3 without label.
+
+    Args:
+        folder: where the files are; made if absent, and may be shared by runs and processes.
+        size: (W, H) to which every picture is resized before anything random happens to it; None keeps its own size.
+    """
+
+    def __init__(self, folder: str | Path, size: tuple[int, int] | None) -> None:
+        self.folder, self.size = Path(folder), size
+
+    def __call__(self, sample: Sample, dataset: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """RGB uint8 (H, W, 3) and train ids uint8 (H, W) or None, as memory maps where they are known already.
+
+        Raises:
+            DataError: as ``read_pair``.
+            OSError: the cache cannot be written.
+        """
+        path = self._path(sample, dataset)
+        record = _load(path)
+        if record is None:
+            record = self._decode(sample, dataset)
+            try:
+                write_whole(path, lambda stream: np.save(stream, record))
+            except OSError as error:
+                raise OSError(f"cannot write {path}: {error}. Make room, or set train.cache_dir to another folder or null") from error
+        return record["image"], None if sample.label is None else record["label"]
+
+    def _path(self, sample: Sample, dataset: str) -> Path:
+        files = [(os.path.abspath(path), _version(path)) for path in (sample.image, sample.label) if path is not None]
+        tables = id_lookup(dataset).tobytes() + known_ids(dataset).tobytes()
+        return self.folder / f"{hashlib.sha256(repr((files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
+
+    def _decode(self, sample: Sample, dataset: str) -> np.ndarray:
+        image, label = read_pair(sample, dataset)
+        if self.size is not None:
+            image = resized_window(image, self.size, (0, 0, *self.size))
+        fields = [("image", np.uint8, (image.height, image.width, 3))]
+        if label is not None:
+            fields.append(("label", np.uint8, (image.height, image.width)))
+        record = np.empty((), fields)
+        record["image"] = image
+        if label is not None:
+            record["label"] = Image.fromarray(label).resize(image.size, NEAREST)
+        return record
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Time of the last change in ns and size in bytes; None for what ``read_pair`` will refuse as missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """The record at ``path``; None where there is none, or a damaged one, which is then written again."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return None

@@ -1,0 +1,137 @@
+"""Every fast path gives what the plain way gives: the same bits where it only counts or copies, else the same values."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dataset.folders import DataError, look_up, read_label
+from dataset.labels import id_lookup, known_ids
+from dataset.transforms import BILINEAR, FILLS, NEAREST, JointTransform, Window, normalise, resized_window
+from tests.benchmark_cases import plain_curriculum, plain_labels
+from utils.curriculum import PyramidCurriculum
+from utils.metrics import ConfusionMatrix, class_map
+
+C = 19
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_look_up_is_a_masked_assignment_of_every_class():
+    raw = random().integers(0, 256, (30, 40), np.uint8)
+    assert np.array_equal(look_up(raw, id_lookup("gtav")), plain_labels(raw))
+    table, wide = id_lookup("synthia"), random().integers(0, 65536, (30, 40), np.uint16)
+    assert np.array_equal(look_up(wide, table), table[wide])
+    assert np.array_equal(look_up(raw, table), table[raw])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_unknown_ids_are_those_that_unique_finds(tmp_path, seed):
+    raw = random(seed).choice(random(seed).integers(0, 256, 6), (20, 20)).astype(np.uint8)
+    Image.fromarray(raw).save(tmp_path / "a.png")
+    unknown = sorted(str(i) for i in np.unique(raw) if not known_ids("gtav")[i])
+    if not unknown:
+        assert np.array_equal(read_label(tmp_path / "a.png", "gtav"), plain_labels(raw))
+        return
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    with pytest.raises(DataError, match=f"does not define: {', '.join(unknown[:5])}{more}\\."):
+        read_label(tmp_path / "a.png", "gtav")
+
+
+def random_window(size: tuple[int, int], rng: np.random.Generator) -> Window:
+    left, top = (int(rng.integers(0, side)) for side in size)
+    return left, top, int(rng.integers(left + 1, size[0] + 1)), int(rng.integers(top + 1, size[1] + 1))
+
+
+def test_resized_window_is_cut_out_of_the_resized_picture():
+    """Bit for bit, for any sizes, of the picture resampled along its rows and then along its columns."""
+    rng = random()
+    for _ in range(300):
+        own, size = (tuple(int(side) for side in rng.integers(1, 130, 2)) for _ in range(2))
+        pixels = rng.integers(0, 256, (own[1], own[0], 3), np.uint8)
+        whole = Image.fromarray(pixels).resize((size[0], own[1]), BILINEAR).resize(size, BILINEAR)
+        window = random_window(size, rng)
+        for picture in (pixels, Image.fromarray(pixels)):
+            assert np.array_equal(resized_window(picture, size, window), whole.crop(window)), (own, size, window)
+
+
+@pytest.mark.parametrize(("own", "size"), [((1914, 1052), (1024, 560)), ((2048, 1024), (1024, 512)), ((256, 128), (311, 156))])
+def test_resized_window_at_the_sizes_of_the_recipes_is_pillows(own, size):
+    picture = Image.fromarray(random().integers(0, 256, (own[1], own[0], 3), np.uint8))
+    window = random_window(size, random(1))
+    assert np.array_equal(resized_window(picture, size, window), picture.resize(size, BILINEAR).crop(window))
+
+
+def plain_transform(pixels: np.ndarray, label: np.ndarray, rng: np.random.Generator, scale, rotate, flip, crop) -> list[Image.Image]:
+    """Image, valid mask and label: everything computed for the whole picture, in the order of the random numbers."""
+    height, width = label.shape
+    factor = rng.uniform(*scale)
+    size = (round(width * factor), round(height * factor))
+    image = Image.fromarray(pixels).resize((size[0], height), BILINEAR).resize(size, BILINEAR)
+    layers = [image, Image.new("L", size, 255), Image.fromarray(label).resize(size, NEAREST)]
+    if rotate:
+        angle = rng.uniform(*rotate)
+        layers = [x.rotate(angle, f, fillcolor=fill) for x, f, fill in zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS)]
+    if flip and rng.random() < 0.5:
+        layers = [x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in layers]
+    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop))
+    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS)]
+    for canvas, x in zip(canvases, layers):
+        canvas.paste(x, (-left, -top))
+    return canvases
+
+
+@pytest.mark.parametrize("rotate", [None, (-10, 10)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_transform_of_the_window_is_the_window_of_the_transformed_picture(rotate, flip):
+    options = {"scale": (0.5, 1.5), "rotate": rotate, "flip": flip, "crop": (40, 36)}
+    pixels, ids = random().integers(0, 256, (48, 64, 3), np.uint8), random().integers(0, C, (48, 64), np.uint8)
+    for seed in range(10):
+        image, label, valid = JointTransform(**options)(Image.fromarray(pixels), ids, random(seed))
+        plain_image, plain_valid, plain_label = plain_transform(pixels, ids, random(seed), **options)
+        assert torch.equal(image, normalise(plain_image))
+        assert np.array_equal(valid, np.array(plain_valid) > 0) and np.array_equal(label, plain_label)
+
+
+def test_class_map_is_argmax_and_takes_the_first_of_several():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits = torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0)).to(dtype).mul(2).round()  # many are equal
+        assert torch.equal(class_map(logits).long(), logits.argmax(1))
+
+
+def test_confusion_matrix_is_a_masked_count():
+    rng = random()
+    label, prediction = rng.integers(-2, 300, (50, 60)), rng.integers(0, C, (50, 60))
+    label[::2] = rng.integers(0, C, (25, 60))
+    prediction[5] = 255
+    mask, classes = (label >= 0) & (label < C), prediction < C
+    counts = np.bincount(C * label[mask & classes] + prediction[mask & classes], minlength=C**2).reshape(C, C)
+    matrix = ConfusionMatrix(C)
+    matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
+    assert np.array_equal(matrix.counts, counts)
+    assert np.array_equal(matrix.missed, np.bincount(label[mask & ~classes], minlength=C))
+    prediction[~mask] = 1000  # where nothing is labelled, anything may be predicted
+    matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
+    assert np.array_equal(matrix.counts, 2 * counts)
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_curriculum_is_the_plain_one(spatial):
+    generator = torch.Generator().manual_seed(0)
+    logits = F.interpolate(6 * torch.randn(2, C, 6, 8, generator=generator), (48, 64), mode="bilinear")
+    valid = torch.ones(2, 48, 64, dtype=torch.bool)
+    valid[0, 33:] = valid[1, :, 50:] = False
+    prior = torch.rand(C, 48, 64, generator=generator) if spatial else None
+    curriculum = PyramidCurriculum(None, lambda_eq=1.0 if spatial else 0.0, spatial_prior=prior)
+    results = []
+    for loss in (lambda x: curriculum(x, valid)["total"], lambda x: plain_curriculum(x, valid, prior, (4, 8))):
+        x = logits.clone().requires_grad_()
+        total = loss(x)
+        total.backward()
+        results.append((total.detach(), x.grad))
+    (ours, gradient), (plain, expected) = results
+    assert torch.allclose(ours, plain, rtol=2e-5)
+    assert (gradient - expected).norm() <= 2e-5 * expected.norm()
