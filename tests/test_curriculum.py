@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests import reference
-from utils.curriculum import EPS, PyramidCurriculum
+from utils.curriculum import EPS, PyramidCurriculum, SoftmaxStrips
 
 CASES = json.loads((Path(__file__).parent / "golden_losses.json").read_text())["cases"]
 TOLERANCE = 2e-5
@@ -170,3 +170,24 @@ def test_shapes_that_do_not_fit_are_named():
         PyramidCurriculum(None, lambda_eq=1.0, spatial_prior=torch.ones(3, 8, 8))(logits)
     with pytest.raises(ValueError, match="does not fit"):
         PyramidCurriculum(None, box_size=(32,))(logits)
+
+
+@pytest.mark.parametrize("pool_probs", [False, True])
+@pytest.mark.parametrize("size", [(40, 21), (5, 9)])
+def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_probs, size):
+    Z = torch.randn(2, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    box_size = (2, 3, 4)
+    P = Z.softmax(1)
+    best, label = P.max(1)
+    pooled = [F.avg_pool2d(P if pool_probs else Z, b) for b in box_size]
+    expected = [-best.log(), P.mean((2, 3)), *pooled]
+    ce, found, mean, *averages = SoftmaxStrips.apply(Z, box_size, pool_probs)
+    assert torch.equal(found, label)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(e.shape, dtype=e.dtype, generator=generator) for e in expected]
+    gradients = []
+    for outputs in (expected, [ce, mean, *averages]):
+        (gradient,) = torch.autograd.grad(sum((w * o).sum() for w, o in zip(weights, outputs, strict=True)), Z)
+        gradients.append(gradient)
+    for ours, plain in zip((ce, mean, *averages, gradients[1]), (*expected, gradients[0]), strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-10, atol=1e-12)

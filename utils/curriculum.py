@@ -11,6 +11,7 @@ Z are the logits at the crop size, P = softmax(Z). The paper and the released co
 argument whose default is the released code. Only torch is imported, so that this file can be lifted out alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,10 +41,6 @@ def _count_labels(labels: PseudoLabels, num_classes: int) -> tuple[Tensor, int]:
     return mask.new_zeros(num_classes).index_add_(0, labels.label.flatten(), mask), mask.numel()
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 class PyramidCurriculum(nn.Module):
     """Loss of one target batch.
 
@@ -59,7 +56,7 @@ class PyramidCurriculum(nn.Module):
         region_pool: average the "logits" (released) or the "probs" (paper) over a square.
         drop_saturated: leave entries whose loss is exactly 0 out of the means (released) or count them (paper).
         use_pixels: False switches the bottom layer off (the paper's ablation).
-        all_reduce: sum over processes with identity backward; all means are then over the global batch.
+        all_reduce: sum over processes with identity backward; all means are then over the global batch. None: one process.
 
     Attributes:
         label_counts: of the last batch, by layer ("pixel", "square_4", ...): the labelled entries of each class (C,),
@@ -82,7 +79,7 @@ class PyramidCurriculum(nn.Module):
         region_pool: str = "logits",
         drop_saturated: bool = True,
         use_pixels: bool = True,
-        all_reduce: Callable[[Tensor], Tensor] = _same,
+        all_reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -99,7 +96,7 @@ class PyramidCurriculum(nn.Module):
         self.box_size, self.conf_threshold, self.merge_1x1 = tuple(box_size), conf_threshold, merge_1x1
         self.lambda_pseudo, self.lambda_balance, self.lambda_eq = lambda_pseudo, lambda_balance, lambda_eq or 0.0
         self.image_target, self.image_loss, self.region_pool = image_target, image_loss, region_pool
-        self.drop_saturated, self.use_pixels, self.all_reduce = drop_saturated, use_pixels, all_reduce
+        self.drop_saturated, self.use_pixels, self.all_reduce = drop_saturated, use_pixels, all_reduce or (lambda tensor: tensor)
         prior = None if class_prior is None else torch.as_tensor(class_prior, dtype=torch.float32)
         if prior is not None and prior.ndim != 1:
             raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
@@ -134,37 +131,36 @@ class PyramidCurriculum(nn.Module):
         """
         Z = logits.float()
         self._check_shapes(Z, valid)
-        P = Z.softmax(dim=1)
-        layers = self.pseudo_labels(Z, valid, P)
+        layers, P_mean, pooled = self._pyramid(Z, valid)
         self.label_counts = {name: _count_labels(labels, Z.shape[1]) for name, labels in layers.items()}
         bottom = [layers["pixel"]] if self.use_pixels else []
         squares = [layers[f"square_{b}"] for b in self.box_size]
         losses = {
             "pixel": self._mean_ce(bottom, Z.new_zeros(())),
             "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares, Z.new_zeros(())),
-            "image": self._image_loss(P),
+            "image": self._image_loss(P_mean),
         }
         total = self.lambda_balance * losses["image"] + self.lambda_pseudo * losses["region"]
         if not self.merge_1x1:
             total = total + self.lambda_pseudo * losses["pixel"]
         if self.lambda_eq:
-            losses["spatial"] = self._spatial_loss(Z, squares)
+            pooled_logits = pooled if self.region_pool == "logits" else [F.avg_pool2d(Z, b) for b in self.box_size]
+            losses["spatial"] = self._spatial_loss(pooled_logits, squares)
             total = total + self.lambda_eq * losses["spatial"]
         return {"total": total, **losses}
 
-    def pseudo_labels(self, Z: Tensor, valid: Tensor | None = None, P: Tensor | None = None) -> dict[str, PseudoLabels]:
-        """The layers of the pyramid that have labels, by name, finest first: "pixel", "square_4", ...
+    def pseudo_labels(self, Z: Tensor, valid: Tensor | None = None) -> dict[str, PseudoLabels]:
+        """Layers of the pyramid by name ("pixel", "square_4", ...), of logits and valid as in ``forward``, in float32."""
+        return self._pyramid(Z, valid)[0]
 
-        Args:
-            Z: (N, C, H, W) logits, float32.
-            valid: (N, H, W) bool; None means all valid.
-            P: softmax of Z, if it is there already.
-        """
+    def _pyramid(self, Z: Tensor, valid: Tensor | None) -> tuple[dict[str, PseudoLabels], Tensor, Sequence[Tensor]]:
+        """Layers by name, P averaged over each image (N, C), and what the squares average, by ``box_size``."""
         if valid is None:
             valid = Z.new_ones(Z.shape[0], *Z.shape[2:], dtype=torch.bool)
-        P = Z.softmax(dim=1) if P is None else P
-        layers = {"pixel": self._labels(Z.log_softmax(dim=1), valid)} if self.use_pixels else {}
-        return layers | {f"square_{b}": self._square_labels(Z, P, valid, b) for b in self.box_size}
+        ce, label, P_mean, *pooled = SoftmaxStrips.apply(Z, self.box_size, self.region_pool == "probs")
+        layers = {"pixel": self._labels(ce, label, valid)} if self.use_pixels else {}
+        squares = zip(self.box_size, pooled, strict=True)
+        return layers | {f"square_{b}": self._square_labels(average, valid, b) for b, average in squares}, P_mean, pooled
 
     def _check_shapes(self, Z: Tensor, valid: Tensor | None) -> None:
         N, C, H, W = Z.shape
@@ -177,18 +173,18 @@ class PyramidCurriculum(nn.Module):
         if self.box_size and max(self.box_size) > min(H, W):
             raise ValueError(f"box_size {self.box_size} does not fit in a crop of {W}x{H} (W x H)")
 
-    def _labels(self, log_prob: Tensor, valid: Tensor) -> PseudoLabels:
-        """The label is the argmax, so that its cross-entropy is minus the largest log-probability."""
-        best, label = log_prob.max(dim=1)
-        return PseudoLabels(-best, label, (best.detach().exp() > self.conf_threshold) & valid)
+    def _labels(self, ce: Tensor, label: Tensor, valid: Tensor) -> PseudoLabels:
+        """``ce`` is minus the log-probability of ``label``, the most probable class."""
+        return PseudoLabels(ce, label, (ce.detach().neg().exp() > self.conf_threshold) & valid)
 
-    def _square_labels(self, Z: Tensor, P: Tensor, valid: Tensor, b: int) -> PseudoLabels:
+    def _square_labels(self, average: Tensor, valid: Tensor, b: int) -> PseudoLabels:
         if self.region_pool == "logits":
-            log_prob = F.log_softmax(F.avg_pool2d(Z, b), dim=1)
+            log_prob = F.log_softmax(average, dim=1)
         else:
-            log_prob = F.avg_pool2d(P, b).clamp_min(torch.finfo(P.dtype).tiny).log()
+            log_prob = average.clamp_min(torch.finfo(average.dtype).tiny).log()
+        best, label = log_prob.max(dim=1)
         any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void only if all of it is padding
-        return self._labels(log_prob, any_valid)
+        return self._labels(-best, label, any_valid)
 
     def _mean_ce(self, layers: Sequence[PseudoLabels], zero: Tensor) -> Tensor:
         """Mean over the labelled entries of all ``layers`` and processes; ``zero`` where nothing is labelled."""
@@ -200,24 +196,23 @@ class PyramidCurriculum(nn.Module):
             count = count + mask.sum()
         return self.all_reduce(numerator) / self.all_reduce(count).clamp_min(1)
 
-    def _image_loss(self, P: Tensor) -> Tensor:
-        """Top layer: the prediction averaged over all pixels (padding too, released code) against a histogram."""
-        N, C = P.shape[:2]
-        target = self.class_prior if self.image_target == "source" else P.new_full((C,), 1 / C)
-        per_image = P.mean(dim=(2, 3))
-        images = self.all_reduce(P.new_tensor(float(N)))
+    def _image_loss(self, per_image: Tensor) -> Tensor:
+        """Top layer: the prediction averaged over all pixels (padding too, released code) (N, C) against a histogram."""
+        N, C = per_image.shape
+        target = self.class_prior if self.image_target == "source" else per_image.new_full((C,), 1 / C)
+        images = self.all_reduce(per_image.new_tensor(float(N)))
         if self.image_loss == "bce":
             return binary_cross_entropy(self.all_reduce(per_image.sum(0)) / images, target).mean()
-        ce = -(target * per_image.clamp_min(torch.finfo(P.dtype).tiny).log()).sum(1)
+        ce = -(target * per_image.clamp_min(torch.finfo(per_image.dtype).tiny).log()).sum(1)
         return self.all_reduce(ce.sum()) / images
 
-    def _spatial_loss(self, Z: Tensor, squares: Sequence[PseudoLabels]) -> Tensor:
+    def _spatial_loss(self, pooled_logits: Sequence[Tensor], squares: Sequence[PseudoLabels]) -> Tensor:
         """Pooled prediction of the batch against the pooled prior, counted once per labelled square of an image."""
-        images = self.all_reduce(Z.new_tensor(float(len(Z))))
-        numerator = count = Z.new_zeros(())
-        for b, labels in zip(self.box_size, squares):
+        numerator = count = images = 0.0
+        for b, logits, labels in zip(self.box_size, pooled_logits, squares, strict=True):
             prior = getattr(self, f"spatial_prior_{b}")
-            mean_logits = self.all_reduce(F.avg_pool2d(Z, b).sum(0)) / images
+            images = self.all_reduce(logits.new_tensor(float(len(logits))))
+            mean_logits = self.all_reduce(logits.sum(0)) / images
             loss = binary_cross_entropy(mean_logits.softmax(0), prior).mean(0)
             times = self.all_reduce(labels.mask.sum(0).float()) * (prior.sum(0) > 0)
             if self.drop_saturated:
@@ -225,3 +220,81 @@ class PyramidCurriculum(nn.Module):
             numerator = numerator + (times * loss).sum()
             count = count + times.sum()
         return numerator / count.clamp_min(1)
+
+
+STRIP = 16  # rows at a time, about what a core's cache holds
+
+
+class SoftmaxStrips(torch.autograd.Function):
+    """What the pyramid needs of P = softmax(Z), strip by strip of rows, so that P is never held as a whole.
+
+    The backward pass computes it again: the only large tensor is the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
+        """(N, C, H, W) logits -> ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of
+        several; P averaged over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b)
+        of Z, or of P with ``pool_probs``. All but the label carry the gradient.
+        """
+        (N, C, H, W), last = Z.shape, Z.shape[1] - 1
+        order = torch.arange(last, -1, -1, dtype=Z.dtype, device=Z.device).view(1, -1, 1, 1)
+        ce, label, P_sum = Z.new_empty(N, H, W), Z.new_empty(N, H, W, dtype=torch.int64), Z.new_zeros(N, C)
+        pooled = [Z.new_empty(N, C, H // b, W // b) for b in box_size] if pool_probs else [F.avg_pool2d(Z, b) for b in box_size]
+        for rows in _strips(H, box_size):
+            z = Z[:, :, rows]
+            highest = z.amax(1, keepdim=True)
+            is_highest = torch.eq(z, highest, out=torch.empty_like(z))  # 1 or 0; with ``order``, a faster argmax on a CPU
+            label[:, rows] = last - is_highest.mul_(order).amax(1).long()
+            p, total = _softmax(z, highest)
+            ce[:, rows] = total.log_().squeeze(1)
+            P_sum += p.sum((2, 3))
+            for b, average in zip(box_size if pool_probs else (), pooled):
+                if p.shape[2] >= b:
+                    start = rows.start // b
+                    average[:, :, start : start + p.shape[2] // b] = F.avg_pool2d(p, b)
+        ctx.save_for_backward(Z, label)
+        ctx.box_size, ctx.pool_probs = box_size, pool_probs
+        ctx.mark_non_differentiable(label)
+        return ce, label, P_sum / (H * W), *pooled
+
+    @staticmethod
+    def backward(ctx, g_ce: Tensor, _: Tensor, g_mean: Tensor, *g_pooled: Tensor) -> tuple[Tensor, None, None]:
+        Z, label = ctx.saved_tensors
+        H, W = Z.shape[2:]
+        grad = torch.empty_like(Z)
+        for rows in _strips(H, ctx.box_size):
+            z = Z[:, :, rows]
+            p, _ = _softmax(z, z.amax(1, keepdim=True))
+            g_p = (g_mean / (H * W))[:, :, None, None]
+            if ctx.pool_probs:
+                g_p = g_p.expand_as(p).clone()
+                for b, g in zip(ctx.box_size, g_pooled, strict=True):
+                    _add_to_squares(g_p, g[:, :, rows.start // b : (rows.start + p.shape[2]) // b], b)
+            inner = (p * g_p).sum(1, keepdim=True) - g_ce[:, None, rows]  # softmax backward, and p - onehot of the CE
+            part = p.mul_(g_p - inner).scatter_add_(1, label[:, None, rows], -g_ce[:, None, rows])
+            grad[:, :, rows] = part
+        for b, g in zip(() if ctx.pool_probs else ctx.box_size, g_pooled):
+            _add_to_squares(grad, g, b)
+        return grad, None, None
+
+
+def _strips(height: int, box_size: Sequence[int]) -> list[slice]:
+    """Rows in strips that no square of ``box_size`` crosses."""
+    unit = math.lcm(*box_size)
+    step = unit * max(1, STRIP // unit)
+    return [slice(start, min(start + step, height)) for start in range(0, height, step)]
+
+
+def _softmax(z: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(z) over dimension 1, and the sum of exp(z - highest), whose log is the cross-entropy with the highest class."""
+    p = (z - highest).exp_()
+    total = p.sum(1, keepdim=True)
+    return p.div_(total), total
+
+
+def _add_to_squares(target: Tensor, g: Tensor, b: int) -> None:
+    """Add the gradient of b x b averages to ``target`` (N, C, H, W), in place."""
+    h, w = g.shape[2:]
+    squares = target[:, :, : h * b, : w * b].unflatten(3, (w, b)).unflatten(2, (h, b))
+    squares += (g / b**2)[:, :, :, None, :, None]
