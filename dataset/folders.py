@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 
 from dataset.labels import UNKNOWN, id_lookup, known_ids
 
@@ -202,6 +201,8 @@ def read_raw_label(path: Path, dataset: str) -> np.ndarray:
     """
     try:
         if dataset == "synthia":
+            from torchvision.io import ImageReadMode, decode_image  # here: it takes as long to import as all of torch
+
             channels = decode_image(str(path), ImageReadMode.UNCHANGED)
             if len(channels) > 1 and channels.dtype == torch.uint8:
                 raise DataError(f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")

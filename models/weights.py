@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_weight
 
 from models.batchnorm import set_bn_updates
 from models.heads import FCN8s
@@ -47,6 +46,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 def read_torchvision(name: str) -> dict[str, Tensor]:
     """Weights that torchvision publishes as ``name``, e.g. "ResNet101_Weights.IMAGENET1K_V2", checked by their hash."""
+    from torchvision.models import get_weight  # here: it takes as long to import as all of torch
+
     try:
         weights = get_weight(name)
     except (ValueError, LookupError) as error:
