@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +65,7 @@ RUNS: dict[str, tuple[float, Callable[[Path], Result]]] = {
     "waiting for data, demo, % of the step": (5, runs.data_share),
     "exponent of iteration time against pixels, 4 crop sizes": (1.1, lambda folder: runs.exponent()),
 }
+SWITCHES = "switches"  # the table of train.amp, train.iter_size, ...
 BOUND = 60  # percent of the machine's rate of matrix products that an iteration reaches
 SQUARE = 2048  # side of the matrices that tell that rate
 
@@ -142,6 +144,12 @@ def table(results: dict[str, Result]) -> str:
     return "\n".join(lines + [run_row(name, result) for name, result in results.items() if name in RUNS])
 
 
+def switch_table(found: dict[str, tuple[float, float]]) -> str:
+    """Markdown: what each switch of time and memory does to a source step."""
+    lines = ["| switch | source step, s | peak memory of the process, MiB |", "|---" * 3 + "|"]
+    return "\n".join(lines + [f"| `{option}` | {seconds:.2f} | {mib:.0f} |" for option, (seconds, mib) in found.items()])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     names = [*CASES, *RUNS]
     parser = argparse.ArgumentParser(prog="sh run.sh benchmark", description=__doc__)
@@ -154,14 +162,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = measure(args.case, Path(folder)) if args.case in CASES else RUNS[args.case][1](Path(folder))
         print(json.dumps(found))
         return
-    results: dict[str, Result] = {}
+    results: dict[str, Any] = {}
     for name in (name for name in names if not any(word in name for word in args.skip)):
         command = [sys.executable, __file__, "--case", name]
         results[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         print(row(name, results[name]) if name in CASES else run_row(name, results[name]), flush=True)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
     args.out.mkdir(parents=True, exist_ok=True)
-    text = f"{table(results)}\n\n{machine}\n"
+    text = f"{table(results)}\n\n"
+    if SWITCHES not in args.skip:
+        with tempfile.TemporaryDirectory() as folder:
+            results[SWITCHES] = runs.options(Path(folder))
+        text += f"{switch_table(results[SWITCHES])}\n\n"
+    text += f"{machine}\n"
     (args.out / "benchmark.md").write_text(text)
     (args.out / "benchmark.json").write_text(json.dumps({"machine": machine, "results": results}, indent=2))
     print(f"{text}written to {args.out}")

@@ -19,6 +19,12 @@ SCRIPT, CONFIG = "train_source_only.py", "cfgs/demo/source_only.yaml"
 CITY = Plan(num_source=40, num_source_val=1, num_target=8, num_target_val=1)
 STARTS, ROUNDS, STEPS, WARM_UP = 3, 2, 16, 4  # starts timed; runs of STEPS steps, the first WARM_UP of which do not count
 SIDES = (96, 128, 192, 256)  # of the square crops, pixels
+# Switches of time and memory, each by itself on the demo's network with pyramid pooling and a larger batch.
+OPTIONS = (
+    *("train.amp=off", "train.amp=bf16", "train.channels_last=true", "train.iter_size=2", "train.checkpoint_encoder=true"),
+    "train.compile=true",
+)
+LARGER = ("train.amp=off", "model.decoder=ppm_bilinear", "train.batch_size=8", "source.crop_size=[256, 128]")
 TIMES = re.compile(r"data ([\d.]+)s of ([\d.]+)s")
 
 
@@ -81,3 +87,18 @@ def exponent(sides: Sequence[int] = SIDES) -> dict[str, float]:
     medians = [statistics.median(times) for times in seconds]
     slope, _ = np.polyfit(np.log([side**2 for side in sides]), np.log(medians), 1)
     return {"value": float(slope)} | {f"{side}_ms": 1000 * m for side, m in zip(sides, medians, strict=True)}
+
+
+def options(folder: Path) -> dict[str, tuple[float, float]]:
+    """By switch: median time of a source step in s, and the process's peak memory in MiB."""
+    found = {}
+    for i, option in enumerate(OPTIONS):
+        command = [sys.executable, SCRIPT, "--config", CONFIG, *_keys(folder, f"option{i}", STEPS), *LARGER, option]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone, which communicate() would lose
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed with status {process.returncode}")
+        steps = TIMES.findall((folder / f"option{i}" / "log.txt").read_text())[WARM_UP:]
+        found[option] = statistics.median(float(step) for _, step in steps), usage.ru_maxrss / 1024
+    return found
