@@ -32,7 +32,7 @@ def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, cap
             run(self, script, config, *arguments)
 
     monkeypatch.setattr(demo.Demo, "run", record)
-    monkeypatch.setattr(demo, "DEMO", (demo.SOURCE_ONLY, demo.DEMO[1], demo.PYCDA))  # two trainings are enough
+    monkeypatch.setitem(demo.STAGES, "table", (demo.SOURCE_ONLY, demo.DEMO[1], demo.PYCDA))  # two trainings are enough
     demo.main(["--seed", "5", "--out", str(tmp_path), *TINY])
     folder = tmp_path / "seed5"
     scores = json.loads((folder / "table.json").read_text())

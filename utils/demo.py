@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     demo.train(stages)
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
-    if stages is DEMO:
+    if name == "table":
         source = demo.scores([SOURCE_ONLY], "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val")
         note += f"; source only on held-out source scenes: {source[0]['miou']:.1f} mIoU"
         note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
