@@ -191,3 +191,8 @@ def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_pro
         gradients.append(gradient)
     for ours, plain in zip((ce, mean, *averages, gradients[1]), (*expected, gradients[0]), strict=True):
         assert torch.allclose(ours, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_spatial_term_without_squares_is_zero():
+    losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=torch.full((5, 16, 16), 0.2))(torch.randn(2, 5, 16, 16))
+    assert losses["spatial"] == 0 and losses["total"].isfinite()

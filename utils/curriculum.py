@@ -145,7 +145,7 @@ class PyramidCurriculum(nn.Module):
             total = total + self.lambda_pseudo * losses["pixel"]
         if self.lambda_eq:
             pooled_logits = pooled if self.region_pool == "logits" else [F.avg_pool2d(Z, b) for b in self.box_size]
-            losses["spatial"] = self._spatial_loss(pooled_logits, squares)
+            losses["spatial"] = self._spatial_loss(Z, pooled_logits, squares)
             total = total + self.lambda_eq * losses["spatial"]
         return {"total": total, **losses}
 
@@ -206,12 +206,12 @@ class PyramidCurriculum(nn.Module):
         ce = -(target * per_image.clamp_min(torch.finfo(per_image.dtype).tiny).log()).sum(1)
         return self.all_reduce(ce.sum()) / images
 
-    def _spatial_loss(self, pooled_logits: Sequence[Tensor], squares: Sequence[PseudoLabels]) -> Tensor:
+    def _spatial_loss(self, Z: Tensor, pooled_logits: Sequence[Tensor], squares: Sequence[PseudoLabels]) -> Tensor:
         """Pooled prediction of the batch against the pooled prior, counted once per labelled square of an image."""
-        numerator = count = images = 0.0
+        images = self.all_reduce(Z.new_tensor(float(len(Z))))
+        numerator = count = Z.new_zeros(())
         for b, logits, labels in zip(self.box_size, pooled_logits, squares, strict=True):
             prior = getattr(self, f"spatial_prior_{b}")
-            images = self.all_reduce(logits.new_tensor(float(len(logits))))
             mean_logits = self.all_reduce(logits.sum(0)) / images
             loss = binary_cross_entropy(mean_logits.softmax(0), prior).mean(0)
             times = self.all_reduce(labels.mask.sum(0).float()) * (prior.sum(0) > 0)
