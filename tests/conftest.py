@@ -14,6 +14,7 @@ from dataset.toy_city import Plan, write_toy_city  # noqa: E402
 TINY = [
     "model.encoder=resnet18_dilated16",
     "model.fc_dim=512",
+    "model.decoder=fcn",
     "source.crop_size=[64, 32]",
     "target.crop_size=[64, 32]",
     "val.held_out=3",

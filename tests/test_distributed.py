@@ -19,7 +19,7 @@ import train_source_only
 ROOT = Path(__file__).parent.parent
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
-NETWORK = ["model.encoder=resnet18_dilated8", "model.decoder=fcn", "source.crop_size=null", "target.crop_size=null"]
+NETWORK = ["model.encoder=resnet18_dilated8", "source.crop_size=null", "target.crop_size=null"]
 RATES = ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"]
 
 

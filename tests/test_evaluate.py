@@ -86,7 +86,7 @@ def test_prediction_of_no_class_misses_its_label():
 
 
 def test_official_pair_beside_a_run(command, source_run, tmp_path):
-    model = build_segmentor("resnet18_dilated16", "ppm_bilinear", 19, 512)
+    model = build_segmentor("resnet18_dilated16", "fcn", 19, 512)
     for part in ("encoder", "decoder"):
         torch.save({f"module.{k}": v for k, v in getattr(model, part).state_dict().items()}, tmp_path / f"{part}.pth")
     pair = [str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")]

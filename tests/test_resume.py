@@ -228,7 +228,7 @@ def poison_before(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(self, *arguments):
         calls.append(1)
         if len(calls) == number:
-            self.model.decoder.conv_last[-1].bias.data[0] = float("nan")
+            self.model.decoder.conv_last.bias.data[0] = float("nan")
         return iterate(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_iterate", poisoned)
