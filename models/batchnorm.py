@@ -14,20 +14,55 @@ from torch.utils.checkpoint import checkpoint
 from utils.distributed import world_size
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over ranks whose backward sums too: every rank's loss depends on every rank's values."""
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """(R, ...) the values of every rank. Summing them here has half the latency of gloo's sum."""
+    shares = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(shares, values)
+    return torch.stack(shares)
+
+
+class _BatchNormOverRanks(torch.autograd.Function):
+    """Batch norm of the global batch on the CPU, where torch has none: every rank's loss depends on every rank's values.
+
+    One message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
+    """
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var, count = _moments_over_ranks(x)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.count = eps, count
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var * count / (count - 1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, var = ctx.saved_tensors
+        known = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        grad_x, grad_weight, grad_bias = known
+        # What the statistics contribute is affine in x, with the whole batch's gradients by weight and bias.
+        along, level = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count
+        scale = torch.rsqrt(var + ctx.eps)
+        slope = -weight * scale.square() * along
+        offset = -weight * scale * level - slope * mean
+        shape = (1, -1, 1, 1)
+        grad_x.add_(torch.addcmul(offset.view(shape), x, slope.view(shape)))
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _moments_over_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and number of values a channel () of the global batch, float32."""
+    channels = x.shape[1]
+    mean = x.mean((0, 2, 3), dtype=torch.float32)
+    centred = x - mean.view(1, -1, 1, 1)  # E[x^2] - E[x]^2 would cancel where the mean is large
+    squares = torch.linalg.vector_norm(centred, dim=(0, 2, 3)).square()
+    share = torch.cat([mean, squares, mean.new_tensor([x.numel() / channels])])
+    means, squares, counts = _of_all_ranks(share).split([channels, channels, 1], dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    return mean, (squares + counts * (means - mean).square()).sum(0) / count, count
 
 
 class BatchNorm2d(nn.SyncBatchNorm):
@@ -35,14 +70,16 @@ class BatchNorm2d(nn.SyncBatchNorm):
 
     Since the statistics were reset, update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
     counts as t = 0 and early updates weigh as much as later ones (released code, m = 0.001). The state dict has no
-    counter, as the official one has none that is needed; ``updates`` is saved beside it.
+    counter, as the official one has none that is needed; ``updates`` is saved beside it. Counter and momentum are
+    tensors: as numbers that change with every step they would be compiled anew with every step.
     """
 
     def __init__(self, num_features: int, momentum: float = 0.001, bias_correction: bool = True) -> None:
-        super().__init__(num_features, momentum=momentum)
+        super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, we average them
         # The native synchronised kernel counts batches; the official state dict does not have that counter.
         self.register_buffer("num_batches_tracked", torch.tensor(0), persistent=False)
-        self.base_momentum, self.bias_correction, self.updates = momentum, bias_correction, 0
+        self.register_buffer("updates", torch.tensor(0), persistent=False)
+        self.base_momentum, self.bias_correction = momentum, bias_correction
         self.frozen = False  # see frozen_statistics
 
     def _load_from_state_dict(self, *args) -> None:
@@ -54,31 +91,41 @@ class BatchNorm2d(nn.SyncBatchNorm):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
             raise ValueError(f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size")
-        self.momentum = self._next_momentum()
         if world_size() == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
-        return super().forward(x) if x.is_cuda else self._forward_over_ranks(x)
+            y, mean, var = self._of_one_process(x)
+        elif x.is_cuda:
+            y, mean, var = self._synchronised_by_torch(x)
+        else:
+            y, mean, var = _BatchNormOverRanks.apply(x, self.weight, self.bias, self.eps)
+        if not self.frozen:
+            self._update(mean, var)
+        return y
 
-    def _next_momentum(self) -> float:
-        if self.frozen:
-            return 0.0
+    def _of_one_process(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        return y, mean, var
+
+    def _synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        running = [self.running_mean, self.running_var]
+        before = [statistic.clone() for statistic in running]
+        y = super().forward(x)
+        batch = [statistic.clone() for statistic in running]
+        for statistic, value in zip(running, before, strict=True):
+            statistic.copy_(value)
+        return y, *batch
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, var: Tensor) -> None:
         self.updates += 1
-        m = self.base_momentum
-        return m / (1 - (1 - m) ** (self.updates + 1)) if self.bias_correction else m
+        momentum = self.current_momentum().to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var, momentum)
 
-    def _forward_over_ranks(self, x: Tensor) -> Tensor:
-        channels, shape = x.shape[1], (1, -1, 1, 1)
-        values = x.float()
-        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / channels])])
-        total, count = _SumOverRanks.apply(sums).split([channels, 1])
-        mean = total / count
-        centred = values - mean.view(shape)  # E[x^2] - E[x]^2 would cancel where the mean is large
-        var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+    def current_momentum(self) -> Tensor:
+        """Weight () of the latest batch in the running average, float64."""
+        m = torch.full((), self.base_momentum, dtype=torch.float64, device=self.updates.device)
+        return m / (1 - (1 - m) ** (self.updates + 1)) if self.bias_correction else m
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm2d]]:
@@ -101,7 +148,7 @@ def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool
 
 def bn_updates(model: nn.Module) -> dict[str, int]:
     """Updates since the last reset by module name; belongs into a checkpoint beside the state dict."""
-    return {name: module.updates for name, module in batch_norms(model)}
+    return {name: int(module.updates) for name, module in batch_norms(model)}
 
 
 def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
@@ -111,7 +158,7 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
         differing = ", ".join(sorted(updates.keys() ^ modules.keys())[:5])
         raise ValueError(f"update counts do not name the network's batch norms, they differ in: {differing}")
     for name, module in modules.items():
-        module.updates = updates[name]
+        module.updates.fill_(updates[name])
 
 
 def reset_bn_statistics(model: nn.Module) -> None:
@@ -119,7 +166,7 @@ def reset_bn_statistics(model: nn.Module) -> None:
     for _, module in batch_norms(model):
         module.running_mean.zero_()
         module.running_var.fill_(1)
-        module.updates = 0
+        module.updates.zero_()
 
 
 @contextmanager
@@ -156,7 +203,7 @@ class PooledStatistics:
 
     def __enter__(self) -> "PooledStatistics":
         self.before = {
-            name: (module.running_mean.clone(), module.running_var.clone(), module.updates)
+            name: (module.running_mean.clone(), module.running_var.clone(), module.updates.clone())
             for name, module in self.modules.items()
         }
         self.hooks = [
@@ -179,9 +226,8 @@ class PooledStatistics:
         for hook in self.hooks:
             hook.remove()
         for name, module in self.modules.items():
-            mean, var, module.updates = self.before[name]
-            module.running_mean.copy_(mean)
-            module.running_var.copy_(var)
+            for statistic, before in zip((module.running_mean, module.running_var, module.updates), self.before[name]):
+                statistic.copy_(before)
 
     def apply(self) -> None:
         """Write the pooled mean and unbiased variance, over all processes, into the running statistics."""

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from models import build_segmentor, heads
 from models.batchnorm import (
@@ -121,10 +122,22 @@ def test_checkpointed_encoder_changes_nothing_but_memory(encoder, monkeypatch):
 
 def test_native_synchronised_forward_takes_this_module():
     """On one process torch's own forward (several GPUs) is plain batch norm; it insists on a batch counter."""
-    ours, native = BatchNorm2d(3, bias_correction=False), BatchNorm2d(3)
-    x = torch.randn(2, 3, 4, 4)
-    assert torch.allclose(ours(x), nn.SyncBatchNorm.forward(native, x))
-    assert torch.allclose(ours.running_mean, native.running_mean)
+    bn, x = BatchNorm2d(3), torch.randn(2, 3, 4, 4)
+    for plain, native in zip(bn._of_one_process(x), bn._synchronised_by_torch(x), strict=True):
+        assert torch.allclose(plain, native)
+    assert bn.running_mean.abs().sum() == 0 and (bn.running_var == 1).all()  # the average is not the kernel's
+
+
+def test_compiled_once_for_all_steps():
+    """Counter and momentum differ in every step; what is traced must not."""
+    net, plain = _network(), _network()
+    traced = CompileCounter()
+    compiled = torch.compile(net, backend=traced, fullgraph=True)
+    for _ in range(4):
+        x = torch.randn(4, 2, 6, 5)
+        assert torch.allclose(compiled(x), plain(x))
+    assert traced.frame_count == 1 and bn_updates(net) == bn_updates(plain) == {"1": 4}
+    assert torch.allclose(net[1].running_mean, plain[1].running_mean)
 
 
 def test_one_value_per_channel_is_refused_with_advice():

@@ -66,18 +66,17 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_gradients(module: nn.Module) -> None:
-    """Add up the parameter gradients of all ranks in one flat message.
+    """Add up the parameter gradients of all ranks.
 
     Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
-    without gradient (the auxiliary head in a target step) must be without on every rank.
+    without gradient (the auxiliary head in a target step) must be without on every rank. All messages are under way at
+    once, without the copies that one flat message would need.
     """
     if world_size() == 1:
         return
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    dist.all_reduce(flat)
-    for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
-        grad.copy_(total.view_as(grad))
+    pending = [dist.all_reduce(p.grad, async_op=True) for p in module.parameters() if p.grad is not None]
+    for message in pending:
+        message.wait()
 
 
 def broadcast_model(module: nn.Module) -> None:
