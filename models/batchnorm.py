@@ -53,9 +53,9 @@ class _BatchNormOverRanks(torch.autograd.Function):
 
 
 def _moments_over_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and number of values a channel () of the global batch, float32."""
+    """Mean (C,), biased variance (C,) and number of values a channel () of the global batch, at least float32."""
     channels = x.shape[1]
-    mean = x.mean((0, 2, 3), dtype=torch.float32)
+    mean = x.mean((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
     centred = x - mean.view(1, -1, 1, 1)  # E[x^2] - E[x]^2 would cancel where the mean is large
     squares = torch.linalg.vector_norm(centred, dim=(0, 2, 3)).square()
     share = torch.cat([mean, squares, mean.new_tensor([x.numel() / channels])])

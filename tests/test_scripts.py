@@ -166,6 +166,11 @@ def test_weights_that_do_not_fit_are_listed(command, source_run, tmp_path):
         train_source_only.main(command(tmp_path, "other", *keys))
 
 
+def test_compiled_recomputation_is_refused(command, tmp_path):
+    with pytest.raises(ValueError, match="train.compile cannot trace .* train.checkpoint_encoder"):
+        train_source_only.main(command(tmp_path, "both", "train.compile=true", "train.checkpoint_encoder=true"))
+
+
 def test_missing_run_is_named(command, tmp_path):
     with pytest.raises(FileNotFoundError, match="best.pth.*train that run first"):
         train_pycda.main(command(tmp_path, "pycda", f"model.weights={tmp_path}/nowhere"))

@@ -164,6 +164,8 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
     """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
     m, t = config.model, config.train
+    if t.compile and t.checkpoint_encoder:
+        raise ValueError("train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false")
     model = build_network(config, device)
     if pretrained and m.weights is not None:
         log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))

@@ -1,0 +1,53 @@
+"""Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes.
+
+``tests/recorded.py --config JOBS`` trains those of a JSON file, a list of arguments of ``train``.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.segmentor import Segmentor
+from utils import distributed
+from utils.engine import Trainer
+
+KEPT = 2**16  # values of a parameter: batch norms and convolutions in every stage; the rest takes 900 MB
+
+
+def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
+    """Run ``script``; ``file``: the smaller gradients of each optimiser step by name, which all processes have alike."""
+    forward, iterate, step = Segmentor.forward, Trainer._iterate, torch.optim.SGD.step
+    gradients, trainers, writes = [], [], []
+
+    def cast(self, images, *arguments, **options):
+        return forward(self, images.to(torch.get_default_dtype()), *arguments, **options)
+
+    def note(self, *arguments):
+        trainers[:], writes[:] = [self], [distributed.is_main()]
+        return iterate(self, *arguments)
+
+    def record(self):
+        kept = ((name, p.grad) for name, p in trainers[0].model.named_parameters() if p.grad is not None and p.numel() <= KEPT)
+        gradients.append({name: grad.clone() for name, grad in kept})
+        return step(self)
+
+    Segmentor.forward, Trainer._iterate, torch.optim.SGD.step = cast, note, record
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        importlib.import_module(script).main(arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        Segmentor.forward, Trainer._iterate, torch.optim.SGD.step = forward, iterate, step
+    if writes[0]:
+        torch.save(gradients, file)
+
+
+if __name__ == "__main__":
+    leave, distributed.shutdown = distributed.shutdown, lambda: None  # one process group for all: torchrun has one meeting
+    for job in json.loads(Path(sys.argv[2]).read_text()):
+        train(**job)
+    leave()
