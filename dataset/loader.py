@@ -1,7 +1,9 @@
 """Samples as tensors, and who reads which when: functions of (seed, position), the same for any number of processes."""
 
 import math
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -132,8 +134,18 @@ class ShardSampler(Sampler[int]):
 
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
-    for number in (signal.SIGINT, signal.SIGTERM):  # a stop is the main process's to handle; it ends the workers
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal or a scheduler tells all processes to stop; that is the main process's to handle, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    """Ignore SIGTERM unless it is the main process that sends it: at its exit it waits until its workers have ended."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _options(num_workers: int) -> dict:

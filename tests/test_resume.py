@@ -55,9 +55,9 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[0])
 
 
-def start(arguments: list[str], code: str | None = None) -> subprocess.Popen:
+def start(arguments: list[str], code: str | None = None, **options: bool) -> subprocess.Popen:
     script = ["-c", code] if code else ["train_source_only.py"]
-    options = {"cwd": ROOT, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    options |= {"cwd": ROOT, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([sys.executable, *script, *arguments], text=True, **options)
 
 
@@ -114,6 +114,15 @@ def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, u
     monkeypatch.undo()
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path):
+    """As a scheduler sends it: the loader's processes leave it to the main one, and end with it."""
+    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000", "train.num_workers=2"), start_new_session=True)
+    wait_for(process, tmp_path / "run", 1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED and "the same command goes on from there" in output
 
 
 def test_second_signal_exits_at_once(command, tmp_path):
