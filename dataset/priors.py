@@ -1,7 +1,8 @@
 """Class histogram and spatial prior of the source labels: computed once, kept beside the run, or read from a file."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +16,52 @@ from dataset.folders import DataError, Sample, read_label
 from dataset.labels import IGNORE, id_lookup
 
 
-class _Labels(Dataset):
-    """Train ids of one sample after another, resized to ``size`` (W, H) by nearest neighbour where that is given."""
+CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
 
-    def __init__(self, samples: Sequence[Sample], dataset: str, size: tuple[int, int] | None) -> None:
-        self.samples, self.dataset, self.size = samples, dataset, size
+
+class _Chunks(Dataset):
+    """Sums over ``CHUNK`` label files after another: only they travel between the processes.
+
+    Args:
+        zeros: the sum of no file.
+        add: adds the train ids (H, W) of a file to a sum, in place.
+    """
+
+    def __init__(self, samples: Sequence[Sample], dataset: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        self.samples, self.dataset, self.zeros, self.add = samples, dataset, zeros, add
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return math.ceil(len(self.samples) / CHUNK)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        label = read_label(self.samples[index].label, self.dataset)
-        if self.size is None:
-            return label
-        return np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+    def __getitem__(self, chunk: int) -> np.ndarray:
+        total = self.zeros.copy()
+        for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
+            self.add(total, read_label(sample.label, self.dataset))
+        return total
 
 
-def _read_all(samples: Sequence[Sample], dataset: str, size: tuple[int, int] | None, num_workers: int, title: str):
-    loader = DataLoader(_Labels(samples, dataset, size), batch_size=None, num_workers=num_workers)
-    return (np.asarray(label) for label in tqdm(loader, desc=title))
+def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
+    total += Image.fromarray(label).histogram()[: len(total)]  # less than half the time of numpy's
+
+
+def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
+    num_classes, height, width = total.shape
+    small = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+    for c in range(num_classes):
+        total[c] += small == c
+
+
+def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray) -> np.ndarray:
+    """``total`` plus the sums of all chunks, in place; its type holds them all."""
+    for part in tqdm(DataLoader(chunks, batch_size=None, num_workers=num_workers), desc=title, unit=f"{CHUNK} labels"):
+        total += np.asarray(part)
+    return total
 
 
 def class_histogram(samples: Sequence[Sample], dataset: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
     """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1."""
-    counts = np.zeros(num_classes, np.int64)
-    for label in _read_all(samples, dataset, None, num_workers, "class histogram"):
-        counts += np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes]
+    zeros = np.zeros(num_classes, np.int64)
+    counts = _sum(_Chunks(samples, dataset, zeros, _add_classes), num_workers, "class histogram", zeros.copy())
     if not counts.sum():
         raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={dataset} right?")
     return counts / counts.sum()
@@ -56,13 +77,8 @@ def spatial_histogram(
 
     Sums to 1 over the classes; to 0 at a position that is never labelled.
     """
-    width, height = size
-    counts = np.zeros((num_classes, height * width), np.float32)
-    position = np.arange(height * width)
-    for label in _read_all(samples, dataset, size, num_workers, "spatial prior"):
-        labelled = label.ravel() < num_classes
-        counts[label.ravel()[labelled], position[labelled]] += 1
-    counts = counts.reshape(num_classes, height, width)
+    zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
+    counts = _sum(_Chunks(samples, dataset, zeros, _add_positions), num_workers, "spatial prior", zeros.astype(np.float32))
     if sigma:
         counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
     total = counts.sum(0)

@@ -202,7 +202,9 @@ def prior_case(folder: Path) -> Case:
     return Case(ours, theirs, lambda a, b: np.allclose(a[0], b[0]) and np.allclose(a[1], b[1], atol=1e-6), repeats=1)
 
 
-def iteration_case(amp: bool, crop: tuple[int, int], batch: int = 2, encoder: str = "resnet101_dilated8") -> Case:
+def iteration_case(
+    amp: bool, crop: tuple[int, int], batch: int = 2, encoder: str = "resnet101_dilated8", recompute: bool = False
+) -> Case:
     """One PyCDA iteration: ours, without what the loss does not need; theirs, in float32 with everything."""
     torch.manual_seed(0)
     model = build_segmentor(encoder, "ppm_bilinear", C, 512 if "18" in encoder else 2048).train()
@@ -223,12 +225,14 @@ def iteration_case(amp: bool, crop: tuple[int, int], batch: int = 2, encoder: st
             return model(x, aux=aux)
 
     def ours() -> list[float]:
+        model.checkpoint_encoder = recompute
         outputs = forward(images[0], True, amp)
         values = [update(F.cross_entropy(outputs["logits"].float(), label) + 0.4 * F.cross_entropy(outputs["aux"].float(), label))]
         del outputs
         return [*values, update(curriculum(forward(images[1], False, amp)["logits"], valid)["total"])]
 
     def theirs() -> list[float]:
+        model.checkpoint_encoder = False
         source = forward(images[0], True)
         values = [update(F.cross_entropy(source["logits"], label) + 0.4 * F.cross_entropy(source["aux"], label))]
         target = forward(images[1], True)

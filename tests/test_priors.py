@@ -40,6 +40,17 @@ def test_spatial_prior_counts_by_position(samples):
     assert np.allclose(prior.sum(0), 1)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_are_counted_once_however_they_are_divided(samples, num_workers):
+    many = samples * 20 + samples[:1]  # three chunks, the last one not full
+    assert len(many) > 2 * priors.CHUNK
+    road, building, sky = CITYSCAPES.ids(["road", "building", "sky"])
+    spatial = priors.spatial_histogram(many, "gtav", C, (4, 2), num_workers=num_workers)
+    assert np.allclose(spatial[road, :, :2], 21 / 41) and np.allclose(spatial[building, :, :2], 20 / 41)
+    classes = priors.class_histogram(many, "gtav", C, num_workers=num_workers)
+    assert np.allclose(classes[[road, sky, building]], np.array([21, 21, 20]) / 62)
+
+
 def test_position_never_labelled_is_zero_and_smoothing_fills_it_from_its_neighbours(samples):
     only_second = samples[1:]
     assert priors.spatial_histogram(only_second, "gtav", C, (8, 4))[:, :, 4:].sum() == 0

@@ -1,0 +1,113 @@
+"""What an iteration of the released recipes costs, counted without computing it: arithmetic, and the memory of training.
+
+Networks and images are fake tensors, which have shapes and no contents, so this takes seconds on any machine.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import build_segmentor
+from utils.config import build_config
+from utils.curriculum import PyramidCurriculum
+from utils.engine import AUTOCAST
+from utils.schema import Config
+from utils.steps import Losses, self_training, statistics_only, supervised
+
+CONFIGS = Path(__file__).parent.parent / "cfgs"
+RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
+SAVINGS = ((), ("train.amp=bf16",), ("train.checkpoint_encoder=true",), ("train.amp=bf16", "train.checkpoint_encoder=true"))
+PER_GPU = 2  # images of each domain that the memory is counted for
+RATE = 10e12  # multiplications and additions a second, for an idea of the time
+GIB, HOUR = 2**30, 3600
+
+
+def _steps(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Losses, bool]]:
+    """Losses of the recipe's steps, and whether an optimiser step follows."""
+    source = supervised(config.train.lambda_seg), True
+    if recipe.startswith("source_only"):
+        return [source]
+    if recipe.startswith("adabn"):
+        return [source, (statistics_only, False)]
+    c = config.curriculum
+    prior = torch.ones(config.num_classes, size[1], size[0]) if c.lambda_eq else None
+    curriculum = PyramidCurriculum(None, box_size=c.box_size, merge_1x1=c.merge_1x1, lambda_eq=c.lambda_eq, spatial_prior=prior)
+    return [source, (self_training(curriculum, [str(i) for i in range(config.num_classes)]), True)]
+
+
+class _Kept:
+    """Bytes that autograd keeps for the backward pass; every storage counts once, parameters do not."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.seen = {id(p.untyped_storage()) for p in model.state_dict().values()}
+        self.held, self.bytes = [], 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.seen:
+            self.seen.add(id(storage))
+            self.held.append(storage)  # or another one might get its number
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _size(config: Config, domain: str) -> tuple[int, int]:
+    options = getattr(config, domain)
+    return options.crop_size or options.input_size
+
+
+def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple[float, float]:
+    """(operations, bytes) of one iteration on ``images`` of each domain: what its convolutions and products do, and what
+    weights, gradients, momentum and kept activations take. Of the activations, those of the larger step count."""
+    config = build_config(CONFIGS / f"{recipe}.yaml", keys)
+    kept = [0]
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        m = config.model
+        model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux).train()
+        model.checkpoint_encoder = config.train.checkpoint_encoder
+        parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+        for domain, (losses, backward) in zip(("source", "target"), _steps(recipe, config, _size(config, "target"))):
+            width, height = _size(config, domain)
+            batch = {
+                "image": torch.zeros(images, 3, height, width),
+                "label": torch.zeros(images, height, width, dtype=torch.long),
+                "valid": torch.ones(images, height, width, dtype=torch.bool),
+            }
+            kept.append(_forward_and_backward(model, config.train.amp, losses, batch, backward))
+    copies = 3 if config.train.momentum else 2  # weights, gradients, momentum
+    return counter.get_total_flops(), copies * parameters + max(kept)
+
+
+def _forward_and_backward(model: torch.nn.Module, amp: str, losses: Losses, batch: dict[str, Tensor], backward: bool) -> int:
+    """Bytes kept between the two passes."""
+
+    def forward(images: Tensor, **options: bool) -> dict[str, Tensor]:
+        with torch.autocast("cpu", AUTOCAST[amp], enabled=amp != "off"):
+            return model(images, **options)
+
+    kept = _Kept(model)
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        total = losses(forward, batch).get("total")
+    size, kept.held = kept.bytes, []
+    if backward:
+        total.backward()
+        model.zero_grad(set_to_none=True)
+    return size
+
+
+def table() -> str:
+    """Markdown: what the recipes as shipped take, and what the switches of memory save."""
+    lines = [f"| recipe | images of a domain, iterations | TFLOP an iteration | hours at {RATE / 1e12:.0f} TFLOP/s | "
+             f"GiB at {PER_GPU} images a GPU | {' | '.join(' '.join(f'`{key}`' for key in keys) for keys in SAVINGS[1:])} |"]
+    lines.append("|---" * (len(SAVINGS) + 4) + "|")
+    for recipe in RECIPES:
+        t = build_config(CONFIGS / f"{recipe}.yaml").train
+        found = [count(recipe, keys) for keys in SAVINGS]
+        operations = found[0][0] * t.batch_size / PER_GPU
+        cells = [f"{t.batch_size}, {t.num_steps}", f"{operations / 1e12:.1f}", f"{operations * t.num_steps / RATE / HOUR:.0f}"]
+        lines.append(f"| `{recipe}` | {' | '.join([*cells, *(f'{size / GIB:.1f}' for _, size in found)])} |")
+    return "\n".join(lines)
