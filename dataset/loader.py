@@ -50,8 +50,9 @@ class SegmentationFolder(Dataset):
         """``key`` is an index, or (index, position in the stream).
 
         Returns:
-            image float32 (3, H, W) normalised; label int64 (H, W), 255 where there is none; valid bool (H, W), False
-            where padded; name; skipped, the message of an unreadable sample in whose place this one stands, or "".
+            image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there is
+            none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose place
+            this one stands, or "".
         """
         index, position = key if isinstance(key, tuple) else (key, key)
         try:

@@ -76,7 +76,7 @@ def _size(picture: Picture) -> tuple[int, int]:
 
 
 class EvalTransform:
-    """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size."""
+    """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size and is uint8."""
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.size = size
@@ -84,7 +84,7 @@ class EvalTransform:
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
         own = _size(image)
         size = self.size or own
-        ids = None if label is None else torch.from_numpy(label).long()
+        ids = None if label is None else torch.from_numpy(label)
         return normalise(resized_window(image, size, (0, 0, *size))), ids, torch.ones(own[::-1], dtype=torch.bool)
 
 

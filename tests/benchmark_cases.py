@@ -160,7 +160,7 @@ def evaluation_case() -> Case:
 
     def ours() -> np.ndarray:
         matrix = ConfusionMatrix(C)
-        label = torch.from_numpy(look_up(raw[0].numpy(), table)).long()
+        label = torch.from_numpy(look_up(raw[0].numpy(), table))
         matrix.update(label[None], class_map(logits))
         return matrix.counts.numpy()
 

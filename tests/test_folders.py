@@ -153,7 +153,7 @@ def test_image_and_label_of_different_sizes_are_refused(gtav):
     folder = SegmentationFolder(find_samples("gtav", gtav), "gtav", EvalTransform(None), seed=0, domain=0)
     with pytest.raises(DataError, match="00004.png is 6x4, its label .* 5x4"):
         folder[3]
-    assert folder[0]["label"].dtype == torch.int64 and folder[0]["image"].shape == (3, 4, 6)
+    assert folder[0]["label"].dtype == torch.uint8 and folder[0]["image"].shape == (3, 4, 6)
 
 
 def test_label_that_is_not_wanted_is_not_read(cityscapes):
