@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_segmentor
@@ -40,18 +41,17 @@ def _steps(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Los
 
 
 class _Kept:
-    """Bytes that autograd keeps for the backward pass; every storage counts once, parameters do not."""
+    """Bytes that autograd keeps for the backward pass; every storage counts once, weights and buffers do not."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.seen = {id(p.untyped_storage()) for p in model.state_dict().values()}
-        self.held, self.bytes = [], 0
+        self.seen = {StorageWeakRef(tensor.untyped_storage()) for tensor in model.state_dict().values()}
+        self.bytes = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in self.seen:
-            self.seen.add(id(storage))
-            self.held.append(storage)  # or another one might get its number
-            self.bytes += storage.nbytes()
+        storage = StorageWeakRef(tensor.untyped_storage())
+        if storage not in self.seen:
+            self.seen.add(storage)
+            self.bytes += tensor.untyped_storage().nbytes()
         return tensor
 
 
@@ -92,11 +92,10 @@ def _forward_and_backward(model: torch.nn.Module, amp: str, losses: Losses, batc
     kept = _Kept(model)
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         total = losses(forward, batch).get("total")
-    size, kept.held = kept.bytes, []
     if backward:
         total.backward()
         model.zero_grad(set_to_none=True)
-    return size
+    return kept.bytes
 
 
 def table() -> str:

@@ -145,7 +145,7 @@ def test_one_failing_process_ends_the_others_with_its_error(command, tmp_path):
     """The second process does not find its share of the images; the first one would wait for it for ever."""
     arguments = command(tmp_path, "fails", "train.num_steps=1000", "val.every=1000", "train.num_workers=1")
     process = launch(2, str(_failing_script(tmp_path)), arguments, PYTHONPATH=str(ROOT))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "this process is out of luck" in output
 
 
