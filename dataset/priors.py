@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.cache import write_whole
 from dataset.folders import DataError, Sample, read_label
-from dataset.labels import IGNORE, id_lookup
+from dataset.labels import id_lookup
 
 
 CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
