@@ -21,8 +21,8 @@ STARTS, ROUNDS, STEPS, WARM_UP = 3, 2, 16, 4  # starts timed; runs of STEPS step
 SIDES = (96, 128, 192, 256)  # of the square crops, pixels
 # Switches of time and memory, each by itself on the demo's network with pyramid pooling and a larger batch.
 OPTIONS = (
-    *("train.amp=off", "train.amp=bf16", "train.amp=fp16", "train.channels_last=true"),
-    *("train.iter_size=2", "train.checkpoint_encoder=true", "train.compile=true"),
+    *("train.amp=off", "train.amp=bf16", "train.channels_last=true", "train.iter_size=2", "train.checkpoint_encoder=true"),
+    "train.compile=true",
 )
 LARGER = ("train.amp=off", "model.decoder=ppm_bilinear", "train.batch_size=8", "source.crop_size=[256, 128]")
 TIMES = re.compile(r"data ([\d.]+)s of ([\d.]+)s")
