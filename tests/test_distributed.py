@@ -103,7 +103,7 @@ def test_two_processes_train_as_one(pairs, trained_run, script, dtype):
     assert all(apart({name: one[name]}, {name: two[name]}) <= value for name in one)
     start = torch.load(trained_run / "best.pth", weights_only=True)["model"]
     moved = [{name: end[name] - start[name] for name in start if "running_" not in name} for end in (one, two)]
-    assert apart(*moved) <= gradient  # what the gradients did agrees too, not only what they left alone
+    assert apart(*moved) <= min(gradient, 0.01)  # what the gradients did agrees too, not only what they left alone
 
 
 def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
