@@ -1,5 +1,6 @@
 """Batch norm with the released code's running average, over all processes, and exact statistics on demand."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,30 +22,32 @@ def _of_all_ranks(values: Tensor) -> Tensor:
     return torch.stack(shares)
 
 
-class _BatchNormOverRanks(torch.autograd.Function):
-    """Batch norm of the global batch on the CPU, where torch has none: every rank's loss depends on every rank's values.
+class _BatchNormOfGlobalBatch(torch.autograd.Function):
+    """Batch norm on the CPU, where torch has none over processes: every rank's loss depends on every rank's values.
 
     One message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var, count = _moments_over_ranks(x)
+        mean, var, count = _global_moments(x)
+        unbiased = (var * (count / (count - 1))).to(weight.dtype)
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps, ctx.count = eps, count
-        ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var * count / (count - 1)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, unbiased
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
-        known = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        grad_x, grad_weight, grad_bias = known
+        scale = torch.rsqrt(var + ctx.eps)
+        backward = partial(torch.ops.aten.native_batch_norm_backward, grad, x, weight)
+        if world_size() == 1:
+            return *backward(None, None, mean, scale, True, ctx.eps, [True, True, True]), None
+        grad_x, grad_weight, grad_bias = backward(mean, var, None, None, False, ctx.eps, [True, True, True])
         # What the statistics contribute is affine in x, with the whole batch's gradients by weight and bias.
         along, level = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count
-        scale = torch.rsqrt(var + ctx.eps)
         slope = -weight * scale.square() * along
         offset = -weight * scale * level - slope * mean
         shape = (1, -1, 1, 1)
@@ -52,17 +55,25 @@ class _BatchNormOverRanks(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-def _moments_over_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and number of values a channel () of the global batch, at least float32."""
-    channels = x.shape[1]
-    mean = x.mean((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-    centred = x - mean.view(1, -1, 1, 1)  # E[x^2] - E[x]^2 would cancel where the mean is large
-    squares = torch.linalg.vector_norm(centred, dim=(0, 2, 3)).square()
-    share = torch.cat([mean, squares, mean.new_tensor([x.numel() / channels])])
-    means, squares, counts = _of_all_ranks(share).split([channels, channels, 1], dim=1)
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean (C,) and biased variance (C,), float64, and number of values a channel of the global batch.
+
+    From each image's own moments, whose sums are exact in float64: rounded to float32, mean and variance are the same
+    bits however many ranks share the images.
+    """
+    images, channels, *size = x.shape
+    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)))
+    means, variances = (torch.stack(moment).double() for moment in each)
+    total = means.sum(0) * math.prod(size)
+    mean, count = total / (images * math.prod(size)), images * math.prod(size)
+    squares = (variances + (means - mean).square()).mean(0)
+    if world_size() == 1:
+        return mean, squares, count
+    share = torch.cat([total, squares, total.new_tensor([count])])
+    totals, variances, counts = _of_all_ranks(share).split([channels, channels, 1], dim=1)
     count = counts.sum()
-    mean = (counts * means).sum(0) / count
-    return mean, (squares + counts * (means - mean).square()).sum(0) / count, count
+    mean = totals.sum(0) / count
+    return mean, (counts * (variances + (totals / counts - mean).square())).sum(0) / count, count.item()
 
 
 class BatchNorm2d(nn.SyncBatchNorm):
@@ -91,12 +102,12 @@ class BatchNorm2d(nn.SyncBatchNorm):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
             raise ValueError(f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size")
-        if world_size() == 1:
+        if not x.is_cuda:
+            y, mean, var = _BatchNormOfGlobalBatch.apply(x, self.weight, self.bias, self.eps)
+        elif world_size() == 1:
             y, mean, var = self._of_one_process(x)
-        elif x.is_cuda:
-            y, mean, var = self._synchronised_by_torch(x)
         else:
-            y, mean, var = _BatchNormOverRanks.apply(x, self.weight, self.bias, self.eps)
+            y, mean, var = self._synchronised_by_torch(x)
         if not self.frozen:
             self._update(mean, var)
         return y

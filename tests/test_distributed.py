@@ -24,8 +24,12 @@ SCRIPTS = {
     "train_pycda": ["curriculum.conf_threshold=0.2"],
     "train_pycda_spatial": [*WHOLE, "curriculum.conf_threshold=0.0"],  # few squares: one at the threshold would show
 }
-PRECISIONS = {"float32": (1e-4, 0.05), "float64": (1e-6, 1e-6)}  # what may be apart: losses and weights; gradients
-RATES = ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"]
+LEARNING, RESTING = (["train.lr_encoder=0.0002", "train.lr_decoder=0.001"], ["train.lr_encoder=0", "train.lr_decoder=0"])
+RUNS = {  # precision, learning rates, what may be apart: losses and weights; gradients
+    "float32": ("float32", LEARNING, 1e-4, 0.05),
+    "resting": ("float32", RESTING, 1e-4, 1e-4),
+    "float64": ("float64", LEARNING, 1e-6, 1e-6),
+}
 
 
 def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
@@ -61,18 +65,21 @@ def trained_run(command, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(command, trained_run, tmp_path_factory) -> Path:
-    """Folder of every script's run and gradients, by one process and by two, in both precisions: SCRIPT-DTYPE-PROCESSES."""
+    """Folder of every script's runs and gradients, by one process and by two: SCRIPT-RUN-PROCESSES."""
     runs, jobs = tmp_path_factory.mktemp("pairs"), {1: [], 2: []}
     for processes in jobs:
         for script, keys in SCRIPTS.items():
-            for dtype in PRECISIONS:
-                name = f"{script}-{dtype}-{processes}"
-                options = [*NETWORK, *STEPS, *RATES, *keys, f"model.weights={trained_run}"]
+            for run, (dtype, rates, *_) in RUNS.items():
+                name = f"{script}-{run}-{processes}"
+                options = [*NETWORK, *STEPS, *rates, *keys, f"model.weights={trained_run}"]
                 jobs[processes].append({"script": script, "arguments": command(runs, name, *options), "dtype": dtype, "file": f"{runs}/{name}.pth"})
     (runs / "jobs.json").write_text(json.dumps(jobs[2]))
     finish(launch(2, "tests/recorded.py", ["--config", str(runs / "jobs.json")], PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two has: a convolution shared by threads may sum in another order
     for job in jobs[1]:
         recorded.train(**job)
+    torch.set_num_threads(threads)
     return runs
 
 
@@ -84,26 +91,31 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_two_processes_train_as_one(pairs, trained_run, script, dtype):
-    """Losses, gradients and weights of five iterations. In float32 rounding moves a value to the other side of a ReLU now
-    and then, and the gradient by up to a few percent with it; in float64, where it cannot, the gradients are the same."""
-    value, gradient = PRECISIONS[dtype]
-    one, two = (losses(pairs / f"{script}-{dtype}-{processes}") for processes in (1, 2))
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_train_as_one(pairs, trained_run, script, run):
+    """Losses, gradients and weights of five iterations. With the same weights, the gradients are the same in float32 too;
+    while these learn, rounding moves a value to the other side of a ReLU now and then, and the gradient by up to a few
+    percent with it. In float64, where it cannot, gradients are the same all along."""
+    *_, value, gradient = RUNS[run]
+    one, two = (losses(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
     assert [record["step"] for record in one] == [1, 2, 3, 4, 5, 5]
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        for name in a:  # what counts pixels may differ by a tie that rounding decides
+        tie = any(a[name] != b[name] for name in a if "/labelled/" in name)  # a pixel at the threshold: one of 12,288
+        for name in a:
             counted = 10 * value if "/labelled/" in name or "/share/" in name else 0.05 if name.startswith("val/") else 1e-6
-            assert a[name] == pytest.approx(b[name], rel=value, abs=counted, nan_ok=True), name
-    one, two = (torch.load(pairs / f"{script}-{dtype}-{processes}.pth", weights_only=True) for processes in (1, 2))
+            assert a[name] == pytest.approx(b[name], rel=10 * value if tie else value, abs=counted, nan_ok=True), name
+    one, two = (torch.load(pairs / f"{script}-{run}-{processes}.pth", weights_only=True) for processes in (1, 2))
     assert len(one) == len(two) == (5 if script == "train_source_only" else 10)
     assert all(apart(a, b) <= gradient for a, b in zip(one, two))
-    one, two = (weights(pairs / f"{script}-{dtype}-{processes}") for processes in (1, 2))
+    one, two = (weights(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
     assert all(apart({name: one[name]}, {name: two[name]}) <= value for name in one)
     start = torch.load(trained_run / "best.pth", weights_only=True)["model"]
     moved = [{name: end[name] - start[name] for name in start if "running_" not in name} for end in (one, two)]
-    assert apart(*moved) <= min(gradient, 0.01)  # what the gradients did agrees too, not only what they left alone
+    if run == "resting":
+        assert not any(move.any() for move in moved[0].values())
+    else:
+        assert apart(*moved) <= min(gradient, 0.01)  # what the gradients did agrees too, not only what they left alone
 
 
 def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
