@@ -64,12 +64,13 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     images, channels, *size = x.shape
     each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)))
     means, variances = (torch.stack(moment).double() for moment in each)
-    total = means.sum(0) * math.prod(size)
-    mean, count = total / (images * math.prod(size)), images * math.prod(size)
-    squares = (variances + (means - mean).square()).mean(0)
+    pixels = math.prod(size)
+    total, count = means.sum(0) * pixels, images * pixels
+    mean = total / count
+    var = (variances + (means - mean).square()).mean(0)
     if world_size() == 1:
-        return mean, squares, count
-    share = torch.cat([total, squares, total.new_tensor([count])])
+        return mean, var, count
+    share = torch.cat([total, var, total.new_tensor([count])])
     totals, variances, counts = _of_all_ranks(share).split([channels, channels, 1], dim=1)
     count = counts.sum()
     mean = totals.sum(0) / count

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from models import build_segmentor, heads
+from models import batchnorm, build_segmentor, heads
 from models.batchnorm import (
     BatchNorm2d,
     PooledStatistics,
@@ -138,6 +138,21 @@ def test_compiled_once_for_all_steps():
         assert torch.allclose(compiled(x), plain(x))
     assert traced.frame_count == 1 and bn_updates(net) == bn_updates(plain) == {"1": 4}
     assert torch.allclose(net[1].running_mean, plain[1].running_mean)
+
+
+def test_moments_are_the_same_bits_however_ranks_share_the_images(monkeypatch):
+    """Some of the means lie halfway between two float32 numbers: one more rounding in float64 would show."""
+    x, shares = 3 * torch.randn(6, 256, 5, 7, generator=torch.Generator().manual_seed(0)) + 2, []
+    whole = batchnorm._global_moments(x)
+    monkeypatch.setattr(batchnorm, "world_size", lambda: 2)
+    monkeypatch.setattr(batchnorm, "_of_all_ranks", lambda values: shares.append(values) or torch.stack(shares[-2:]))
+    for rank in (0, 1):
+        mean, var, count = batchnorm._global_moments(x[3 * rank : 3 * rank + 3])
+    assert count == whole[2] == 6 * 5 * 7
+    assert torch.equal(mean.float(), whole[0].float()) and torch.equal(var.float(), whole[1].float())
+    exact = x.double()
+    assert torch.allclose(mean, exact.mean((0, 2, 3)), rtol=1e-6)
+    assert torch.allclose(var, exact.var((0, 2, 3), correction=0), rtol=1e-6)
 
 
 def test_one_value_per_channel_is_refused_with_advice():
