@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
+
 
 def setup() -> torch.device:
     """Join the process group that torchrun describes in the environment, and return this process's device.
@@ -69,14 +71,19 @@ def all_reduce_gradients(module: nn.Module) -> None:
     """Add up the parameter gradients of all ranks.
 
     Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
-    without gradient (the auxiliary head in a target step) must be without on every rank. All messages are under way at
-    once, without the copies that one flat message would need.
+    without gradient (the auxiliary head in a target step) must be without on every rank. Small gradients share a
+    message, as each costs its latency; large ones are spared the copy; all are under way at once.
     """
     if world_size() == 1:
         return
-    pending = [dist.all_reduce(p.grad, async_op=True) for p in module.parameters() if p.grad is not None]
-    for message in pending:
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    small = [gradient for gradient in gradients if gradient.numel() < SMALL]
+    shared = torch.cat([gradient.flatten() for gradient in small])  # never empty: biases, batch norms
+    large = [gradient for gradient in gradients if gradient.numel() >= SMALL]
+    for message in [dist.all_reduce(values, async_op=True) for values in (shared, *large)]:
         message.wait()
+    for gradient, total in zip(small, shared.split([gradient.numel() for gradient in small]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
 def broadcast_model(module: nn.Module) -> None:
