@@ -25,7 +25,8 @@ def _of_all_ranks(values: Tensor) -> Tensor:
 class _BatchNormOfGlobalBatch(torch.autograd.Function):
     """Batch norm on the CPU, where torch has none over processes: every rank's loss depends on every rank's values.
 
-    One message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
+    One process takes it too, without messages: its forward pass then has the same bits as that of many. These exchange
+    one message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
     """
 
     @staticmethod
