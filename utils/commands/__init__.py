@@ -1,0 +1,1 @@
+"""Commands of ``run.sh`` that are no scripts of the top level."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind and goes on from: checkpoints and logs."""
