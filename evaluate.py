@@ -14,7 +14,7 @@ from torch import Tensor
 from dataset.folders import Sample, read_image
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import build, distributed
-from utils.checkpoint import pair_up
+from utils.run_folder.checkpoint import pair_up
 from utils.command_line import make_parser, parse_config
 from utils.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix

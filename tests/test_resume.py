@@ -15,7 +15,7 @@ import torch
 
 import train_source_only
 from dataset.folders import DataError
-from utils.checkpoint import CheckpointError
+from utils.run_folder.checkpoint import CheckpointError
 from utils.engine import Trainer
 from utils.signals import STOPPED
 

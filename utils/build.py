@@ -25,7 +25,7 @@ from models.batchnorm import configure_batchnorm
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.checkpoint import resolve_weights
+from utils.run_folder.checkpoint import resolve_weights
 from utils.curriculum import PyramidCurriculum
 from utils.log import RunLog
 from utils.schema import Config, Domain, Evaluation, Size

@@ -24,7 +24,7 @@ from dataset.toy_city import Plan, write_toy_city
 from dataset.transforms import normalise
 from models.weights import load_checkpoint_weights
 from utils import build
-from utils.checkpoint import CONVERTED, resolve_weights
+from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.config import build_config
 from utils.evaluation import predict
 from utils.schema import Augmented

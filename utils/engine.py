@@ -19,7 +19,7 @@ from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from utils import build, distributed
 from utils.accumulate import PartwiseForward
-from utils.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
+from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.evaluation import evaluate, iou_table, scores
 from utils.log import RunLog
 from utils.schema import Config

@@ -9,7 +9,7 @@ import torch
 
 from dataset.folders import Sample
 from utils import build, distributed
-from utils.checkpoint import find_state, git_revision, make_run_folder, remove_results
+from utils.run_folder.checkpoint import find_state, git_revision, make_run_folder, remove_results
 from utils.config import to_yaml
 from utils.engine import Step, Trainer
 from utils.log import RunLog
