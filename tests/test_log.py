@@ -16,7 +16,7 @@ import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
 from utils import log
-from utils.log import RunLog
+from utils.run_folder.log import RunLog
 
 
 def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:

@@ -27,7 +27,7 @@ from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
 from utils.run_folder.checkpoint import resolve_weights
 from utils.curriculum import PyramidCurriculum
-from utils.log import RunLog
+from utils.run_folder.log import RunLog
 from utils.schema import Config, Domain, Evaluation, Size
 
 SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ

@@ -31,7 +31,7 @@ from utils.command_line import make_parser, parse_config
 from utils.config import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
 from utils.evaluation import evaluate, per_class, scores
-from utils.log import RECORDS
+from utils.run_folder.log import RECORDS
 from utils.schema import Config
 from utils.visual import colour_map
 from utils.watch import SHARE
