@@ -16,7 +16,7 @@ from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import build, distributed
 from utils.run_folder.checkpoint import pair_up
 from utils.command_line import make_parser, parse_config
-from utils.evaluation import comparison, evaluate, per_class, scores
+from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix
 from utils.predictions import Gallery, score_files
 from utils.schema import Config

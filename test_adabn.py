@@ -13,7 +13,7 @@ from utils.adabn import convert_statistics
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
 from utils.command_line import load_config
 from utils.config import to_yaml
-from utils.evaluation import evaluate, iou_table
+from utils.scoring.evaluation import evaluate, iou_table
 from utils.run import start_run
 from utils.schema import Config
 

@@ -13,7 +13,7 @@ import evaluate
 from dataset.folders import DataError
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.evaluation import comparison, predict
+from utils.scoring.evaluation import comparison, predict
 from utils.metrics import ConfusionMatrix
 from utils.schema import Augmented
 from utils.visual import confusion_picture

@@ -26,7 +26,7 @@ from models.weights import load_checkpoint_weights
 from utils import build
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.config import build_config
-from utils.evaluation import predict
+from utils.scoring.evaluation import predict
 from utils.schema import Augmented
 from utils.visual import colour_map, stack
 

@@ -20,7 +20,7 @@ from models.segmentor import Segmentor
 from utils import build, distributed
 from utils.accumulate import PartwiseForward
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
-from utils.evaluation import evaluate, iou_table, scores
+from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.run_folder.log import RunLog
 from utils.schema import Config
 from utils.signals import STOPPED, StopSignals

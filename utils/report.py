@@ -30,7 +30,7 @@ from utils.run_folder.checkpoint import resolve_weights
 from utils.command_line import make_parser, parse_config
 from utils.config import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
-from utils.evaluation import evaluate, per_class, scores
+from utils.scoring.evaluation import evaluate, per_class, scores
 from utils.run_folder.log import RECORDS
 from utils.schema import Config
 from utils.visual import colour_map
