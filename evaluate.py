@@ -18,7 +18,7 @@ from utils.run_folder.checkpoint import pair_up
 from utils.command_line import make_parser, parse_config
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix
-from utils.predictions import Gallery, score_files
+from utils.scoring.predictions import Gallery, score_files
 from utils.schema import Config
 
 
