@@ -16,7 +16,7 @@ from models import build_segmentor
 from utils.scoring.evaluation import comparison, predict
 from utils.metrics import ConfusionMatrix
 from utils.schema import Augmented
-from utils.visual import confusion_picture
+from utils.scoring.pictures import confusion_picture
 
 
 def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):

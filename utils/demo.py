@@ -28,7 +28,7 @@ from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.config import build_config
 from utils.scoring.evaluation import predict
 from utils.schema import Augmented
-from utils.visual import colour_map, stack
+from utils.scoring.pictures import colour_map, stack
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "cfgs" / "demo"

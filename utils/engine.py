@@ -25,7 +25,7 @@ from utils.run_folder.log import RunLog
 from utils.schema import Config
 from utils.signals import STOPPED, StopSignals
 from utils.steps import Batch, Losses
-from utils.visual import panel
+from utils.scoring.pictures import panel
 from utils.watch import SHARE, CollapseWatch
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

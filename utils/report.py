@@ -33,7 +33,7 @@ from utils.curriculum import PyramidCurriculum
 from utils.scoring.evaluation import evaluate, per_class, scores
 from utils.run_folder.log import RECORDS
 from utils.schema import Config
-from utils.visual import colour_map
+from utils.scoring.pictures import colour_map
 from utils.watch import SHARE
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -14,7 +14,7 @@ from dataset.folders import DataError, Sample, read_label, read_prediction
 from dataset.labels import ClassTable
 from utils import distributed
 from utils.metrics import ConfusionMatrix
-from utils.visual import confusion_picture, save_prediction
+from utils.scoring.pictures import confusion_picture, save_prediction
 
 WORST = 10  # images shown apart
 
