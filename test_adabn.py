@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from models.weights import load_checkpoint_weights
 from utils import build, distributed
-from utils.adabn import convert_statistics
+from utils.scoring.convert_batchnorm import convert_statistics
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
 from utils.command_line import load_config
 from utils.config import to_yaml
