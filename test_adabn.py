@@ -14,7 +14,7 @@ from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights,
 from utils.command_line import load_config
 from utils.config import to_yaml
 from utils.scoring.evaluation import evaluate, iou_table
-from utils.run import start_run
+from utils.training.experiment import start_run
 from utils.schema import Config
 
 

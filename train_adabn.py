@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from utils.command_line import load_config
 from utils.engine import Step
-from utils.run import Experiment, train
+from utils.training.experiment import Experiment, train
 from utils.steps import statistics_only
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from utils.build import build_curriculum, class_table
 from utils.command_line import load_config
 from utils.engine import Step
-from utils.run import Experiment, train
+from utils.training.experiment import Experiment, train
 from utils.steps import self_training
 
 # The released script fixes these whatever its YAML says.

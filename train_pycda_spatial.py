@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from train_pycda import DEFAULTS, steps
 from utils.command_line import load_config
-from utils.run import train
+from utils.training.experiment import train
 
 DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 

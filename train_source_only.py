@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from utils.command_line import load_config
 from utils.engine import Step
-from utils.run import Experiment, train
+from utils.training.experiment import Experiment, train
 
 
 def steps(experiment: Experiment) -> list[Step]:
