@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from utils.build import build_curriculum, class_table
 from utils.command_line import load_config
-from utils.engine import Step
+from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
 from utils.steps import self_training
 

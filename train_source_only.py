@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from utils.command_line import load_config
-from utils.engine import Step
+from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
 
 

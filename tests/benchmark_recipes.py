@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_segmentor
 from utils.config import build_config
 from utils.curriculum import PyramidCurriculum
-from utils.engine import AUTOCAST
+from utils.training.engine import AUTOCAST
 from utils.schema import Config
 from utils.steps import Losses, self_training, statistics_only, supervised
 

@@ -13,7 +13,7 @@ import torch
 
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.engine import Trainer
+from utils.training.engine import Trainer
 
 KEPT = 2**16  # values of a parameter: batch norms and convolutions in every stage; the rest takes 900 MB
 

@@ -16,7 +16,7 @@ import torch
 import train_source_only
 from dataset.folders import DataError
 from utils.run_folder.checkpoint import CheckpointError
-from utils.engine import Trainer
+from utils.training.engine import Trainer
 from utils.signals import STOPPED
 
 ROOT = Path(__file__).parent.parent
