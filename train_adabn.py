@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from utils.command_line import load_config
 from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
-from utils.steps import statistics_only
+from utils.training.losses import statistics_only
 
 
 def steps(experiment: Experiment) -> list[Step]:

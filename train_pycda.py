@@ -6,7 +6,7 @@ from utils.build import build_curriculum, class_table
 from utils.command_line import load_config
 from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
-from utils.steps import self_training
+from utils.training.losses import self_training
 
 # The released script fixes these whatever its YAML says.
 DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}

@@ -17,7 +17,7 @@ from utils.config import build_config
 from utils.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
 from utils.schema import Config
-from utils.steps import Losses, self_training, statistics_only, supervised
+from utils.training.losses import Losses, self_training, statistics_only, supervised
 
 CONFIGS = Path(__file__).parent.parent / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")

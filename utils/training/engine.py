@@ -24,7 +24,7 @@ from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.run_folder.log import RunLog
 from utils.schema import Config
 from utils.signals import STOPPED, StopSignals
-from utils.steps import Batch, Losses
+from utils.training.losses import Batch, Losses
 from utils.scoring.pictures import panel
 from utils.watch import SHARE, CollapseWatch
 

@@ -14,7 +14,7 @@ from utils.config import to_yaml
 from utils.training.engine import Step, Trainer
 from utils.run_folder.log import RunLog
 from utils.schema import Config
-from utils.steps import Losses, supervised
+from utils.training.losses import Losses, supervised
 
 
 @contextmanager
