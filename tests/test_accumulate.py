@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d, bn_updates
-from utils.accumulate import PartwiseForward
+from utils.training.partwise import PartwiseForward
 from utils.curriculum import PyramidCurriculum
 
 

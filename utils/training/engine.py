@@ -18,7 +18,7 @@ from dataset.folders import DataError, Sample, read_image
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from utils import build, distributed
-from utils.accumulate import PartwiseForward
+from utils.training.partwise import PartwiseForward
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.run_folder.log import RunLog
