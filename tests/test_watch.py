@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.curriculum import PyramidCurriculum
-from utils.watch import PATIENCE, CollapseWatch, pyramid_shares
+from utils.training.label_watch import PATIENCE, CollapseWatch, pyramid_shares
 
 
 def test_shares_are_those_of_the_labelled_entries():

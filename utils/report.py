@@ -34,7 +34,7 @@ from utils.scoring.evaluation import evaluate, per_class, scores
 from utils.run_folder.log import RECORDS
 from utils.schema import Config
 from utils.scoring.pictures import colour_map
-from utils.watch import SHARE
+from utils.training.label_watch import SHARE
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>

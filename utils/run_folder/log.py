@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from utils.watch import SHARE
+from utils.training.label_watch import SHARE
 
 RECORDS, BOARD = "log.jsonl", "tensorboard"
 PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation

@@ -26,7 +26,7 @@ from utils.schema import Config
 from utils.signals import STOPPED, StopSignals
 from utils.training.losses import Batch, Losses
 from utils.scoring.pictures import panel
-from utils.watch import SHARE, CollapseWatch
+from utils.training.label_watch import SHARE, CollapseWatch
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 5  # names in an error message

@@ -14,7 +14,7 @@ from torch import Tensor
 from dataset.labels import IGNORE
 from utils.curriculum import PyramidCurriculum
 from utils.distributed import all_reduce_sum
-from utils.watch import pyramid_shares
+from utils.training.label_watch import pyramid_shares
 
 Batch = dict[str, Any]
 Forward = Callable[..., dict[str, Tensor]]
