@@ -17,7 +17,7 @@ import train_source_only
 from dataset.folders import DataError
 from utils.run_folder.checkpoint import CheckpointError
 from utils.training.engine import Trainer
-from utils.signals import STOPPED
+from utils.training.signals import STOPPED
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6

@@ -23,7 +23,7 @@ from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.run_folder.log import RunLog
 from utils.schema import Config
-from utils.signals import STOPPED, StopSignals
+from utils.training.signals import STOPPED, StopSignals
 from utils.training.losses import Batch, Losses
 from utils.scoring.pictures import panel
 from utils.training.label_watch import SHARE, CollapseWatch
