@@ -30,8 +30,8 @@ count_gpus() {
 
 [ $# -ge 1 ] || usage
 case $1 in
-    demo) shift; exec "$PYTHON" -m utils.demo "$@" ;;
-    ablation) shift; exec "$PYTHON" -m utils.demo --ablation "$@" ;;
+    demo) shift; exec "$PYTHON" -m utils.commands.demo "$@" ;;
+    ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
     benchmark) shift; exec "$PYTHON" tests/benchmark.py "$@" ;;
     report) shift; exec "$PYTHON" -m utils.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
