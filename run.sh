@@ -33,7 +33,7 @@ case $1 in
     demo) shift; exec "$PYTHON" -m utils.commands.demo "$@" ;;
     ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
     benchmark) shift; exec "$PYTHON" tests/benchmark.py "$@" ;;
-    report) shift; exec "$PYTHON" -m utils.report --config "$@" ;;
+    report) shift; exec "$PYTHON" -m utils.commands.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac
 [ $# -ge 2 ] || usage
