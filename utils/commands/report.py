@@ -25,7 +25,7 @@ from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from models.weights import load_checkpoint_weights
 from utils import build
-from utils.chart import Points, chart
+from utils.commands.chart import Points, chart
 from utils.run_folder.checkpoint import resolve_weights
 from utils.command_line import make_parser, parse_config
 from utils.config import build_config, flatten, to_yaml
