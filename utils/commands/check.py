@@ -1,4 +1,4 @@
-"""``python -m dataset.check --config X``: every problem of the data that a configuration names, in one table.
+"""``python -m utils.commands.check --config X``: every problem of the data that a configuration names, in one table.
 
 Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status is 1
 if something would stop a training or an evaluation, 0 if there are only remarks.
@@ -136,7 +136,7 @@ def describe(report: Report, split: str, table: ClassTable) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dataset.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m utils.commands.check", description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
     parser.add_argument("--workers", type=int, default=2, help="processes that read files")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
