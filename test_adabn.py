@@ -12,7 +12,7 @@ from utils import build, distributed
 from utils.scoring.convert_batchnorm import convert_statistics
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
 from utils.command_line import load_config
-from utils.config import to_yaml
+from utils.config.read import to_yaml
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run
 from utils.schema import Config

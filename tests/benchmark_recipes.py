@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_segmentor
-from utils.config import build_config
+from utils.config.read import build_config
 from utils.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
 from utils.schema import Config

@@ -6,7 +6,7 @@ import pytest
 
 import evaluate
 import train_pycda
-from utils.config import ConfigError, build_config, key_types, to_yaml
+from utils.config.read import ConfigError, build_config, key_types, to_yaml
 from utils.keys import describe_keys, keys_markdown
 
 ROOT = Path(__file__).parent.parent

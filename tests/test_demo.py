@@ -8,7 +8,7 @@ import pytest
 
 from dataset.toy_city import Plan
 from utils import demo
-from utils.config import build_config
+from utils.config.read import build_config
 
 TINY = [
     *("model.encoder=resnet18_dilated16", "train.num_steps=1", "train.batch_size=2", "train.num_workers=0", "test.num_workers=0"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import ConfigError, build_config
+from utils.config.read import ConfigError, build_config
 from utils.official import DEAD, DERIVED, ELSEWHERE, RENAMED, SCRIPTS
 
 # One value a key, none of them our default.

@@ -13,7 +13,7 @@ import train_pycda_spatial
 import train_source_only
 from dataset.folders import DataError, find_samples, read_label
 from dataset.labels import id_lookup, read_id_table
-from utils.config import build_config
+from utils.config.read import build_config
 
 TABLE = """\
 classes:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from utils.config import build_config, to_yaml
+from utils.config.read import build_config, to_yaml
 from utils.keys import keys_help
 from utils.schema import Config
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from utils.config import key_types, type_name
+from utils.config.read import key_types, type_name
 from utils.schema import Config
 
 

@@ -24,7 +24,7 @@ from dataset.folders import (
 )
 from dataset.labels import IGNORE, ClassTable
 from utils import build
-from utils.config import build_config
+from utils.config.read import build_config
 from utils.schema import Config
 
 ERROR, REMARK = "error", "remark"

@@ -25,7 +25,7 @@ from dataset.transforms import normalise
 from models.weights import load_checkpoint_weights
 from utils import build
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
-from utils.config import build_config
+from utils.config.read import build_config
 from utils.scoring.evaluation import predict
 from utils.schema import Augmented
 from utils.scoring.pictures import colour_map, stack

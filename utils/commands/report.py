@@ -28,7 +28,7 @@ from utils import build
 from utils.commands.chart import Points, chart
 from utils.run_folder.checkpoint import resolve_weights
 from utils.command_line import make_parser, parse_config
-from utils.config import build_config, flatten, to_yaml
+from utils.config.read import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
 from utils.scoring.evaluation import evaluate, per_class, scores
 from utils.run_folder.log import RECORDS

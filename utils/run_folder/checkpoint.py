@@ -12,7 +12,7 @@ import yaml
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
-from utils.config import flatten, to_yaml
+from utils.config.read import flatten, to_yaml
 from utils.schema import Config
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"

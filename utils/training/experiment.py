@@ -10,7 +10,7 @@ import torch
 from dataset.folders import Sample
 from utils import build, distributed
 from utils.run_folder.checkpoint import find_state, git_revision, make_run_folder, remove_results
-from utils.config import to_yaml
+from utils.config.read import to_yaml
 from utils.training.engine import Step, Trainer
 from utils.run_folder.log import RunLog
 from utils.schema import Config

@@ -1,0 +1,1 @@
+"""Configuration: keys and defaults, strict YAML, the authors' keys, the command line."""
