@@ -19,7 +19,7 @@ from utils.command_line import make_parser, parse_config
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix
 from utils.scoring.predictions import Gallery, score_files
-from utils.schema import Config
+from utils.config.schema import Config
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:

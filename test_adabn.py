@@ -15,7 +15,7 @@ from utils.command_line import load_config
 from utils.config.read import to_yaml
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run
-from utils.schema import Config
+from utils.config.schema import Config
 
 
 def statistics_loaders(config: Config) -> list[DataLoader]:

@@ -16,7 +16,7 @@ from models import build_segmentor
 from utils.config.read import build_config
 from utils.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
-from utils.schema import Config
+from utils.config.schema import Config
 from utils.training.losses import Losses, self_training, statistics_only, supervised
 
 CONFIGS = Path(__file__).parent.parent / "cfgs"

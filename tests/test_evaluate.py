@@ -15,7 +15,7 @@ from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.scoring.evaluation import comparison, predict
 from utils.metrics import ConfusionMatrix
-from utils.schema import Augmented
+from utils.config.schema import Augmented
 from utils.scoring.pictures import confusion_picture
 
 

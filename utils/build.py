@@ -28,7 +28,7 @@ from utils import distributed
 from utils.run_folder.checkpoint import resolve_weights
 from utils.curriculum import PyramidCurriculum
 from utils.run_folder.log import RunLog
-from utils.schema import Config, Domain, Evaluation, Size
+from utils.config.schema import Config, Domain, Evaluation, Size
 
 SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.config.read import build_config, to_yaml
 from utils.keys import keys_help
-from utils.schema import Config
+from utils.config.schema import Config
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

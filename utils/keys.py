@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from utils.config.read import key_types, type_name
-from utils.schema import Config
+from utils.config.schema import Config
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataset.folders import (
 from dataset.labels import IGNORE, ClassTable
 from utils import build
 from utils.config.read import build_config
-from utils.schema import Config
+from utils.config.schema import Config
 
 ERROR, REMARK = "error", "remark"
 RARE = 1e-5  # share of the labelled pixels below which a class is hardly learned

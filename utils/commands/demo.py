@@ -27,7 +27,7 @@ from utils import build
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.config.read import build_config
 from utils.scoring.evaluation import predict
-from utils.schema import Augmented
+from utils.config.schema import Augmented
 from utils.scoring.pictures import colour_map, stack
 
 ROOT = Path(__file__).parent.parent

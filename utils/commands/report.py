@@ -32,7 +32,7 @@ from utils.config.read import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
 from utils.scoring.evaluation import evaluate, per_class, scores
 from utils.run_folder.log import RECORDS
-from utils.schema import Config
+from utils.config.schema import Config
 from utils.scoring.pictures import colour_map
 from utils.training.label_watch import SHARE
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from utils.official import OfficialKeyError, translate
-from utils.schema import Config
+from utils.config.schema import Config
 
 OFFICIAL = "common"  # the group of the authors' keys
 

@@ -13,7 +13,7 @@ from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
 from utils.config.read import flatten, to_yaml
-from utils.schema import Config
+from utils.config.schema import Config
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 # Keys that change neither the result nor its place in the training.

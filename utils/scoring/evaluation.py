@@ -13,7 +13,7 @@ from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.metrics import ConfusionMatrix, class_map
-from utils.schema import Augmented
+from utils.config.schema import Augmented
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters

@@ -22,7 +22,7 @@ from utils.training.partwise import PartwiseForward
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.run_folder.log import RunLog
-from utils.schema import Config
+from utils.config.schema import Config
 from utils.training.signals import STOPPED, StopSignals
 from utils.training.losses import Batch, Losses
 from utils.scoring.pictures import panel

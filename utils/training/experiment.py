@@ -13,7 +13,7 @@ from utils.run_folder.checkpoint import find_state, git_revision, make_run_folde
 from utils.config.read import to_yaml
 from utils.training.engine import Step, Trainer
 from utils.run_folder.log import RunLog
-from utils.schema import Config
+from utils.config.schema import Config
 from utils.training.losses import Losses, supervised
 
 
