@@ -7,7 +7,7 @@ import pytest
 import evaluate
 import train_pycda
 from utils.config.read import ConfigError, build_config, key_types, to_yaml
-from utils.keys import describe_keys, keys_markdown
+from utils.config.keys import describe_keys, keys_markdown
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "cfgs").rglob("*.yaml"))
@@ -66,7 +66,7 @@ def test_override_without_value_is_named(tmp_path):
 
 
 def test_readme_lists_the_keys_as_they_are():
-    """``python -m utils.keys`` prints the table to put between the markers."""
+    """``python -m utils.config.keys`` prints the table to put between the markers."""
     _, table, _ = (ROOT / "README.md").read_text().split("<!-- keys -->")
     assert table.strip() == keys_markdown()
     assert [k.name for k in describe_keys()] == list(key_types())

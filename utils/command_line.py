@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.config.read import build_config, to_yaml
-from utils.keys import keys_help
+from utils.config.keys import keys_help
 from utils.config.schema import Config
 
 
