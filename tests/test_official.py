@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.config.read import ConfigError, build_config
-from utils.official import DEAD, DERIVED, ELSEWHERE, RENAMED, SCRIPTS
+from utils.config.official import DEAD, DERIVED, ELSEWHERE, RENAMED, SCRIPTS
 
 # One value a key, none of them our default.
 OFFICIAL = """\

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from utils.official import OfficialKeyError, translate
+from utils.config.official import OfficialKeyError, translate
 from utils.config.schema import Config
 
 OFFICIAL = "common"  # the group of the authors' keys
