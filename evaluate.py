@@ -15,7 +15,7 @@ from dataset.folders import Sample, read_image
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import build, distributed
 from utils.run_folder.checkpoint import pair_up
-from utils.command_line import make_parser, parse_config
+from utils.config.command_line import make_parser, parse_config
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.metrics import ConfusionMatrix
 from utils.scoring.predictions import Gallery, score_files

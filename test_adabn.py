@@ -11,7 +11,7 @@ from models.weights import load_checkpoint_weights
 from utils import build, distributed
 from utils.scoring.convert_batchnorm import convert_statistics
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
-from utils.command_line import load_config
+from utils.config.command_line import load_config
 from utils.config.read import to_yaml
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run

@@ -6,7 +6,7 @@ source steps and the same mixed statistics, but no curriculum.
 
 from collections.abc import Sequence
 
-from utils.command_line import load_config
+from utils.config.command_line import load_config
 from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
 from utils.training.losses import statistics_only

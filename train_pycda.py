@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from utils.build import build_curriculum, class_table
-from utils.command_line import load_config
+from utils.config.command_line import load_config
 from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
 from utils.training.losses import self_training

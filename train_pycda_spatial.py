@@ -6,7 +6,7 @@ Positions only mean something in whole images, so the target is not cropped, sca
 from collections.abc import Sequence
 
 from train_pycda import DEFAULTS, steps
-from utils.command_line import load_config
+from utils.config.command_line import load_config
 from utils.training.experiment import train
 
 DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from utils.command_line import load_config
+from utils.config.command_line import load_config
 from utils.training.engine import Step
 from utils.training.experiment import Experiment, train
 

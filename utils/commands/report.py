@@ -27,7 +27,7 @@ from models.weights import load_checkpoint_weights
 from utils import build
 from utils.commands.chart import Points, chart
 from utils.run_folder.checkpoint import resolve_weights
-from utils.command_line import make_parser, parse_config
+from utils.config.command_line import make_parser, parse_config
 from utils.config.read import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
 from utils.scoring.evaluation import evaluate, per_class, scores
