@@ -32,7 +32,7 @@ count_gpus() {
 case $1 in
     demo) shift; exec "$PYTHON" -m utils.commands.demo "$@" ;;
     ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
-    benchmark) shift; exec "$PYTHON" tests/benchmark.py "$@" ;;
+    benchmark) shift; exec "$PYTHON" -m tests.benchmark "$@" ;;
     report) shift; exec "$PYTHON" -m utils.commands.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac

@@ -1,15 +1,12 @@
-"""What the tests share. They import the project from the repository root, wherever pytest was started."""
+"""What the tests share."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import train_source_only  # noqa: E402
-from dataset.toy_city import Plan, write_toy_city  # noqa: E402
+import train_source_only
+from dataset.toy_city import Plan, write_toy_city
 
 TINY = [
     "model.encoder=resnet18_dilated16",

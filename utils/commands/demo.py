@@ -30,7 +30,7 @@ from utils.scoring.evaluation import predict
 from utils.config.schema import Augmented
 from utils.scoring.pictures import colour_map, stack
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images in the picture
 

@@ -1,6 +1,6 @@
 """Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes.
 
-``tests/recorded.py --config JOBS`` trains those of a JSON file, a list of arguments of ``train``.
+``tests/training/recorded.py --config JOBS`` trains those of a JSON file, a list of arguments of ``train``.
 """
 
 import importlib

@@ -20,9 +20,9 @@ from torchvision.models import (
 from models import build_segmentor, heads
 from models.batchnorm import batch_norms, bn_updates, configure_batchnorm
 from models.segmentor import ENCODERS, Segmentor, parameter_groups, set_dropout
-from tests import reference
+from tests.golden import reference
 
-CASES = json.loads((Path(__file__).parent / "golden_models.json").read_text())["cases"]
+CASES = json.loads((Path(reference.__file__).parent / "models.json").read_text())["cases"]
 # Number of tensors and SHA-256 of the sorted lines "key shape" of the official state dicts without running sums.
 OFFICIAL_KEYS = {
     "resnet18_dilated8.encoder": (115, "0c1563205ec0069c0058d127647540fa52c45aa680329428e3594d187da7f76f"),

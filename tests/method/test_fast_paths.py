@@ -9,7 +9,7 @@ from PIL import Image
 from dataset.folders import DataError, look_up, read_label
 from dataset.labels import id_lookup, known_ids
 from dataset.transforms import BILINEAR, FILLS, NEAREST, JointTransform, Window, normalise, resized_window
-from tests.benchmark_cases import plain_curriculum, plain_labels
+from tests.benchmark.cases import plain_curriculum, plain_labels
 from utils.curriculum import PyramidCurriculum
 from utils.metrics import ConfusionMatrix, class_map
 

@@ -178,7 +178,7 @@ def test_missing_run_is_named(command, tmp_path):
 
 def test_command_line_of_the_readme(command, tmp_path):
     _, config, *keys = command(tmp_path, "shell", "train.num_steps=1", "val.held_out=0")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     run = ["sh", str(root / "run.sh"), "train_source_only.py", config, *keys]
     subprocess.run(run, check=True, env=environment)

@@ -19,7 +19,7 @@ from utils.training.engine import AUTOCAST
 from utils.config.schema import Config
 from utils.training.losses import Losses, self_training, statistics_only, supervised
 
-CONFIGS = Path(__file__).parent.parent / "cfgs"
+CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
 SAVINGS = ((), ("train.amp=bf16",), ("train.checkpoint_encoder=true",), ("train.amp=bf16", "train.checkpoint_encoder=true"))
 PER_GPU = 2  # images of each domain that the memory is counted for

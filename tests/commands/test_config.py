@@ -9,7 +9,7 @@ import train_pycda
 from utils.config.read import ConfigError, build_config, key_types, to_yaml
 from utils.config.keys import describe_keys, keys_markdown
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "cfgs").rglob("*.yaml"))
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests import reference
+from tests.golden import reference
 from utils.curriculum import EPS, PyramidCurriculum, SoftmaxStrips
 
-CASES = json.loads((Path(__file__).parent / "golden_losses.json").read_text())["cases"]
+CASES = json.loads((Path(reference.__file__).parent / "losses.json").read_text())["cases"]
 TOLERANCE = 2e-5
 
 

@@ -19,7 +19,7 @@ from utils.run_folder.checkpoint import CheckpointError
 from utils.training.engine import Trainer
 from utils.training.signals import STOPPED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = 6
 KEYS = ["train.num_steps=6", "train.momentum=0.9"]
 # A process that dies by SIGKILL in the middle of writing its second checkpoint.

@@ -1,4 +1,4 @@
-"""The work that ``tests/benchmark.py`` times: ours, and the straightforward way of doing the same.
+"""The work that ``tests/benchmark`` times: ours, and the straightforward way of doing the same.
 
 The stand-in is written from the description of the released code: float32 logits and a softmax wherever one is needed,
 boolean indexing, one masked assignment a class, logits to numpy before argmax, full-size decode and resize per sample,

@@ -13,9 +13,9 @@ import torch
 
 import evaluate
 import train_source_only
-from tests import recorded
+from tests.training import recorded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
 NETWORK = ["source.crop_size=null", "target.crop_size=null"]
@@ -74,7 +74,7 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
                 options = [*NETWORK, *STEPS, f"train.num_steps={steps}", *rates, *keys, f"model.weights={trained_run}"]
                 jobs[processes].append({"script": script, "arguments": command(runs, name, *options), "dtype": dtype, "file": f"{runs}/{name}.pth"})
     (runs / "jobs.json").write_text(json.dumps(jobs[2]))
-    finish(launch(2, "tests/recorded.py", ["--config", str(runs / "jobs.json")], PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
+    finish(launch(2, "tests/training/recorded.py", ["--config", str(runs / "jobs.json")], PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of the two has: a convolution shared by threads may sum in another order
     for job in jobs[1]:

@@ -1,6 +1,6 @@
 """``sh run.sh benchmark``: ours beside the straightforward way of doing it, on this machine, in one run.
 
-``benchmark_cases.py`` has both; they are checked to give the same values before they are timed. Each row is measured in a
+``cases.py`` has both; they are checked to give the same values before they are timed. Each row is measured in a
 process of its own; ours and theirs take turns, and the figures are medians. Extra memory is the peak above the inputs.
 A second table has what is asked of ours alone: the demo's training, and the share of the machine's own arithmetic; a third
 what the switches of time and memory do; a fourth what the released recipes take.
@@ -25,11 +25,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from tests import benchmark_recipes as recipes  # noqa: E402
-from tests import benchmark_runs as runs  # noqa: E402
-from tests.benchmark_cases import (  # noqa: E402
+from tests.benchmark import recipes, runs
+from tests.benchmark.cases import (
     Case,
     curriculum_case,
     decode_case,
@@ -168,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     results: dict[str, Any] = {}
     for name in (name for name in names if not any(word in name for word in args.skip)):
-        command = [sys.executable, __file__, "--case", name]
+        command = [sys.executable, "-m", "tests.benchmark", "--case", name]
         results[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         print(row(name, results[name]) if name in CASES else run_row(name, results[name]), flush=True)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""Figures of ``tests/benchmark.py`` that have no counterpart: the demo's training as a user starts it, and how cost grows."""
+"""Figures of ``tests/benchmark`` that have no counterpart: the demo's training as a user starts it, and how cost grows."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset.toy_city import Plan, write_toy_city
-from tests.benchmark_cases import iteration_case
+from tests.benchmark.cases import iteration_case
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT, CONFIG = "train_source_only.py", "cfgs/demo/source_only.yaml"
 CITY = Plan(num_source=40, num_source_val=1, num_target=8, num_target_val=1)
 STARTS, ROUNDS, STEPS, WARM_UP = 3, 2, 16, 4  # starts timed; runs of STEPS steps, the first WARM_UP of which do not count
