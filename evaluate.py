@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataset.folders import Sample, read_image
-from models.weights import load_checkpoint_weights, load_encoder_decoder
-from utils import build, distributed
+from dataset.folders import Sample
+from dataset.reading import read_image
+from utils import distributed
+from utils.build.data import test_samples
+from utils.build.network import load_network
 from utils.run_folder.checkpoint import pair_up
 from utils.config.command_line import make_parser, parse_config
-from utils.scoring.evaluation import comparison, evaluate, per_class, scores
+from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
 from utils.metrics import ConfusionMatrix
 from utils.scoring.predictions import Gallery, score_files
 from utils.config.schema import Config
@@ -36,16 +38,14 @@ def score_network(
     config: Config, files: Sequence[str], samples: Sequence[Sample], device: torch.device, gallery: Gallery | None
 ) -> ConfusionMatrix:
     """Confusion matrix of one checkpoint, or of an official (encoder, decoder) pair, with pictures in ``gallery``."""
-    model = build.build_network(config, device)
-    report = load_encoder_decoder(model, *files) if len(files) == 2 else load_checkpoint_weights(model, files[0])
+    model, report = load_network(config, files, device)
     if distributed.is_main():
         print(report)
     on_image: Callable[[str, Tensor, Tensor], None] | None = None
     if gallery:
         images = {sample.name: sample.image for sample in samples}
         on_image = lambda name, label, prediction: gallery.add(name, read_image(images[name]), label, prediction)  # noqa: E731
-    loader = build.evaluation_loader(config, samples, config.test)
-    matrix = evaluate(model, loader, config.num_classes, device, on_image=on_image, tta=config.tta)
+    matrix = evaluate_test_split(config, model, samples, device, on_image=on_image)
     if gallery:
         gallery.finish(matrix)
     return matrix
@@ -53,7 +53,7 @@ def score_network(
 
 def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:
     """One object for one network, a list of them for several."""
-    table, classes = build.class_table(config), config.test.eval_classes
+    table, classes = config.class_table, config.test.eval_classes
     results = []
     for name, matrix in matrices.items():
         result = {"name": name, "images": images, **scores(matrix, table, classes), "iou": per_class(matrix, table, classes)}
@@ -65,12 +65,12 @@ def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix],
 def main(argv: Sequence[str] | None = None) -> None:
     args, config = parse(argv)
     device = distributed.setup()
-    samples, table = build.test_samples(config), build.class_table(config)
+    samples, table = test_samples(config), config.class_table
     if args.predictions:
-        matrices = {str(args.predictions): score_files(args.predictions, samples, build.label_kind(config.test), config.num_classes)}
+        matrices = {str(args.predictions): score_files(args.predictions, samples, config.test.label_kind, config.num_classes)}
     else:
         matrices = {}
-        for name, files in pair_up(args.weights or [str(build.run_folder(config))]).items():
+        for name, files in pair_up(args.weights or [str(config.run_folder)]).items():
             folder = args.save if len(args.weights or [""]) == len(files) else args.save and args.save / name.replace("/", "_")
             gallery = Gallery(folder, table) if folder else None
             matrices[name] = score_network(config, files, samples, device, gallery)

@@ -3,6 +3,7 @@
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
+# sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
 # sh run.sh benchmark                       ours beside the released way of doing it, on this machine
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
@@ -14,7 +15,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,11s/^# //p' run.sh >&2
+    sed -n '2,12s/^# //p' run.sh >&2
     exit 2
 }
 
@@ -33,6 +34,7 @@ case $1 in
     demo) shift; exec "$PYTHON" -m utils.commands.demo "$@" ;;
     ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
     benchmark) shift; exec "$PYTHON" -m tests.benchmark "$@" ;;
+    check) shift; exec "$PYTHON" -m utils.commands.check --config "$@" ;;
     report) shift; exec "$PYTHON" -m utils.commands.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac

@@ -7,17 +7,17 @@ source steps and the same mixed statistics, but no curriculum.
 from collections.abc import Sequence
 
 from utils.config.command_line import load_config
-from utils.training.engine import Step
+from utils.training.engine import Phase
 from utils.training.experiment import Experiment, train
 from utils.training.losses import statistics_only
 
 
-def steps(experiment: Experiment) -> list[Step]:
-    return [experiment.source_step(), experiment.target_step(statistics_only, backward=False)]
+def phases(experiment: Experiment) -> list[Phase]:
+    return [experiment.source_phase(), experiment.target_phase(statistics_only, backward=False)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_adabn"), steps)
+    train(load_config(argv, __doc__, "train_adabn"), phases)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Positions only mean something in whole images, so the target is not cropped, sca
 
 from collections.abc import Sequence
 
-from train_pycda import DEFAULTS, steps
+from train_pycda import DEFAULTS, phases
 from utils.config.command_line import load_config
 from utils.training.experiment import train
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")
     if target.crop_size is not None or target.scale is not None or target.rotate is not None:
         raise SystemExit("the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null")
-    train(config, steps)
+    train(config, phases)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from utils.config.command_line import load_config
-from utils.training.engine import Step
+from utils.training.engine import Phase
 from utils.training.experiment import Experiment, train
 
 
-def steps(experiment: Experiment) -> list[Step]:
-    return [experiment.source_step()]
+def phases(experiment: Experiment) -> list[Phase]:
+    return [experiment.source_phase()]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_source_only"), steps)
+    train(load_config(argv, __doc__, "train_source_only"), phases)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
-from dataset.folders import Sample, read_pair
+from dataset.files import write_whole
+from dataset.folders import Sample
 from dataset.labels import id_lookup, known_ids
+from dataset.reading import read_pair
 from dataset.transforms import NEAREST, resized_window
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file all or nothing, also when several processes, on several machines, write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            write(stream)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PictureCache:
@@ -41,30 +28,30 @@ class PictureCache:
     def __init__(self, folder: str | Path, size: tuple[int, int] | None) -> None:
         self.folder, self.size = Path(folder), size
 
-    def __call__(self, sample: Sample, dataset: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, sample: Sample, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         """RGB uint8 (H, W, 3) and train ids uint8 (H, W) or None, as memory maps where they are known already.
 
         Raises:
             DataError: as ``read_pair``.
             OSError: the cache cannot be written.
         """
-        path = self._path(sample, dataset)
+        path = self._path(sample, kind)
         record = _load(path)
         if record is None:
-            record = self._decode(sample, dataset)
+            record = self._decode(sample, kind)
             try:
                 write_whole(path, lambda stream: np.save(stream, record))
             except OSError as error:
                 raise OSError(f"cannot write {path}: {error}. Make room, or set train.cache_dir to another folder or null") from error
         return record["image"], None if sample.label is None else record["label"]
 
-    def _path(self, sample: Sample, dataset: str) -> Path:
+    def _path(self, sample: Sample, kind: str) -> Path:
         files = [(os.path.abspath(path), _version(path)) for path in (sample.image, sample.label) if path is not None]
-        tables = id_lookup(dataset).tobytes() + known_ids(dataset).tobytes()
+        tables = id_lookup(kind).tobytes() + known_ids(kind).tobytes()
         return self.folder / f"{hashlib.sha256(repr((files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
 
-    def _decode(self, sample: Sample, dataset: str) -> np.ndarray:
-        image, label = read_pair(sample, dataset)
+    def _decode(self, sample: Sample, kind: str) -> np.ndarray:
+        image, label = read_pair(sample, kind)
         if self.size is not None:
             image = resized_window(image, self.size, (0, 0, *self.size))
         fields = [("image", np.uint8, (image.height, image.width, 3))]

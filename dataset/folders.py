@@ -1,16 +1,15 @@
-"""Find and read image/label pairs in the GTAV, SYNTHIA and Cityscapes folder layouts, with or without list files."""
+"""Find image/label pairs in the folder layouts of ``dataset.labels.DATA_SETS``, with or without list files."""
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from dataset.labels import UNKNOWN, id_lookup, known_ids
+from dataset.labels import DATA_SETS, DataSet
+from dataset.messages import few
 
 
 class DataError(RuntimeError):
@@ -26,31 +25,6 @@ class Sample:
     label: Path | None
 
 
-@dataclass(frozen=True)
-class _Layout:
-    images: str  # folder of the images below data_dir
-    labels: str
-    image_suffix: str
-    label_suffix: str
-    depth: str  # glob below the image folder
-
-    def label_of(self, relative: str) -> str:
-        return relative.removesuffix(self.image_suffix) + self.label_suffix
-
-
-_LAYOUTS = {
-    "gtav": _Layout("images", "labels", ".png", ".png", "*"),
-    "synthia": _Layout("RGB", "GT/LABELS", ".png", ".png", "*"),
-    "cityscapes": _Layout("leftImg8bit/{split}", "gtFine/{split}", "_leftImg8bit.png", "_gtFine_labelIds.png", "*/*"),
-}
-_SHOWN = 5  # file names in an error message
-
-
-def _few(names: Iterable[object]) -> str:
-    names = sorted(map(str, names))
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 def read_list(path: str | Path) -> list[str]:
     """Lines of a list file, without blank ones; a repeated line is an error."""
     path = Path(path)
@@ -59,7 +33,7 @@ def read_list(path: str | Path) -> list[str]:
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     repeated = {line for line in lines if lines.count(line) > 1} if len(set(lines)) < len(lines) else set()
     if repeated:
-        raise DataError(f"{path} lists {_few(repeated)} more than once: remove the repetition")
+        raise DataError(f"{path} lists {few(repeated)} more than once: remove the repetition")
     if not lines:
         raise DataError(f"{path} lists no file")
     return lines
@@ -94,9 +68,9 @@ def find_samples(
     """
     if dataset == "list":
         return _find_listed(Path(data_dir), data_list, labels)
-    if dataset not in _LAYOUTS:
-        raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(_LAYOUTS)}, list")
-    layout, root = _LAYOUTS[dataset], Path(data_dir)
+    if dataset not in DATA_SETS:
+        raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(DATA_SETS)}, list")
+    layout, root = DATA_SETS[dataset], Path(data_dir)
     image_dir, label_dir = root / layout.images.format(split=split), root / layout.labels.format(split=split)
     if data_list is None:
         images = _scan(image_dir, layout, dataset)
@@ -112,7 +86,7 @@ def find_samples(
     missing = [image for image, label in zip(images, found) if not label.is_file()]
     if missing and labels == "required":
         raise DataError(
-            f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {_few(missing)}. "
+            f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {few(missing)}. "
             "Complete the download, or give a data_list without them"
         )
     names = [os.path.relpath(i, image_dir).removesuffix(layout.image_suffix).replace(os.sep, "_") for i in images]
@@ -123,7 +97,7 @@ def find_samples(
 
 def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
     """All label files of a folder layout, whether or not there is an image."""
-    layout = _LAYOUTS[dataset]
+    layout = DATA_SETS[dataset]
     return set((Path(data_dir) / layout.labels.format(split=split)).glob(layout.depth + layout.label_suffix))
 
 
@@ -142,7 +116,7 @@ def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[
     return samples
 
 
-def _scan(image_dir: Path, layout: _Layout, dataset: str) -> list[Path]:
+def _scan(image_dir: Path, layout: DataSet, dataset: str) -> list[Path]:
     expected = f"{dataset} images are expected as {image_dir}/{layout.depth}{layout.image_suffix}"
     if not image_dir.is_dir():
         raise DataError(f"no folder {image_dir}; {expected}. Set data_dir to the folder that holds {layout.images.split('/')[0]}/")
@@ -181,79 +155,3 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
     held_out = {members[i].name for city, members in sorted(cities.items()) for i in rng.permutation(len(members))[: quota[city]]}
     ordered = sorted(samples, key=lambda s: s.name)
     return [s for s in ordered if s.name not in held_out], [s for s in ordered if s.name in held_out]
-
-
-def read_image(path: Path) -> Image.Image:
-    """RGB picture; DataError for a file that is missing, truncated or no picture."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB would copy it
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"cannot read image {path}: {error}. Download it again or leave it out by a data_list") from error
-
-
-def read_raw_label(path: Path, dataset: str) -> np.ndarray:
-    """Raw ids (H, W) exactly as stored: uint16 for 16-bit SYNTHIA labels, else uint8.
-
-    SYNTHIA's are decoded by torchvision, because Pillow reduces a 16-bit RGB PNG to 8 bits and loses the class id,
-    which is the first channel.
-    """
-    try:
-        if dataset == "synthia":
-            from torchvision.io import ImageReadMode, decode_image  # here: it takes as long to import as all of torch
-
-            channels = decode_image(str(path), ImageReadMode.UNCHANGED)
-            if len(channels) > 1 and channels.dtype == torch.uint8:
-                raise DataError(f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")
-            return channels[0].numpy()
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(f"{path} is a colour picture ({image.mode}), {dataset} labels hold ids: use the labelIds files")
-            return np.array(image)
-    except (OSError, SyntaxError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
-
-
-def read_prediction(path: Path, dataset: str) -> np.ndarray:
-    """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class."""
-    return look_up(read_raw_label(path, dataset), id_lookup(dataset))
-
-
-def read_label(path: Path, dataset: str) -> np.ndarray:
-    """Train ids uint8 (H, W) of a label file of ``dataset``.
-
-    Raises:
-        DataError: an unreadable file, colours instead of ids, or an id that the data set does not define.
-    """
-    raw = read_raw_label(path, dataset)
-    ids = look_up(raw, np.where(known_ids(dataset), id_lookup(dataset), UNKNOWN))
-    if (ids == UNKNOWN).any():
-        unknown = _few(np.unique(raw[ids == UNKNOWN]))
-        raise DataError(f"{path} has ids that {dataset} does not define: {unknown}. Is {dataset} the right data set?")
-    return ids
-
-
-def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[raw]`` for a uint8 table, raw ids uint8 or uint16; by Pillow where that can, in half the time of numpy."""
-    if raw.dtype == np.uint8:
-        return np.array(Image.fromarray(raw).point(table[:256].tolist()))
-    return table.take(raw)
-
-
-def read_pair(sample: Sample, dataset: str) -> tuple[Image.Image, np.ndarray | None]:
-    """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
-
-    Raises:
-        DataError: a file that ``read_image`` or ``read_label`` refuses, or the two differ in size.
-    """
-    image = read_image(sample.image)
-    label = None if sample.label is None else read_label(sample.label, dataset)
-    if label is not None and label.shape != image.size[::-1]:
-        raise DataError(
-            f"{sample.image} is {image.width}x{image.height}, its label {sample.label} {label.shape[1]}x{label.shape[0]} "
-            "(W x H): leave the pair out by a data_list"
-        )
-    return image, label

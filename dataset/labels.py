@@ -1,9 +1,9 @@
 """Classes, palette, and look-up tables from raw label ids to train ids.
 
-The tables of GTAV, SYNTHIA and Cityscapes are here; others are YAML files, see ``read_id_table``.
+A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, see ``read_id_table``. A *label kind* is how
+labels are encoded: the name of an entry, or the path of such a file.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from dataset.messages import nearest
 
 IGNORE = 255  # train id of what is not scored and not trained on
 UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
@@ -44,8 +46,7 @@ class ClassTable:
             elif isinstance(c, int) and 0 <= c < self.num_classes:
                 found.append(c)
             else:
-                near = difflib.get_close_matches(str(c), self.names, n=1, cutoff=0)[0]
-                raise ValueError(f"unknown class {c!r}; the nearest is {near!r}, all are: {', '.join(self.names)}")
+                raise ValueError(f"unknown class {c!r}; the nearest is {nearest(str(c), self.names)!r}, all are: {', '.join(self.names)}")
         return tuple(found)
 
 
@@ -73,7 +74,43 @@ _CITYSCAPES = (
 )
 _CITYSCAPES_IDS = {raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)}
 _SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3}
-_TABLES = {"gtav": (256, _CITYSCAPES_IDS), "cityscapes": (256, _CITYSCAPES_IDS), "synthia": (65536, _SYNTHIA_IDS)}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a data set keeps its files, and what its label ids mean.
+
+    Attributes:
+        images, labels: folders below ``data_dir``; ``{split}`` stands for the split.
+        image_suffix, label_suffix: ends of the file names; what is before them pairs an image with its label.
+        depth: glob between such a folder and its files.
+        bits: of a label id.
+        train_ids: raw id -> train id of the classes that are scored.
+        known_ids: all ids that the data set defines, scored or not.
+    """
+
+    images: str
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    depth: str
+    bits: int
+    train_ids: dict[int, int]
+    known_ids: frozenset[int]
+
+    def label_of(self, image: str) -> str:
+        """Path of the label below ``labels`` that belongs to an image's path below ``images``."""
+        return image.removesuffix(self.image_suffix) + self.label_suffix
+
+
+_KNOWN = frozenset({*range(35), IGNORE})  # Cityscapes has 0..33; some GTAV labels have 34, licence plate
+DATA_SETS = {
+    "gtav": DataSet("images", "labels", ".png", ".png", "*", 8, _CITYSCAPES_IDS, _KNOWN),
+    "synthia": DataSet("RGB", "GT/LABELS", ".png", ".png", "*", 16, _SYNTHIA_IDS, frozenset(range(23))),
+    "cityscapes": DataSet(
+        "leftImg8bit/{split}", "gtFine/{split}", "_leftImg8bit.png", "_gtFine_labelIds.png", "*/*", 8, _CITYSCAPES_IDS, _KNOWN
+    ),
+}
 
 
 def _export_ids() -> np.ndarray:
@@ -97,21 +134,25 @@ SCORED_CLASSES: dict[int, tuple[int, ...]] = {
 }
 
 
-def id_lookup(dataset: str) -> np.ndarray:
+def id_lookup(kind: str) -> np.ndarray:
     """Raw label id -> train id (255 where there is none).
 
     Args:
-        dataset: "gtav", "synthia", "cityscapes", or the path of a YAML id table.
+        kind: "gtav", "synthia", "cityscapes", or the path of a YAML id table.
 
     Returns:
         uint8 (65536,) for synthia, whose labels are 16-bit, else (256,).
     """
-    if is_id_table(dataset):
-        return read_id_table(dataset)[1]
-    if dataset not in _TABLES:
-        raise ValueError(f"no label table for {dataset!r}: choose one of {', '.join(_TABLES)}, or a YAML file")
-    size, ids = _TABLES[dataset]
-    return _lookup(size, ids)
+    if is_id_table(kind):
+        return read_id_table(kind)[1]
+    data_set = _data_set(kind)
+    return _lookup(2**data_set.bits, data_set.train_ids)
+
+
+def _data_set(kind: str) -> DataSet:
+    if kind not in DATA_SETS:
+        raise ValueError(f"no label kind {kind!r}: choose one of {', '.join(DATA_SETS)}, or a YAML file")
+    return DATA_SETS[kind]
 
 
 def _lookup(size: int, ids: dict[int, int]) -> np.ndarray:
@@ -121,26 +162,22 @@ def _lookup(size: int, ids: dict[int, int]) -> np.ndarray:
     return table
 
 
-def known_ids(dataset: str) -> np.ndarray:
-    """bool table as long as ``id_lookup``: True for an id that the data set defines, scored or not.
+def known_ids(kind: str) -> np.ndarray:
+    """bool table as long as ``id_lookup``: True for an id that the label kind defines, scored or not.
 
-    Cityscapes ids are 0..33 and 255; some GTAV labels have 34 (licence plate). SYNTHIA ids are 0..22. A YAML table defines
-    the ids that it names, and 255.
+    A YAML table defines the ids that it names, and 255.
     """
-    table = id_lookup(dataset)
-    known = np.zeros(len(table), bool)
-    if is_id_table(dataset):
-        known = read_id_table(dataset)[2]
-    elif dataset == "synthia":
-        known[:23] = True
-    else:
-        known[:35] = known[255] = True
+    if is_id_table(kind):
+        return read_id_table(kind)[2]
+    data_set = _data_set(kind)
+    known = np.zeros(2**data_set.bits, bool)
+    known[sorted(data_set.known_ids)] = True
     return known
 
 
-def is_id_table(dataset: str) -> bool:
-    """Whether ``dataset`` is the path of a YAML id table instead of a data set's name."""
-    return dataset.endswith((".yaml", ".yml"))
+def is_id_table(kind: str) -> bool:
+    """Whether a label kind is the path of a YAML id table instead of a data set's name."""
+    return kind.endswith((".yaml", ".yml"))
 
 
 @cache

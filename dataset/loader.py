@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.folders import DataError, Sample, read_pair
+from dataset.folders import DataError, Sample
 from dataset.labels import IGNORE
+from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
-class SegmentationFolder(Dataset):
+class SegmentationDataset(Dataset):
     """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
 
     Args:
-        dataset: label ids, see ``dataset.labels``.
+        kind: how labels are encoded, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
         skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
         read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
@@ -32,7 +33,7 @@ class SegmentationFolder(Dataset):
     def __init__(
         self,
         samples: Sequence[Sample],
-        dataset: str,
+        kind: str,
         transform: Transform,
         *,
         seed: int,
@@ -40,7 +41,7 @@ class SegmentationFolder(Dataset):
         skip_bad: bool = False,
         read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
     ) -> None:
-        self.samples, self.dataset, self.transform, self.read = list(samples), dataset, transform, read
+        self.samples, self.kind, self.transform, self.read = list(samples), kind, transform, read
         self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class SegmentationFolder(Dataset):
 
     def _read(self, index: int, position: int) -> dict[str, Any]:
         sample = self.samples[index]
-        image, label = self.read(sample, self.dataset)
+        image, label = self.read(sample, self.kind)
         rng = np.random.default_rng([self.seed, self.domain, position])
         tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
         if tensors[1] is None:

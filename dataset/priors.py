@@ -11,10 +11,10 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.cache import write_whole
-from dataset.folders import DataError, Sample, read_label
+from dataset.files import write_whole
+from dataset.folders import DataError, Sample
 from dataset.labels import id_lookup
-
+from dataset.reading import read_label
 
 CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
 
@@ -27,8 +27,8 @@ class _Chunks(Dataset):
         add: adds the train ids (H, W) of a file to a sum, in place.
     """
 
-    def __init__(self, samples: Sequence[Sample], dataset: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
-        self.samples, self.dataset, self.zeros, self.add = samples, dataset, zeros, add
+    def __init__(self, samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        self.samples, self.kind, self.zeros, self.add = samples, kind, zeros, add
 
     def __len__(self) -> int:
         return math.ceil(len(self.samples) / CHUNK)
@@ -36,7 +36,7 @@ class _Chunks(Dataset):
     def __getitem__(self, chunk: int) -> np.ndarray:
         total = self.zeros.copy()
         for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
-            self.add(total, read_label(sample.label, self.dataset))
+            self.add(total, read_label(sample.label, self.kind))
         return total
 
 
@@ -58,17 +58,17 @@ def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray) -> np
     return total
 
 
-def class_histogram(samples: Sequence[Sample], dataset: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
+def class_histogram(samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
     """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1."""
     zeros = np.zeros(num_classes, np.int64)
-    counts = _sum(_Chunks(samples, dataset, zeros, _add_classes), num_workers, "class histogram", zeros.copy())
+    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy())
     if not counts.sum():
-        raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={dataset} right?")
+        raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
     return counts / counts.sum()
 
 
 def spatial_histogram(
-    samples: Sequence[Sample], dataset: str, num_classes: int, size: tuple[int, int], *, sigma: float = 0.0, num_workers: int = 0
+    samples: Sequence[Sample], kind: str, num_classes: int, size: tuple[int, int], *, sigma: float = 0.0, num_workers: int = 0
 ) -> np.ndarray:
     """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
 
@@ -78,7 +78,7 @@ def spatial_histogram(
     Sums to 1 over the classes; to 0 at a position that is never labelled.
     """
     zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
-    counts = _sum(_Chunks(samples, dataset, zeros, _add_positions), num_workers, "spatial prior", zeros.astype(np.float32))
+    counts = _sum(_Chunks(samples, kind, zeros, _add_positions), num_workers, "spatial prior", zeros.astype(np.float32))
     if sigma:
         counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
     total = counts.sum(0)
@@ -115,18 +115,18 @@ def load_spatial_prior(path: str | Path, num_classes: int) -> np.ndarray:
     return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)
 
 
-def class_prior(samples: Sequence[Sample], dataset: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0) -> np.ndarray:
+def class_prior(samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0) -> np.ndarray:
     """``class_histogram``, kept as a text file in ``cache_dir`` for the next time."""
-    path = cache_dir / f"class_{_digest(samples, dataset, num_classes)}.txt"
+    path = cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
     if not path.is_file():
-        histogram = class_histogram(samples, dataset, num_classes, num_workers=num_workers)
+        histogram = class_histogram(samples, kind, num_classes, num_workers=num_workers)
         write_whole(path, lambda stream: np.savetxt(stream, histogram))
     return load_class_prior(path, num_classes)
 
 
 def spatial_prior(
     samples: Sequence[Sample],
-    dataset: str,
+    kind: str,
     num_classes: int,
     size: tuple[int, int],
     *,
@@ -135,14 +135,14 @@ def spatial_prior(
     num_workers: int = 0,
 ) -> np.ndarray:
     """``spatial_histogram``, kept as .npy (H, W, C) in ``cache_dir`` for the next time."""
-    path = cache_dir / f"spatial_{_digest(samples, dataset, num_classes, size, sigma)}.npy"
+    path = cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
     if not path.is_file():
-        prior = spatial_histogram(samples, dataset, num_classes, size, sigma=sigma, num_workers=num_workers)
+        prior = spatial_histogram(samples, kind, num_classes, size, sigma=sigma, num_workers=num_workers)
         write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
     return load_spatial_prior(path, num_classes)
 
 
-def _digest(samples: Sequence[Sample], dataset: str, *settings: object) -> str:
+def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
     """Names a cache file by all that its content depends on."""
-    text = repr((dataset, id_lookup(dataset).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
+    text = repr((kind, id_lookup(kind).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

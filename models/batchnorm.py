@@ -10,9 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.run_folder.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint
 
-from utils.distributed import world_size
+from dataset.messages import few
+
+
+def world_size() -> int:
+    """Processes that share a batch; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _of_all_ranks(values: Tensor) -> Tensor:
@@ -168,8 +173,7 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
     """Inverse of ``bn_updates``. Raises ValueError unless exactly the model's batch norms are named."""
     modules = dict(batch_norms(model))
     if updates.keys() != modules.keys():
-        differing = ", ".join(sorted(updates.keys() ^ modules.keys())[:5])
-        raise ValueError(f"update counts do not name the network's batch norms, they differ in: {differing}")
+        raise ValueError(f"update counts do not name the network's batch norms, they differ in: {few(updates.keys() ^ modules.keys())}")
     for name, module in modules.items():
         module.updates.fill_(updates[name])
 

@@ -32,7 +32,17 @@ class Head(nn.Module):
     Args:
         channels: of the encoder's stages; the last is fc_dim.
         use_aux: build the auxiliary head.
+
+    Attributes:
+        needs: the encoders that ``accepts`` lets through, for an error message.
     """
+
+    needs = "an encoder dilated to stride 8 or 16"
+
+    @classmethod
+    def accepts(cls, strides: tuple[int, ...]) -> bool:
+        """Whether the head goes with an encoder whose stages have these strides."""
+        return strides[-1] <= 16
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         super().__init__()
@@ -114,6 +124,8 @@ class FCN8s(Head):
     norm, and the features of pool3 and pool4 are large.
     """
 
+    needs = "an encoder whose last stages have strides 8, 16 and 32"
+
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         if use_aux:
             raise ValueError("decoder fcn8s has no auxiliary head: set model.use_aux to false")
@@ -133,6 +145,10 @@ class FCN8s(Head):
         x = self.score_fr(self.dropout(self.relu(self.fc7(x))))
         x = resize_as(x, pool4) + self.score_pool4(pool4)
         return resize_as(x, pool3) + self.score_pool3(pool3)
+
+    @classmethod
+    def accepts(cls, strides: tuple[int, ...]) -> bool:
+        return strides[-3:] == (8, 16, 32)
 
     def initialise(self) -> None:
         super().initialise()

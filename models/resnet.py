@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from models.batchnorm import BatchNorm2d, recomputed
+from models.batchnorm import BatchNorm2d
+from models.encoder import Encoder
 
-LAYERS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 DILATIONS = {"dilated8": (1, 1, 2, 4), "dilated16": (1, 1, 1, 2)}
 # (input channels, output channels, kernel, stride) of the convolutions before the max-pooling
 DEEP_STEM = ((3, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 1))
@@ -60,11 +60,19 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+# name -> block, and number of blocks of each stage
+DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(Encoder):
     """Residual network without its classifier, dilated to output stride 8 or 16.
 
     Args:
-        depth: ``resnet18``, ``resnet50`` or ``resnet101``.
+        depth: a name in ``DEPTHS``.
         dilated: ``dilated8`` or ``dilated16``.
         deep_stem: three 3x3 convolutions (released code) instead of torchvision's one 7x7.
     """
@@ -80,14 +88,16 @@ class ResNet(nn.Module):
             setattr(self, f"bn{i}", BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        block = BasicBlock if depth == "resnet18" else Bottleneck
-        inputs = stem[-1][1]
-        for i, (count, dilation) in enumerate(zip(LAYERS[depth], DILATIONS[dilated], strict=True)):
+        block, counts = DEPTHS[depth]
+        inputs, strides = stem[-1][1], [4]  # of the stem with its pooling
+        for i, (count, dilation) in enumerate(zip(counts, DILATIONS[dilated], strict=True)):
             planes = 64 * 2**i
             stride = 1 if i == 0 or dilation > 1 else 2
             setattr(self, f"layer{i + 1}", self._stage(block, inputs, planes, count, stride, dilation))
             inputs = planes * block.expansion
+            strides.append(strides[-1] * stride)
         self.channels = tuple(64 * 2**i * block.expansion for i in range(4))
+        self.strides = tuple(strides[1:])
 
     @staticmethod
     def _stage(
@@ -103,17 +113,12 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) -> features of the four stages, conv2..conv5.
-
-        Args:
-            recompute: keep only the input of every residual block for the backward pass.
-        """
+        """(N, 3, H, W) -> features of the four stages, conv2..conv5; see ``Encoder``."""
         for i in range(1, self.stem_convs + 1):
             x = self.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
         x = self.maxpool(x)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = recomputed(block, x) if recompute else block(x)
+            x = self.run(stage, x, recompute)
             features.append(x)
         return tuple(features)

@@ -1,21 +1,22 @@
 """Encoder + head: the network that every script builds by name."""
 
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataset.messages import nearest
+from models.encoder import Encoder
 from models.heads import HEADS, Head
-from models.resnet import DILATIONS, LAYERS, ResNet
+from models.resnet import DEPTHS, DILATIONS, ResNet
 from models.vgg import VGG16
 
 # "tv_": torchvision's stem, for torchvision's ImageNet weights
-ENCODERS: dict[str, Callable[[], nn.Module]] = {
+ENCODERS: dict[str, Callable[[], Encoder]] = {
     f"{stem}{depth}_{dilated}": partial(ResNet, depth, dilated, deep_stem=not stem)
     for stem in ("", "tv_")
-    for depth in LAYERS
+    for depth in DEPTHS
     for dilated in DILATIONS
 } | {"vgg16": VGG16}
 
@@ -28,7 +29,7 @@ class Segmentor(nn.Module):
         checkpoint_encoder: in training, compute the encoder's activations twice instead of keeping them.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: Head, use_aux: bool, checkpoint_encoder: bool = False) -> None:
+    def __init__(self, encoder: Encoder, decoder: Head, use_aux: bool, checkpoint_encoder: bool = False) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.use_aux, self.checkpoint_encoder = use_aux, checkpoint_encoder
@@ -66,31 +67,20 @@ class Segmentor(nn.Module):
         }
 
 
-def _choose(kind: str, name: str, choices: Iterable[str]) -> None:
+def _choose(kind: str, name: str, choices: Collection[str]) -> None:
     if name not in choices:
-        nearest = get_close_matches(name, choices, n=1)
-        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ValueError(f"no {kind} named {name!r}{hint}: choose one of {', '.join(choices)}")
-
-
-def _initialise_encoder(encoder: nn.Module) -> None:
-    """Kaiming-normal convolutions that keep the variance of the gradient; what training from scratch starts from."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        raise ValueError(f"no {kind} named {name!r} (the nearest is {nearest(name, choices)!r}): choose one of {', '.join(choices)}")
 
 
 def build_segmentor(
-    encoder: str, decoder: str, num_classes: int = 19, fc_dim: int = 2048, use_aux: bool = True
+    encoder: str, decoder: str, num_classes: int = 19, fc_dim: int | None = None, use_aux: bool = True
 ) -> Segmentor:
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: [``tv_``] ``resnet18|50|101`` + ``_dilated8|16``, or ``vgg16``.
-        decoder: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a ResNet, ``fcn8s`` on ``vgg16``.
-        fc_dim: channels of the last encoder stage, which the encoder must have.
+        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|50|101`` + ``_dilated8|16``, or ``vgg16``.
+        decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on ``vgg16``.
+        fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
         use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 
     Raises:
@@ -98,17 +88,15 @@ def build_segmentor(
     """
     _choose("encoder", encoder, ENCODERS)
     _choose("decoder", decoder, HEADS)
-    if (encoder == "vgg16") != (decoder == "fcn8s"):
-        raise ValueError(f"encoder {encoder} with decoder {decoder}: vgg16 and fcn8s only go together")
-    backbone = ENCODERS[encoder]()
-    if backbone.channels[-1] != fc_dim:
-        raise ValueError(
-            f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that"
-        )
-    head = HEADS[decoder](backbone.channels, num_classes, use_aux)
-    _initialise_encoder(backbone)
-    head.initialise()
-    return Segmentor(backbone, head, use_aux)
+    backbone, head = ENCODERS[encoder](), HEADS[decoder]
+    if not head.accepts(backbone.strides):
+        raise ValueError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
+    if fc_dim not in (None, backbone.channels[-1]):
+        raise ValueError(f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that, or to null")
+    decoder_module = head(backbone.channels, num_classes, use_aux)
+    backbone.initialise()
+    decoder_module.initialise()
+    return Segmentor(backbone, decoder_module, use_aux)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from models.batchnorm import recomputed
+from models.encoder import Encoder
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions before each pooling
 
 
-class VGG16(nn.Module):
+class VGG16(Encoder):
     """Convolutions and poolings of VGG-16, numbered in ``features`` as torchvision numbers them.
 
     Poolings round sizes up, as those of FCN8s do: no row or column at the border is lost.
@@ -26,18 +26,14 @@ class VGG16(nn.Module):
                 inputs = channels
             self.features.append(nn.MaxPool2d(2, 2, ceil_mode=True))
         self.channels = tuple(channels for channels, _ in BLOCKS)
+        self.strides = tuple(2 ** (i + 1) for i in range(len(BLOCKS)))
 
     def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) -> the five pooled feature maps, strides 2, 4, 8, 16 and 32.
-
-        Args:
-            recompute: keep only the input of every block for the backward pass.
-        """
+        """(N, 3, H, W) -> the five pooled feature maps, strides 2, 4, 8, 16 and 32; see ``Encoder``."""
         features, start = [], 0
         for _, count in BLOCKS:
             end = start + 2 * count + 1
-            block = self.features[start:end]
-            x = recomputed(block, x) if recompute else block(x)
+            x = self.run([self.features[start:end]], x, recompute)
             features.append(x)
             start = end
         return tuple(features)

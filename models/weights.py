@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataset.messages import few
 from models.batchnorm import set_bn_updates
 from models.heads import FCN8s
 from models.segmentor import Segmentor
@@ -22,7 +23,7 @@ OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 # What torch.load raises for files that it does not understand; its own message advises to run code from them.
 UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
-SHOWN = 8  # keys in an error message
+SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
 class WeightsError(RuntimeError):
@@ -58,10 +59,6 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
         raise WeightsError(f"cannot fetch {weights.url}: {error}. Download it and give the file instead") from error
 
 
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
-
-
 def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
     """Copy ``tensors`` into ``module``; the names and shapes must be exactly the module's own.
 
@@ -78,7 +75,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
     ]
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     if missing or unexpected or shapes:
-        found = "; ".join(f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in problems if keys)
+        found = "; ".join(f"{len(keys)} {kind}: {few(keys, SHOWN)}" for kind, keys in problems if keys)
         raise WeightsError(f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?")
     module.load_state_dict(tensors)
     return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
@@ -93,7 +90,7 @@ def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
     content = read_file(path)
     if "model" not in content or "bn_updates" not in content:
         raise WeightsError(
-            f"{path} is not a checkpoint of this project (keys: {_listed(sorted(map(str, content)))}); "
+            f"{path} is not a checkpoint of this project (keys: {few(content, SHOWN)}); "
             "official files go into model.weights_encoder and model.weights_decoder"
         )
     report = fill(model, content["model"], "network", str(path))

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dataset import priors
 from dataset.cache import PictureCache
-from dataset.folders import Sample, look_up, read_pair
+from dataset.folders import Sample
+from dataset.reading import look_up, read_pair
 from dataset.labels import id_lookup
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor

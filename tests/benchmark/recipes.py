@@ -17,7 +17,7 @@ from utils.config.read import build_config
 from utils.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
 from utils.config.schema import Config
-from utils.training.losses import Losses, self_training, statistics_only, supervised
+from utils.training.losses import LossFunction, self_training, statistics_only, supervised
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
@@ -27,8 +27,8 @@ RATE = 10e12  # multiplications and additions a second, for an idea of the time
 GIB, HOUR = 2**30, 3600
 
 
-def _steps(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Losses, bool]]:
-    """Losses of the recipe's steps, and whether an optimiser step follows."""
+def _phases(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[LossFunction, bool]]:
+    """Losses of the recipe's phases, and whether an optimiser step follows."""
     source = supervised(config.train.lambda_seg), True
     if recipe.startswith("source_only"):
         return [source]
@@ -37,7 +37,7 @@ def _steps(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Los
     c = config.curriculum
     prior = torch.ones(config.num_classes, size[1], size[0]) if c.lambda_eq else None
     curriculum = PyramidCurriculum(None, box_size=c.box_size, merge_1x1=c.merge_1x1, lambda_eq=c.lambda_eq, spatial_prior=prior)
-    return [source, (self_training(curriculum, [str(i) for i in range(config.num_classes)]), True)]
+    return [source, (self_training(curriculum), True)]
 
 
 class _Kept:
@@ -70,7 +70,7 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
         model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux).train()
         model.checkpoint_encoder = config.train.checkpoint_encoder
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-        for domain, (losses, backward) in zip(("source", "target"), _steps(recipe, config, _size(config, "target"))):
+        for domain, (losses, backward) in zip(("source", "target"), _phases(recipe, config, _size(config, "target"))):
             width, height = _size(config, domain)
             batch = {
                 "image": torch.zeros(images, 3, height, width),
@@ -82,7 +82,7 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
     return counter.get_total_flops(), copies * parameters + max(kept)
 
 
-def _forward_and_backward(model: torch.nn.Module, amp: str, losses: Losses, batch: dict[str, Tensor], backward: bool) -> int:
+def _forward_and_backward(model: torch.nn.Module, amp: str, losses: LossFunction, batch: dict[str, Tensor], backward: bool) -> int:
     """Bytes kept between the two passes."""
 
     def forward(images: Tensor, **options: bool) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def _forward_and_backward(model: torch.nn.Module, amp: str, losses: Losses, batc
 
     kept = _Kept(model)
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
-        total = losses(forward, batch).get("total")
+        total = losses(forward, batch).losses.get("total")
     if backward:
         total.backward()
         model.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import check
+from utils.commands import check
 from dataset.toy_city import encode_png16
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset.toy_city import Plan
-from utils import demo
+from utils.commands import demo
 from utils.config.read import build_config
 
 TINY = [

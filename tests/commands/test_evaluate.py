@@ -15,7 +15,7 @@ from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.scoring.evaluation import comparison, predict
 from utils.metrics import ConfusionMatrix
-from utils.config.schema import Augmented
+from utils.config.schema import AtTestTime
 from utils.scoring.pictures import confusion_picture
 
 
@@ -42,10 +42,10 @@ class Stub(torch.nn.Module):
 def test_averaging_undoes_the_mirror_and_the_scale():
     image = torch.zeros(1, 3, 8, 12)
     image[:, 1, :, 6:] = 5.0  # class 1 on the right, where a mirror that is not undone would put it on the left
-    plain = predict(Stub(), image, (8, 12), Augmented())
+    plain = predict(Stub(), image, (8, 12), AtTestTime())
     assert plain[0, :, 6:].eq(1).all() and plain[0, :, :6].eq(0).all()
-    assert torch.equal(predict(Stub(), image, (8, 12), Augmented(scales=(1.0,), flip=True)), plain)
-    scaled = predict(Stub(), image, (8, 12), Augmented(scales=(0.5, 1.0, 2.0), flip=True))
+    assert torch.equal(predict(Stub(), image, (8, 12), AtTestTime(scales=(1.0,), flip=True)), plain)
+    scaled = predict(Stub(), image, (8, 12), AtTestTime(scales=(0.5, 1.0, 2.0), flip=True))
     assert (scaled == plain).float().mean() > 0.9
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.folders import read_label, read_prediction
+from dataset.reading import read_label, read_prediction
 from dataset.labels import CITYSCAPES
 from utils.metrics import ConfusionMatrix
 

@@ -9,7 +9,7 @@ import pytest
 
 import train_pycda
 from dataset.labels import CITYSCAPES
-from utils import chart, report
+from utils.commands import chart, report
 
 LAYERS = ("pixel", "square_4", "square_8")
 

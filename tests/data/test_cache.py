@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 import train_source_only
-from dataset.cache import PictureCache, write_whole
-from dataset.folders import DataError, Sample, read_pair
-from dataset.loader import SegmentationFolder
+from dataset.cache import PictureCache
+from dataset.files import write_whole
+from dataset.folders import DataError, Sample
+from dataset.reading import read_pair
+from dataset.loader import SegmentationDataset
 from dataset.transforms import JointTransform
 
 OPTIONS = [
@@ -38,10 +40,10 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def folder(samples: list[Sample], options: dict, cache: Path | None = None, skip_bad: bool = False) -> SegmentationFolder:
+def folder(samples: list[Sample], options: dict, cache: Path | None = None, skip_bad: bool = False) -> SegmentationDataset:
     transform = JointTransform(**options)
     read = read_pair if cache is None else PictureCache(cache, transform.fixed_size)
-    return SegmentationFolder(samples, "gtav", transform, seed=0, domain=0, skip_bad=skip_bad, read=read)
+    return SegmentationDataset(samples, "gtav", transform, seed=0, domain=0, skip_bad=skip_bad, read=read)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

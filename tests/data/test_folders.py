@@ -7,15 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.folders import (
-    DataError,
-    find_samples,
-    hold_out,
-    read_image,
-    read_label,
-    write_list,
-)
-from dataset.loader import SegmentationFolder
+from dataset.folders import DataError, find_samples, hold_out, write_list
+from dataset.reading import read_image, read_label
+from dataset.loader import SegmentationDataset
 from dataset.toy_city import encode_png16
 from dataset.transforms import EvalTransform
 
@@ -150,7 +144,7 @@ def test_synthia_label_of_16_bits_is_read_exactly_and_8_bits_are_refused(tmp_pat
 def test_image_and_label_of_different_sizes_are_refused(gtav):
     pair(gtav, "00004.png")
     save(gtav / "labels/00004.png", np.full((4, 5), 7, np.uint8))
-    folder = SegmentationFolder(find_samples("gtav", gtav), "gtav", EvalTransform(None), seed=0, domain=0)
+    folder = SegmentationDataset(find_samples("gtav", gtav), "gtav", EvalTransform(None), seed=0, domain=0)
     with pytest.raises(DataError, match="00004.png is 6x4, its label .* 5x4"):
         folder[3]
     assert folder[0]["label"].dtype == torch.uint8 and folder[0]["image"].shape == (3, 4, 6)
@@ -160,5 +154,5 @@ def test_label_that_is_not_wanted_is_not_read(cityscapes):
     found = find_samples("cityscapes", cityscapes, labels="optional")[:1]
     found[0].label.unlink()
     found = find_samples("cityscapes", cityscapes, labels="optional")[:1]
-    item = SegmentationFolder(found, "cityscapes", EvalTransform(None), seed=0, domain=1)[0]
+    item = SegmentationDataset(found, "cityscapes", EvalTransform(None), seed=0, domain=1)[0]
     assert (item["label"] == 255).all() and item["valid"].all()

@@ -11,7 +11,8 @@ import evaluate
 import train_pycda
 import train_pycda_spatial
 import train_source_only
-from dataset.folders import DataError, find_samples, read_label
+from dataset.folders import DataError, find_samples
+from dataset.reading import read_label
 from dataset.labels import id_lookup, read_id_table
 from utils.config.read import build_config
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.folders import find_samples, read_image, read_label
+from dataset.folders import find_samples
+from dataset.reading import read_image, read_label
 from dataset.labels import CITYSCAPES, IGNORE
 from dataset.toy_city import Plan, write_toy_city
 from dataset.toy_scene import render_scene

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.golden import reference
-from utils.curriculum import EPS, PyramidCurriculum, SoftmaxStrips
+from utils.curriculum import EPS, PyramidCurriculum
+from utils.softmax_strips import SoftmaxStrips
 
 CASES = json.loads((Path(reference.__file__).parent / "losses.json").read_text())["cases"]
 TOLERANCE = 2e-5

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dataset.folders import DataError, look_up, read_label
+from dataset.folders import DataError
+from dataset.reading import look_up, read_label
 from dataset.labels import id_lookup, known_ids
 from dataset.transforms import BILINEAR, FILLS, NEAREST, JointTransform, Window, normalise, resized_window
 from tests.benchmark.cases import plain_curriculum, plain_labels

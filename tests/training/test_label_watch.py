@@ -4,42 +4,41 @@ import pytest
 import torch
 
 from utils.curriculum import PyramidCurriculum
-from utils.training.label_watch import PATIENCE, CollapseWatch, pyramid_shares
+from utils.training.label_watch import PATIENCE, CollapseWatch, LayerShares, count_labels, layer_shares
 
 
 def test_shares_are_those_of_the_labelled_entries():
     logits = torch.zeros(1, 3, 4, 8)
     logits[:, 0, :, :2] = 9.0
     logits[:, 2, :, 2:5] = 9.0  # the other three columns stay unconfident
-    curriculum = PyramidCurriculum(None, box_size=(4,))
-    curriculum(logits)
-    shares = pyramid_shares(curriculum.label_counts, ["a", "b", "c"], lambda x: x)
-    assert shares["labelled/pixel"] == 5 / 8 and shares["share/pixel/a"] == 2 / 5 and shares["share/pixel/c"] == 3 / 5
-    assert shares["labelled/square_4"] == 1 / 2 or shares["labelled/square_4"] == 1.0
-    doubled = pyramid_shares(curriculum.label_counts, ["a", "b", "c"], lambda x: 2 * x)  # two processes alike
-    assert all(doubled[name] == shares[name] for name in shares)
+    counts = count_labels(PyramidCurriculum(None, box_size=(4,)).pseudo_labels(logits), 3)
+    assert counts["pixel"].tolist() == [8, 0, 12, 32] and counts["square_4"][-1] == 2
+    pixels = layer_shares(counts["pixel"].tolist(), ["a", "b", "c"])
+    assert pixels.labelled == 5 / 8 and pixels.classes == {"a": 2 / 5, "b": 0, "c": 3 / 5}
+    assert layer_shares((2 * counts["pixel"]).tolist(), ["a", "b", "c"]) == pixels  # two processes alike
 
 
 def test_padding_and_switched_off_layers_have_no_labels():
     curriculum = PyramidCurriculum(None, box_size=(4,), use_pixels=False)
-    curriculum(torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool))
-    shares = pyramid_shares(curriculum.label_counts, ["a", "b", "c"], lambda x: x)
-    assert "labelled/pixel" not in shares and shares["labelled/square_4"] == 0 and shares["share/square_4/a"] == 0
+    counts = count_labels(curriculum.pseudo_labels(torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)), 3)
+    assert counts.keys() == {"square_4"}
+    assert layer_shares(counts["square_4"].tolist(), ["a", "b", "c"]) == LayerShares(0, {"a": 0, "b": 0, "c": 0})
 
 
 @pytest.mark.parametrize("high", [0.95, 0.85])
 def test_one_class_for_many_steps_is_told_once(high):
     watch = CollapseWatch()
-    values = {"target/share/pixel/road": high, "target/share/pixel/car": 0.05, "target/labelled/pixel": 0.5}
-    told = [watch.update(values) for _ in range(PATIENCE + 50)]
+    shares = {"target/pixel": LayerShares(0.5, {"road": high, "car": 0.05})}
+    told = [watch.update(shares) for _ in range(PATIENCE + 50)]
     assert [i for i, message in enumerate(told) if message] == ([PATIENCE - 1] if high > 0.9 else [])
     if high > 0.9:
-        assert "target/share/pixel/road has been above 90% for 200 steps" in told[PATIENCE - 1]
+        assert "target/pixel: road has been above 90% of the labels for 200 steps" in told[PATIENCE - 1]
 
 
 def test_interrupted_streak_and_missing_labels():
     watch = CollapseWatch()
     for step in range(3 * PATIENCE):
-        assert watch.update({"target/share/pixel/road": 0.5 if step % 150 == 0 else 0.99}) is None
-    assert "target/labelled/pixel is 0.50%" in watch.update({"target/labelled/pixel": 0.005, "target/labelled/square_4": 0.2})
-    assert watch.update({"target/labelled/pixel": 0.005}) is None
+        assert watch.update({"target/pixel": LayerShares(0.5, {"road": 0.5 if step % 150 == 0 else 0.99})}) is None
+    few = {"target/pixel": LayerShares(0.005, {}), "target/square_4": LayerShares(0.2, {})}
+    assert "of target/pixel 0.50% is labelled" in watch.update(few)
+    assert watch.update(few) is None

@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
-from utils import log
+from utils.run_folder import log
 from utils.run_folder.log import RunLog
 
 
@@ -86,7 +86,7 @@ def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_pat
 def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):
     with RunLog(tmp_path) as out:
         out.picture(1, "wide", Image.new("RGB", (4 * log.PICTURE_WIDTH, 400)))
-        out.record(1, {f"target/share/pixel/{name}": 0.0 for name in ("road/lane", "sky")})
+        out.record(1, {}, {"target/share/pixel": {"road/lane": 0.0, "sky": 0.0}})
     picture, shares = (value for _, value in values(tmp_path))
     assert (picture.image.width, picture.image.height) == (log.PICTURE_WIDTH, 100)
     assert shares.tag == "target/share/pixel" and max(shares.histo.bucket) < 1e-9

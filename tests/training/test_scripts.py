@@ -19,7 +19,8 @@ import train_adabn
 import train_pycda
 import train_pycda_spatial
 import train_source_only
-from dataset.folders import find_samples, read_label
+from dataset.folders import find_samples
+from dataset.reading import read_label
 from dataset.labels import id_lookup
 from models.weights import WeightsError
 from utils.metrics import ConfusionMatrix

@@ -1,4 +1,4 @@
-"""``python -m utils.commands.check --config X``: every problem of the data that a configuration names, in one table.
+"""``sh run.sh check CONFIG``: every problem of the data that a configuration names, in one table.
 
 Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status is 1
 if something would stop a training or an evaluation, 0 if there are only remarks.
@@ -14,16 +14,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.folders import (
-    DataError,
-    Sample,
-    find_samples,
-    known_labels,
-    read_image,
-    read_label,
-)
+from dataset.folders import DataError, Sample, find_samples, known_labels
+from dataset.reading import read_image, read_label
 from dataset.labels import IGNORE, ClassTable
-from utils import build
 from utils.config.read import build_config
 from utils.config.schema import Config
 
@@ -97,7 +90,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
         empty.findings.append(Finding(ERROR, split, str(data_dir), str(error)))
         return empty
     findings = list(_pairs(config, split, samples))
-    files = _Files(samples, split, build.label_kind(options), config.num_classes)
+    files = _Files(samples, split, options.label_kind, config.num_classes)
     loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
     sizes, counts = Counter(), empty.counts
     for found, size, labelled in tqdm(loader, desc=split):
@@ -136,13 +129,13 @@ def describe(report: Report, split: str, table: ClassTable) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m utils.commands.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sh run.sh check", description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
     parser.add_argument("--workers", type=int, default=2, help="processes that read files")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
     config = build_config(args.config, args.overrides)
-    table = build.class_table(config)
+    table = config.class_table
     reports = {split: check_split(config, split, args.workers) for split in ("source", "target", "test")}
     levels = Counter(finding.level for report in reports.values() for finding in report.findings)
     print("\n".join(describe(report, split, table) for split, report in reports.items()))

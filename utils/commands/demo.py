@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dataset.folders import read_label
+from dataset.reading import read_label
 from dataset.toy_city import Plan, write_toy_city
 from dataset.transforms import normalise
-from models.weights import load_checkpoint_weights
-from utils import build
+from utils.build.data import test_samples
+from utils.build.network import load_network
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.config.read import build_config
 from utils.scoring.evaluation import predict
-from utils.config.schema import Augmented
+from utils.config.schema import AtTestTime
 from utils.scoring.pictures import colour_map, stack
 
 ROOT = Path(__file__).parents[2]
@@ -120,16 +120,15 @@ class Demo:
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | ground truth | prediction of each stage, for the first target val images."""
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
-        table, rows = build.class_table(config), []
-        models = [build.build_network(config, torch.device("cpu")).eval() for _ in stages]
-        for model, stage in zip(models, stages, strict=True):
-            load_checkpoint_weights(model, resolve_weights(str(self.folder / stage.run)))
-        for sample in build.test_samples(config)[:PANELS]:
+        table, rows = config.class_table, []
+        weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
+        models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
+        for sample in test_samples(config)[:PANELS]:
             with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, build.label_kind(config.test)), table)]
+                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.label_kind), table)]
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
-                tiles += [colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), Augmented())[0].numpy(), table) for m in models]
+                tiles += [colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), AtTestTime())[0].numpy(), table) for m in models]
             rows.append(stack(tiles, horizontal=True))
         path = self.folder / "panel.png"
         stack(rows, horizontal=False).save(path)

@@ -19,22 +19,21 @@ import torch
 import yaml
 from PIL import Image
 
-from dataset.folders import read_image, read_label
+from dataset.reading import read_image, read_label
 from dataset.labels import IGNORE, ClassTable
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
-from models.weights import load_checkpoint_weights
-from utils import build
+from utils.build.data import test_samples
+from utils.build.network import load_network
 from utils.commands.chart import Points, chart
 from utils.run_folder.checkpoint import resolve_weights
 from utils.config.command_line import make_parser, parse_config
 from utils.config.read import build_config, flatten, to_yaml
 from utils.curriculum import PyramidCurriculum
-from utils.scoring.evaluation import evaluate, per_class, scores
-from utils.run_folder.log import RECORDS
+from utils.scoring.evaluation import evaluate_test_split, per_class, scores
+from utils.run_folder.log import RECORDS, read_scalars
 from utils.config.schema import Config
 from utils.scoring.pictures import colour_map
-from utils.training.label_watch import SHARE
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -73,12 +72,10 @@ TITLES = {
 def curves(log: Path) -> str:
     """All scalars of a run, one chart a group, but the class shares, which are too many to read."""
     groups: dict[str, dict[str, Points]] = {group: defaultdict(list) for group in TITLES}
-    for line in log.read_text().splitlines():
-        record = json.loads(line)
-        step = record.pop("step")
-        for name, value in record.items():
+    for step, values in read_scalars(log):
+        for name, value in values.items():
             group, _, leaf = name.rpartition("/")
-            if f"/{SHARE}/" not in name and math.isfinite(value):
+            if math.isfinite(value):
                 groups.setdefault(group, defaultdict(list))[_words(leaf)].append((step, value))
     charts = [chart(TITLES.get(group, group), series) for group, series in groups.items() if series]
     return f'<div class="curves">{"".join(charts)}</div>'
@@ -104,12 +101,10 @@ class Scored(NamedTuple):
 
 def score(config: Config, weights: Path) -> Scored:
     """Evaluate a checkpoint."""
-    device, table = torch.device("cuda" if torch.cuda.is_available() else "cpu"), build.class_table(config)
-    model = build.build_network(config, device)
-    load_checkpoint_weights(model, weights)
-    samples, classes = build.test_samples(config), config.test.eval_classes
-    loader = build.evaluation_loader(config, samples, config.test)
-    matrix = evaluate(model, loader, config.num_classes, device, title=weights.parent.name)
+    device, table = torch.device("cuda" if torch.cuda.is_available() else "cpu"), config.class_table
+    model, _ = load_network(config, [weights], device)
+    samples, classes = test_samples(config), config.test.eval_classes
+    matrix = evaluate_test_split(config, model, samples, device, title=weights.parent.name)
     return Scored(model.eval().cpu(), scores(matrix, table, classes), per_class(matrix, table, classes), len(samples))
 
 
@@ -166,7 +161,7 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
         trained: the configuration of the run, which says what its curriculum was; ``config`` says where images are.
         models: by the name for the caption, in eval mode on the CPU.
     """
-    c, samples = trained.curriculum, build.test_samples(config)
+    c, samples = trained.curriculum, test_samples(config)
     options = {"conf_threshold": c.conf_threshold, "region_pool": c.region_pool, "use_pixels": c.use_pixels}
     curriculum, resize = PyramidCurriculum(None, box_size=c.box_size, **options), EvalTransform(trained.target.input_size)
     figures = []
@@ -177,7 +172,7 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
             logits = {name: model(pixels[None])["logits"] for name, model in models.items()}
             *_, own = logits.values()
             layers = curriculum.pseudo_labels(own)
-        maps = {"labels": read_label(sample.label, build.label_kind(config.test))}
+        maps = {"labels": read_label(sample.label, config.test.label_kind)}
         maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
         width = min(image.width, PICTURE_WIDTH)
         size = (width, round(width * image.height / image.width))
@@ -206,7 +201,7 @@ def _yaml(value: Any) -> str:
 
 def write_report(config: Config, baseline: str | None) -> Path:
     """Write ``report.html`` into the run folder of ``config``; returns its path."""
-    folder, table = build.run_folder(config), build.class_table(config)
+    folder, table = config.run_folder, config.class_table
     weights = {"baseline": resolve_weights(baseline)} if baseline else {}
     weights["this run"] = resolve_weights(str(folder))
     scored = {name: score(config, path) for name, path in weights.items()}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-IGNORED_LABEL = 255
+from dataset.labels import IGNORE
 
 # Keys that are ours under another name.
 RENAMED = {
@@ -131,8 +131,8 @@ def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:
     if "rotate_min" in live and "rotate_max" in live:
         keys["source.rotate"] = [live["rotate_min"], live["rotate_max"]]
     for name in ("ignore_label", "ignore_index"):
-        if live.get(name, IGNORED_LABEL) != IGNORED_LABEL:
-            raise OfficialKeyError(f"common.{name} is {live[name]}, the ignored label is always {IGNORED_LABEL}")
+        if live.get(name, IGNORE) != IGNORE:
+            raise OfficialKeyError(f"common.{name} is {live[name]}, the ignored label is always {IGNORE}")
     return keys
 
 

@@ -1,6 +1,5 @@
 """YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key."""
 
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from dataset.messages import nearest
 from utils.config.official import OfficialKeyError, translate
 from utils.config.schema import Config
 
@@ -118,9 +118,8 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     """Set the dotted key ``name``; ``origin`` (file or command line) goes into the error message."""
     known = key_types()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0) or [""]
         same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or near)[0]}'")
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or [nearest(name, known)])[0]}'")
     try:
         value = _convert(value, known[name])
     except (TypeError, ValueError):

@@ -1,7 +1,10 @@
 """Every configuration key: its type, default and meaning. The paper's symbol stands in the help where a key has one."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
 
 
 def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -12,7 +15,8 @@ def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata=metadata)
 
 
-DATASETS = ("gtav", "synthia", "cityscapes", "list")
+LIST = "list"  # own data: pairs named by a list, label ids by a table
+DATASETS = (*DATA_SETS, LIST)
 Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
 
@@ -21,7 +25,7 @@ Range = tuple[float, float]
 class Model:
     encoder: str = key("resnet101_dilated8", "encoder name, see models/segmentor.py")
     decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
-    fc_dim: int = key(2048, "channels of the last encoder stage: 2048 for resnet50/101, 512 for resnet18 and vgg16")
+    fc_dim: int | None = key(None, "channels of the last encoder stage, to be checked; null: the encoder's own")
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(None, "start from a run of this project: run folder (its best.pth, else last.pth) or file")
     weights_encoder: str | None = key(None, "encoder file: ImageNet or official checkpoint, or torchvision enum name")
@@ -31,8 +35,26 @@ class Model:
     dropout: float | None = key(None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)")
 
 
+class _Labelled:
+    """A data set whose labels can be read."""
+
+    dataset: str
+    id_table: str | None
+
+    @property
+    def label_kind(self) -> str:
+        """How the labels are encoded, as ``dataset.labels`` takes it: the data set's name, or the file of an id table.
+
+        Raises:
+            ValueError: a list without an id table, or an id table for a data set that has its own.
+        """
+        if (self.dataset == LIST) != (self.id_table is not None):
+            raise ValueError(f"dataset {self.dataset} with id_table {self.id_table}: dataset list needs one, the others have their own")
+        return self.id_table or self.dataset
+
+
 @dataclass
-class Domain:
+class Domain(_Labelled):
     dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
     id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str = key("", "root folder of the data set")
@@ -57,7 +79,7 @@ class Validation:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(_Labelled):
     dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
     id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str | None = key(None, "root folder; null: target.data_dir")
@@ -70,7 +92,9 @@ class Evaluation:
 
 
 @dataclass
-class Augmented:
+class AtTestTime:
+    """Test-time augmentation; training has its own, see ``Domain``."""
+
     scales: tuple[float, ...] = key((1.0,), "evaluate at these scales of the input and average the probabilities")
     flip: bool = key(False, "... and at each scale its mirror image too")
 
@@ -139,7 +163,30 @@ class Config:
     target: Domain = field(default_factory=Domain)
     val: Validation = field(default_factory=Validation)
     test: Evaluation = field(default_factory=Evaluation)
-    tta: Augmented = field(default_factory=Augmented)
+    tta: AtTestTime = field(default_factory=AtTestTime)
     train: Train = field(default_factory=Train)
     curriculum: Curriculum = field(default_factory=Curriculum)
     adabn: AdaBN = field(default_factory=AdaBN)
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run's checkpoints, logs and results."""
+        return Path(self.snapshot_dir) / self.exp_name
+
+    @property
+    def class_table(self) -> ClassTable:
+        """The classes, which all three data sets share.
+
+        Raises:
+            ValueError: they do not, or num_classes is another number.
+        """
+        tables = {}
+        for name, options in (("source", self.source), ("target", self.target), ("test", self.test)):
+            kind = options.label_kind
+            tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+        for name, table in tables.items():
+            if table.names != tables["source"].names:
+                raise ValueError(f"the classes of {name} are {', '.join(table.names)}; those of source {', '.join(tables['source'].names)}")
+        if self.num_classes != tables["source"].num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that")
+        return tables["source"]

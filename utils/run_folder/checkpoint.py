@@ -1,6 +1,5 @@
 """Whole-or-nothing checkpoints: one file holds everything that a run needs to go on."""
 
-import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from dataset.files import write_whole
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
@@ -64,22 +64,14 @@ def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None)
     Raises:
         CheckpointError: the file cannot be written; the old one is untouched.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_whole(path, lambda stream: torch.save(state, stream), sync=True, previous=previous)
     except (OSError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {reason}. The checkpoint before it is whole: make room, or the folder writable, and "
             "start the same command again"
         ) from error
-    if previous is not None and path.exists():
-        os.replace(path, previous)
-    os.replace(temporary, path)
 
 
 def find_state(config: Config, folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
@@ -170,6 +162,6 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def git_revision() -> str:
     """Commit of the code, or "unknown" outside a git checkout."""
     result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )
     return result.stdout.strip() or "unknown"

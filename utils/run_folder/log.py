@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,12 +14,21 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from utils.training.label_watch import SHARE
+from dataset.files import write_whole
 
 RECORDS, BOARD = "log.jsonl", "tensorboard"
+SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
 PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation
 DRAWN_BARS = 30  # TensorBoard draws so many, whatever it is given: with as many, each is one class
 NOTHING = 1e-12  # height of an empty bar: TensorBoard would widen the first and last full one over those of 0
+
+
+def read_scalars(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop("step")
+        yield step, {name: value for name, value in record.items() if f"/{SHARE}/" not in name}
 
 
 class _TqdmHandler(logging.Handler):
@@ -73,7 +82,8 @@ class RunLog:
         self._board.close()
         path = self.folder / RECORDS
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        write_whole(path, lambda stream: stream.write(kept.encode()))
         if step == 0:  # TensorBoard would go on showing what the new run does not write
             shutil.rmtree(self.folder / BOARD)
         self._open_records(purge_step=step + 1)
@@ -83,21 +93,23 @@ class RunLog:
         if self.enabled:
             self._logger.info(message)
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of a step, for programs and TensorBoard, which gets the class shares of a layer as one histogram."""
+    def record(self, step: int, values: dict[str, float], shares: dict[str, dict[str, float]] | None = None) -> None:
+        """What a step gave, for programs and TensorBoard.
+
+        Args:
+            values: scalars by name.
+            shares: by the name of a histogram, which has ``SHARE`` as its second part, the share of each class.
+        """
         if not self.enabled:
             return
-        self._json.write(json.dumps({"step": step, **values}) + "\n")
+        shares = shares or {}
+        flat = {f"{histogram}/{name}": share for histogram, classes in shares.items() for name, share in classes.items()}
+        self._json.write(json.dumps({"step": step, **values, **flat}) + "\n")
         self._json.flush()
-        shares: dict[str, list[float]] = {}
         for name, value in values.items():
-            parts = name.split("/", 3)  # STEP/share/LAYER/CLASS, where the class may have a slash too
-            if SHARE in parts:
-                shares.setdefault("/".join(parts[:3]), []).append(value)
-            else:
-                self._board.add_scalar(name, value, step)
-        for name, heights in shares.items():
-            self._bars(step, name, heights)
+            self._board.add_scalar(name, value, step)
+        for histogram, classes in shares.items():
+            self._bars(step, histogram, list(classes.values()))
 
     def _bars(self, step: int, name: str, heights: Sequence[float]) -> None:
         """A histogram in TensorBoard whose bar from c to c + 1 is ``heights[c]``; all that follow are empty."""

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataset.folders import Sample
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.metrics import ConfusionMatrix, class_map
-from utils.config.schema import Augmented
+from utils.build.data import evaluation_loader
+from utils.config.schema import AtTestTime, Config
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters
@@ -27,7 +29,7 @@ def evaluate(
     device: torch.device,
     *,
     on_image: OnImage | None = None,
-    tta: Augmented | None = None,
+    tta: AtTestTime | None = None,
     title: str = "evaluate",
 ) -> ConfusionMatrix:
     """Confusion matrix over ``loader`` at the labels' own size, summed over processes.
@@ -44,7 +46,7 @@ def evaluate(
     model.eval()
     for batch in tqdm(loader, desc=title, disable=not distributed.is_main(), leave=False):
         label = batch["label"]
-        prediction = predict(model, batch["image"].to(device), tuple(label.shape[-2:]), tta or Augmented()).cpu()
+        prediction = predict(model, batch["image"].to(device), tuple(label.shape[-2:]), tta or AtTestTime()).cpu()
         matrix.update(label, prediction)
         if on_image is not None:
             on_image(batch["name"][0], label[0], prediction[0])
@@ -53,9 +55,23 @@ def evaluate(
     return matrix
 
 
-def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: Augmented) -> Tensor:
+def evaluate_test_split(
+    config: Config,
+    model: Segmentor,
+    samples: Sequence[Sample],
+    device: torch.device,
+    *,
+    on_image: OnImage | None = None,
+    title: str = "evaluate",
+) -> ConfusionMatrix:
+    """``evaluate`` on the ``samples`` of the test split, with the test-time augmentation of ``config``."""
+    loader = evaluation_loader(config, samples, config.test)
+    return evaluate(model, loader, config.num_classes, device, on_image=on_image, tta=config.tta, title=title)
+
+
+def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: AtTestTime) -> Tensor:
     """Classes (N, H, W) uint8 of images (N, 3, h, w) at ``size`` (H, W)."""
-    if tta == Augmented():
+    if tta == AtTestTime():
         return class_map(model(image, size=size, align_corners=True)["logits"])
     total: Tensor | float = 0.0
     for scale in tta.scales:

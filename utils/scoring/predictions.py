@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.folders import DataError, Sample, read_label, read_prediction
+from dataset.folders import DataError, Sample
+from dataset.reading import read_label, read_prediction
 from dataset.labels import ClassTable
 from utils import distributed
 from utils.metrics import ConfusionMatrix

@@ -1,46 +1,66 @@
-"""The one training loop. A method is a list of ``Step``s; everything else is the same for all of them."""
+"""The one training loop. A method is a list of ``Phase``s; everything else is the same for all of them."""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset.folders import DataError, Sample, read_image
+from dataset.folders import DataError
+from dataset.messages import few
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
-from utils import build, distributed
-from utils.training.partwise import PartwiseForward
-from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
-from utils.scoring.evaluation import evaluate, iou_table, scores
-from utils.run_folder.log import RunLog
+from utils import distributed
 from utils.config.schema import Config
+from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
+from utils.run_folder.log import SHARE, RunLog
+from utils.training.label_watch import CollapseWatch, LayerShares, layer_shares
+from utils.training.losses import Batch, LossFunction, Outcome
+from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
-from utils.training.losses import Batch, Losses
-from utils.scoring.pictures import panel
-from utils.training.label_watch import SHARE, CollapseWatch
+from utils.training.validation import Validation
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHOWN = 5  # names in an error message
-PANELS = 4  # held-out images in TensorBoard
 
 
 @dataclass(frozen=True)
-class Step:
+class Phase:
     """One forward pass of an iteration on one domain; with ``backward`` an optimiser step follows."""
 
     name: str
-    loader: DataLoader
-    losses: Losses
+    loader: Iterable[Batch]
+    losses: LossFunction
     backward: bool = True
+
+
+@dataclass
+class Iteration:
+    """What one iteration gave, all phases together."""
+
+    losses: dict[str, float] = field(default_factory=dict)  # PHASE/TERM
+    shares: dict[str, LayerShares] = field(default_factory=dict)  # PHASE/LAYER, of the pseudo-labels
+    data_time: float = 0.0  # seconds spent waiting for data
+    step_time: float = 0.0  # seconds in all
+
+    def values(self) -> dict[str, float]:
+        """Scalars for the logs: the losses, and PHASE/labelled/LAYER."""
+        return self.losses | {_within(name, "labelled"): shares.labelled for name, shares in self.shares.items()}
+
+    def histograms(self) -> dict[str, dict[str, float]]:
+        """PHASE/share/LAYER: the share of each class among the labels."""
+        return {_within(name, SHARE): shares.classes for name, shares in self.shares.items()}
+
+
+def _within(name: str, what: str) -> str:
+    """PHASE/LAYER -> PHASE/WHAT/LAYER"""
+    phase, layer = name.split("/")
+    return f"{phase}/{what}/{layer}"
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
@@ -52,30 +72,30 @@ def learning_rate_factor(config: Config, step: int) -> float:
 
 
 class Trainer:
-    """Runs ``steps`` in turn up to iteration ``train.num_steps``; validates, logs and saves on the way.
+    """Runs ``phases`` in turn up to iteration ``train.num_steps``; validates, logs and saves on the way.
 
     Args:
-        held_out: labelled target images for model selection; empty: no validation, the last checkpoint is the result.
+        optimizer: with the initial learning rates, see ``utils.build.network.build_optimizer``.
+        validation: None: the last checkpoint is the result.
     """
 
     def __init__(
-        self, config: Config, model: Segmentor, steps: Sequence[Step], held_out: Sequence[Sample], device: torch.device, log: RunLog
+        self,
+        config: Config,
+        model: Segmentor,
+        optimizer: torch.optim.Optimizer,
+        phases: Sequence[Phase],
+        validation: Validation | None,
+        device: torch.device,
+        log: RunLog,
     ) -> None:
-        self.config, self.model, self.steps, self.device, self.log = config, model, steps, device, log
-        self.folder = build.run_folder(config)
-        self.table = build.class_table(config)
-        self.optimizer = build.build_optimizer(config, model)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
+        self.validation, self.device, self.log = validation, device, log
+        self.folder, self.class_names = config.run_folder, config.class_table.names
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
         self.start, self.best_miou, self.skipped = 0, -1.0, 0
         self.watch = CollapseWatch()
-        self.validation = None
-        if held_out:
-            self.validation = build.evaluation_loader(config, held_out, config.target)
-            seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-            self.pictured = {sample.name: sample.image for sample in seen[:: math.ceil(len(seen) / PANELS)]}  # spread over the cities
-        else:
-            log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint as if the run had never stopped."""
@@ -93,38 +113,39 @@ class Trainer:
             self.log.text(f"already trained for {self.start} steps; resume=off trains anew")
             return result
         self.model.train()
-        batches = [iter(step.loader) for step in self.steps]
-        steps = range(self.start, t.num_steps)
+        batches = [iter(phase.loader) for phase in self.phases]
+        indices = range(self.start, t.num_steps)
         options = {"initial": self.start, "total": t.num_steps, "mininterval": 1, "disable": not distributed.is_main()}
-        with StopSignals() as signals, tqdm(steps, desc=self.config.exp_name, **options) as bar:
+        with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
             for index in bar:
-                losses, data_time, step_time = self._iterate(index, batches)
-                totals = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in losses.items() if k.endswith("/total"))
-                bar.set_postfix_str(f"{totals}, data {data_time:.2f}s of {step_time:.2f}s")
+                iteration = self._iterate(index, batches)
+                totals = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in iteration.losses.items() if k.endswith("/total"))
+                bar.set_postfix_str(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 done = index + 1
                 if done % t.print_freq == 0:
-                    self._log_losses(done, losses, data_time, step_time)
+                    self._log_iteration(done, iteration)
                 saved = done % self.config.val.every == 0 or done == t.num_steps
                 if saved:
                     self._validate_and_save(done)
                 self._stop_if_asked(signals, done, saved)
         return result
 
-    def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> tuple[dict[str, float], float, float]:
-        """One iteration: every step once. Returns the losses, the seconds spent waiting for data and the seconds in all."""
+    def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
+        """One iteration: every phase once."""
         self._seed(index)
         self._set_learning_rate(index)
         started = time.perf_counter()
-        data_time, losses = 0.0, {}
-        for step, iterator in zip(self.steps, batches, strict=True):
+        iteration = Iteration()
+        for phase, iterator in zip(self.phases, batches, strict=True):
             waiting = time.perf_counter()
             batch = self._next(iterator)
-            data_time += time.perf_counter() - waiting
-            losses |= {f"{step.name}/{term}": value for term, value in self._run(step, batch).items()}
-        warning = self.watch.update(losses)
+            iteration.data_time += time.perf_counter() - waiting
+            self._run(phase, batch, iteration)
+        warning = self.watch.update(iteration.shares)
         if warning:
             self.log.text(warning)
-        return losses, data_time, time.perf_counter() - started
+        iteration.step_time = time.perf_counter() - started
+        return iteration
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
@@ -159,62 +180,60 @@ class Trainer:
         with torch.autocast(self.device.type, AUTOCAST[amp], enabled=amp != "off"):
             return self.model(images, **options)
 
-    def _run(self, step: Step, batch: Batch) -> dict[str, float]:
-        """One forward pass, and the optimiser step where ``step`` has one. Returns the losses as numbers."""
+    def _run(self, phase: Phase, batch: Batch, iteration: Iteration) -> None:
+        """One forward pass, and the optimiser step where ``phase`` has one; numbers go into ``iteration``."""
         parts = self.config.train.iter_size
         partwise = PartwiseForward(self.model, self._forward, parts) if parts > 1 else None
-        losses = step.losses(partwise or self._forward, batch)
-        values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist())) if losses else {}
-        self._check_finite(step.name, values)
-        if step.backward:
+        outcome = phase.losses(partwise or self._forward, batch)
+        losses, shares = self._numbers(outcome)
+        self._check_finite(phase.name, losses)
+        iteration.losses |= {f"{phase.name}/{term}": value for term, value in losses.items()}
+        iteration.shares |= {f"{phase.name}/{layer}": value for layer, value in shares.items()}
+        if phase.backward:
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(losses["total"]).backward()
+            self.scaler.scale(outcome.losses["total"]).backward()
             if partwise:
                 partwise.backward()
             distributed.all_reduce_gradients(self.model)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        return values
+
+    def _numbers(self, outcome: Outcome) -> tuple[dict[str, float], dict[str, LayerShares]]:
+        """Tensors as numbers, in one transfer from the device."""
+        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()] + list(outcome.label_counts.values())
+        values = torch.cat(tensors).tolist() if tensors else []
+        losses = dict(zip(outcome.losses, values, strict=False))
+        counts = np.array(values[len(losses) :]).reshape(len(outcome.label_counts), -1)
+        return losses, {name: layer_shares(row.tolist(), self.class_names) for name, row in zip(outcome.label_counts, counts, strict=True)}
 
     def _check_finite(self, name: str, values: dict[str, float]) -> None:
         if all(math.isfinite(v) for v in values.values()):
             return
-        terms = ", ".join(f"{term}={value}" for term, value in values.items() if SHARE not in term)
-        raise FloatingPointError(
-            f"non-finite loss in the {name} step: {terms}. {self._advice()}"
-        )
+        terms = ", ".join(f"{term}={value}" for term, value in values.items())
+        raise FloatingPointError(f"non-finite loss in the {name} step: {terms}. {self._advice()}")
 
     def _advice(self) -> str:
         return f"The last good checkpoint is kept in {self.folder}. Lower train.lr_encoder / train.lr_decoder, or set train.amp=off"
 
-    def _log_losses(self, done: int, losses: dict[str, float], data_time: float, step_time: float) -> None:
+    def _log_iteration(self, done: int, iteration: Iteration) -> None:
+        values = iteration.values()
         factor = learning_rate_factor(self.config, done - 1)
-        self.log.record(done, losses | {"lr_factor": factor})
-        terms = "  ".join(f"{name} {value:.4f}" for name, value in losses.items() if f"/{SHARE}/" not in name)
-        self.log.text(f"step {done}  {terms}  data {data_time:.3f}s of {step_time:.3f}s")
+        self.log.record(done, values | {"lr_factor": factor}, iteration.histograms())
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
     def _validate_and_save(self, done: int) -> None:
         best = False
         if self.validation is not None:
-            draw = partial(self._draw_panel, done)
-            matrix = evaluate(self.model, self.validation, self.config.num_classes, self.device, on_image=draw, title="validate")
-            result = scores(matrix, self.table, self.config.test.eval_classes)
-            best = result["miou"] > self.best_miou
-            self.best_miou = max(result["miou"], self.best_miou)
-            self.log.record(done, {f"val/{name}": value for name, value in result.items()})
-            table = iou_table(matrix, self.table, self.config.test.eval_classes)
-            self.log.text(f"validation at step {done} (best so far {self.best_miou:.2f})\n{table}")
+            miou = self.validation(self.model, done, self.best_miou)
+            best = miou > self.best_miou
+            self.best_miou = max(miou, self.best_miou)
         self._save(done, best)
-
-    def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
-        if name in self.pictured:
-            picture = panel(read_image(self.pictured[name]), label.numpy(), prediction.numpy(), self.table)
-            self.log.picture(done, f"panels/{name}", picture)
 
     def _save(self, done: int, best: bool = False) -> None:
         bad = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
         if bad:
-            raise FloatingPointError(f"after step {done} the network has non-finite weights: {', '.join(bad[:SHOWN])}. {self._advice()}")
+            raise FloatingPointError(f"after step {done} the network has non-finite weights: {few(bad)}. {self._advice()}")
         if distributed.is_main():
             state = model_state(self.config, self.model) | {
                 "optimizer": self.optimizer.state_dict(),

@@ -1,31 +1,40 @@
 """What the pseudo-labels are made of, and a warning when self-training collapses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LABELLED, SHARE = "labelled", "share"
+from utils.curriculum import PseudoLabels
+
 MAX_SHARE = 0.9  # of one class among the pseudo-labels
 MIN_LABELLED = 0.01  # of the pixels or squares
 PATIENCE = 200  # steps
 
 
-def pyramid_shares(
-    counts: dict[str, tuple[Tensor, int]], names: Sequence[str], all_reduce: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Scalars ``labelled/LAYER`` and ``share/LAYER/CLASS`` of one global batch.
+class LayerShares(NamedTuple):
+    """What one layer of the pyramid labels."""
 
-    Args:
-        counts: by layer, the labelled entries of each class (C,) and the number of all entries, of this process.
-    """
-    shares: dict[str, Tensor] = {}
-    for layer, (labels, entries) in counts.items():
-        *labels, entries = all_reduce(torch.cat([labels.double(), labels.new_tensor([entries]).double()]))
-        labelled = sum(labels)
-        shares[f"{LABELLED}/{layer}"] = labelled / entries
-        shares |= {f"{SHARE}/{layer}/{name}": n / labelled.clamp_min(1) for name, n in zip(names, labels, strict=True)}
-    return shares
+    labelled: float  # share of its pixels or squares
+    classes: dict[str, float]  # share of each class, by name, among the labels
+
+
+def count_labels(layers: dict[str, PseudoLabels], num_classes: int) -> dict[str, Tensor]:
+    """By layer, (C + 1,) float64: labelled entries of each class, then the number of all entries, of this process."""
+    counts = {}
+    for name, (_, label, mask) in layers.items():
+        labelled = mask.flatten().double()
+        per_class = labelled.new_zeros(num_classes).index_add_(0, label.flatten(), labelled)
+        counts[name] = torch.cat([per_class, labelled.new_tensor([mask.numel()])])
+    return counts
+
+
+def layer_shares(counts: Sequence[float], names: Sequence[str]) -> LayerShares:
+    """Shares from one layer's (C + 1,) counts, see ``count_labels``; ``names`` are the classes."""
+    *per_class, entries = counts
+    labelled = sum(per_class)
+    return LayerShares(labelled / entries, {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)})
 
 
 class CollapseWatch:
@@ -35,18 +44,19 @@ class CollapseWatch:
         self.streaks: dict[str, int] = {}
         self.warned = False
 
-    def update(self, values: dict[str, float]) -> str | None:
-        """Take one step's logged values; returns the warning, if this step gives rise to one."""
-        for name, value in values.items():
-            if f"/{SHARE}/" in name:
-                self.streaks[name] = self.streaks.get(name, 0) + 1 if value > MAX_SHARE else 0
+    def update(self, shares: dict[str, LayerShares]) -> str | None:
+        """Take one step's shares by layer; returns the warning, if this step gives rise to one."""
+        for layer, (_, classes) in shares.items():
+            for name, share in classes.items():
+                key = f"{layer}: {name}"
+                self.streaks[key] = self.streaks.get(key, 0) + 1 if share > MAX_SHARE else 0
         stuck = [name for name, streak in self.streaks.items() if streak >= PATIENCE]
-        unlabelled = [name for name, value in values.items() if f"/{LABELLED}/" in name and value < MIN_LABELLED]
-        if self.warned or not stuck + unlabelled:
+        unlabelled = {layer: labelled for layer, (labelled, _) in shares.items() if labelled < MIN_LABELLED}
+        if self.warned or not (stuck or unlabelled):
             return None
         self.warned = True
-        found = [f"{name} has been above {MAX_SHARE:.0%} for {PATIENCE} steps" for name in stuck]
-        found += [f"{name} is {values[name]:.2%}" for name in unlabelled]
+        found = [f"{name} has been above {MAX_SHARE:.0%} of the labels for {PATIENCE} steps" for name in stuck]
+        found += [f"of {layer} {labelled:.2%} is labelled" for layer, labelled in unlabelled.items()]
         return (
             f"WARNING: self-training has collapsed: {'; '.join(found)}. Try: weights that are better on the target (train "
             "source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder and "

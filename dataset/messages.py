@@ -1,0 +1,17 @@
+"""Names in error messages: the first of many, and the one that was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+SHOWN = 5  # names
+
+
+def few(names: Iterable[object], shown: int = SHOWN) -> str:
+    """The first ``shown`` of ``names``, in order, and how many more there are."""
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The one of ``choices`` that looks most like ``name``; "" if there is none."""
+    return (get_close_matches(name, list(choices), n=1, cutoff=0) or [""])[0]

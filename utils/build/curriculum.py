@@ -1,0 +1,41 @@
+"""From a configuration to the method's loss, with its priors."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from dataset import priors
+from dataset.folders import Sample
+from dataset.reading import read_image
+from utils import distributed
+from utils.build.data import target_samples
+from utils.config.schema import Config, Size
+from utils.curriculum import PyramidCurriculum
+from utils.run_folder.log import RunLog
+
+
+def _whole_target_size(config: Config) -> Size:
+    """(W, H) of the target images in training, which is the size of the spatial prior."""
+    size = config.target.input_size
+    if size is None:
+        size = read_image(target_samples(config)[0][0].image).size
+    return size
+
+
+def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
+    """The method's loss, with priors from files or from the labels of the source ``samples``."""
+    c = config.curriculum
+    options = dict(cache_dir=config.run_folder / "priors", num_workers=config.train.num_workers)
+    class_prior = spatial_prior = None
+    if c.class_prior is not None:
+        class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
+    elif c.image_target == "source" and c.lambda_balance:
+        class_prior = priors.class_prior(samples, config.source.label_kind, config.num_classes, **options)
+    if c.lambda_eq and c.spatial_prior is not None:
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes)
+    elif c.lambda_eq:
+        size = _whole_target_size(config)
+        spatial_prior = priors.spatial_prior(samples, config.source.label_kind, config.num_classes, size, sigma=c.prior_sigma, **options)
+    files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
+    switches = {name: value for name, value in asdict(c).items() if name not in files}
+    log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+    return PyramidCurriculum(class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches)

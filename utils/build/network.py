@@ -1,0 +1,64 @@
+"""From a configuration to its network and optimiser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models import build_segmentor
+from models.batchnorm import configure_batchnorm
+from models.segmentor import Segmentor, parameter_groups, set_dropout
+from models.weights import load_checkpoint_weights, load_encoder_decoder
+from utils import distributed
+from utils.config.schema import Config
+from utils.run_folder.checkpoint import resolve_weights
+from utils.run_folder.log import RunLog
+
+
+def build_network(config: Config, device: torch.device) -> Segmentor:
+    """The configured architecture with seeded initial weights."""
+    m = config.model
+    torch.manual_seed(config.seed)
+    model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
+    configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
+    if m.dropout is not None:
+        set_dropout(model, m.dropout)
+    return model.to(device)
+
+
+def load_network(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Segmentor, str]:
+    """The configured network with trained weights, and what was loaded, for the log.
+
+    Args:
+        files: one checkpoint of this project, or an encoder and a decoder file of the released code.
+    """
+    model = build_network(config, device)
+    report = load_encoder_decoder(model, *map(str, files)) if len(files) == 2 else load_checkpoint_weights(model, files[0])
+    return model, report
+
+
+def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
+    """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
+    m, t = config.model, config.train
+    if t.compile and t.checkpoint_encoder:
+        raise ValueError("train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false")
+    model = build_network(config, device)
+    if pretrained and m.weights is not None:
+        log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
+    if pretrained and (m.weights_encoder or m.weights_decoder):
+        log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))
+    distributed.broadcast_model(model)
+    model.checkpoint_encoder = t.checkpoint_encoder
+    if t.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if t.compile:
+        model.compile()  # in place: the state-dict keys stay as they are
+    return model
+
+
+def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
+    """SGD with the encoder's and the decoder's learning rates; weight decay on convolution weights only."""
+    t = config.train
+    groups = parameter_groups(model.encoder, t.lr_encoder, t.weight_decay)
+    groups += parameter_groups(model.decoder, t.lr_decoder, t.weight_decay)
+    return torch.optim.SGD(groups, lr=t.lr_decoder, momentum=t.momentum)

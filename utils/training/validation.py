@@ -1,0 +1,50 @@
+"""Scores on the held-out target images while a network is trained: what model selection goes by."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dataset.folders import Sample
+from dataset.reading import read_image
+from models.segmentor import Segmentor
+from utils import distributed
+from utils.config.schema import Config
+from utils.run_folder.log import RunLog
+from utils.scoring.evaluation import evaluate, iou_table, scores
+from utils.scoring.pictures import panel
+
+PANELS = 4  # held-out images in TensorBoard
+
+
+class Validation:
+    """Scores a network on the held-out images and draws some of them.
+
+    Args:
+        held_out: labelled target images, at least one.
+        loader: of these images, see ``utils.build.data.evaluation_loader``.
+    """
+
+    def __init__(self, config: Config, held_out: Sequence[Sample], loader: DataLoader, device: torch.device, log: RunLog) -> None:
+        self.config, self.loader, self.device, self.log = config, loader, device, log
+        self.table, self.classes = config.class_table, config.test.eval_classes
+        seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
+        self.pictured = {sample.name: sample.image for sample in seen[:: math.ceil(len(seen) / PANELS)]}  # spread over the cities
+
+    def __call__(self, model: Segmentor, done: int, best_before: float) -> float:
+        """mIoU in percent after step ``done``; scores and pictures go into the logs."""
+        draw = partial(self._draw_panel, done)
+        matrix = evaluate(model, self.loader, self.config.num_classes, self.device, on_image=draw, title="validate")
+        result = scores(matrix, self.table, self.classes)
+        self.log.record(done, {f"val/{name}": value for name, value in result.items()})
+        best = max(result["miou"], best_before)
+        self.log.text(f"validation at step {done} (best so far {best:.2f})\n{iou_table(matrix, self.table, self.classes)}")
+        return result["miou"]
+
+    def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
+        if name in self.pictured:
+            picture = panel(read_image(self.pictured[name]), label.numpy(), prediction.numpy(), self.table)
+            self.log.picture(done, f"panels/{name}", picture)
