@@ -16,20 +16,24 @@ from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import test_samples
 from utils.build.network import load_network
-from utils.run_folder.checkpoint import pair_up
 from utils.config.command_line import make_parser, parse_config
-from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
-from utils.metrics import ConfusionMatrix
-from utils.scoring.predictions import Gallery, score_files
 from utils.config.schema import Config
+from utils.metrics import ConfusionMatrix
+from utils.run_folder.checkpoint import pair_up
+from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
+from utils.scoring.predictions import Gallery, score_files
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__)
     parser.add_argument("--weights", nargs="+", help="what to score; default: this configuration's run")
-    parser.add_argument("--predictions", type=Path, help="score the label-id PNGs below this folder instead of a network")
+    parser.add_argument(
+        "--predictions", type=Path, help="score the label-id PNGs below this folder instead of a network"
+    )
     parser.add_argument("--json", type=Path, help="write the scores to this file")
-    parser.add_argument("--save", type=Path, help="write pictures below this folder: colour maps, label ids, panels, confusion")
+    parser.add_argument(
+        "--save", type=Path, help="write pictures below this folder: colour maps, label ids, panels, confusion"
+    )
     args = parser.parse_intermixed_args(argv)
     return args, parse_config(args, "evaluate")
 
@@ -56,7 +60,12 @@ def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix],
     table, classes = config.class_table, config.test.eval_classes
     results = []
     for name, matrix in matrices.items():
-        result = {"name": name, "images": images, **scores(matrix, table, classes), "iou": per_class(matrix, table, classes)}
+        result = {
+            "name": name,
+            "images": images,
+            **scores(matrix, table, classes),
+            "iou": per_class(matrix, table, classes),
+        }
         results.append(result | {"confusion_matrix": matrix.counts.tolist()})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results[0] if len(results) == 1 else results))
@@ -67,11 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.setup()
     samples, table = test_samples(config), config.class_table
     if args.predictions:
-        matrices = {str(args.predictions): score_files(args.predictions, samples, config.test.label_kind, config.num_classes)}
+        matrices = {
+            str(args.predictions): score_files(args.predictions, samples, config.test.label_kind, config.num_classes)
+        }
     else:
         matrices = {}
         for name, files in pair_up(args.weights or [str(config.run_folder)]).items():
-            folder = args.save if len(args.weights or [""]) == len(files) else args.save and args.save / name.replace("/", "_")
+            folder = (
+                args.save
+                if len(args.weights or [""]) == len(files)
+                else args.save and args.save / name.replace("/", "_")
+            )
             gallery = Gallery(folder, table) if folder else None
             matrices[name] = score_network(config, files, samples, device, gallery)
     if distributed.is_main():

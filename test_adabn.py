@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
             save_atomic(model_state(config, model), folder / CONVERTED)
         after = evaluate_test_split(config, model, samples, device, title="after")
-        log.text(f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}")
+        log.text(
+            f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.curriculum.lambda_eq:
         raise SystemExit("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")
     if target.crop_size is not None or target.scale is not None or target.rotate is not None:
-        raise SystemExit("the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null")
+        raise SystemExit(
+            "the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null"
+        )
     train(config, phases)
 
 

@@ -7,7 +7,9 @@ from typing import BinaryIO
 from uuid import uuid4
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = False, previous: Path | None = None) -> None:
+def write_whole(
+    path: Path, write: Callable[[BinaryIO], object], *, sync: bool = False, previous: Path | None = None
+) -> None:
     """Write a file so that ``path`` is at every moment either the old file or the whole new one, also when several
     processes, on several machines, write the same one.
 

@@ -83,7 +83,7 @@ def find_samples(
         if len(lines) != len(images):
             raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
         found = [_locate(line, label_dir, root, label_list) for line in lines]
-    missing = [image for image, label in zip(images, found) if not label.is_file()]
+    missing = [image for image, label in zip(images, found, strict=False) if not label.is_file()]
     if missing and labels == "required":
         raise DataError(
             f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {few(missing)}. "
@@ -92,7 +92,7 @@ def find_samples(
     names = [os.path.relpath(i, image_dir).removesuffix(layout.image_suffix).replace(os.sep, "_") for i in images]
     if dataset == "cityscapes":  # the file name repeats the city
         names = [image.name.removesuffix(layout.image_suffix) for image in images]
-    return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found)]
+    return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found, strict=False)]
 
 
 def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
@@ -109,7 +109,9 @@ def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[
     for line in read_list(data_list):
         image, *rest = line.split()
         if len(rest) > 1 or (not rest and labels == "required"):
-            raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed, without spaces in the paths")
+            raise DataError(
+                f"{data_list} has the line {line!r}: 'image_path label_path' is needed, without spaces in the paths"
+            )
         label = _locate(rest[0], root, root, data_list) if rest else None
         name = str(Path(image).with_suffix("")).strip("/").replace("/", "_")
         samples.append(Sample(name, _locate(image, root, root, data_list), label))
@@ -119,7 +121,9 @@ def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[
 def _scan(image_dir: Path, layout: DataSet, dataset: str) -> list[Path]:
     expected = f"{dataset} images are expected as {image_dir}/{layout.depth}{layout.image_suffix}"
     if not image_dir.is_dir():
-        raise DataError(f"no folder {image_dir}; {expected}. Set data_dir to the folder that holds {layout.images.split('/')[0]}/")
+        raise DataError(
+            f"no folder {image_dir}; {expected}. Set data_dir to the folder that holds {layout.images.split('/')[0]}/"
+        )
     images = sorted(image_dir.glob(layout.depth + layout.image_suffix))
     if not images:
         raise DataError(f"no image in {image_dir}; {expected}")
@@ -142,7 +146,9 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
         (kept, held out), each sorted by name.
     """
     if not 0 < count < len(samples):
-        raise DataError(f"cannot hold {count} of {len(samples)} images out: set val.held_out between 1 and {len(samples) - 1}")
+        raise DataError(
+            f"cannot hold {count} of {len(samples)} images out: set val.held_out between 1 and {len(samples) - 1}"
+        )
     cities: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda s: s.name):
         cities[sample.image.parent.name].append(sample)
@@ -152,6 +158,10 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
     for city in by_remainder[: count - sum(quota.values())]:
         quota[city] += 1
     rng = np.random.default_rng(seed)
-    held_out = {members[i].name for city, members in sorted(cities.items()) for i in rng.permutation(len(members))[: quota[city]]}
+    held_out = {
+        members[i].name
+        for city, members in sorted(cities.items())
+        for i in rng.permutation(len(members))[: quota[city]]
+    }
     ordered = sorted(samples, key=lambda s: s.name)
     return [s for s in ordered if s.name not in held_out], [s for s in ordered if s.name in held_out]

@@ -46,7 +46,9 @@ class ClassTable:
             elif isinstance(c, int) and 0 <= c < self.num_classes:
                 found.append(c)
             else:
-                raise ValueError(f"unknown class {c!r}; the nearest is {nearest(str(c), self.names)!r}, all are: {', '.join(self.names)}")
+                raise ValueError(
+                    f"unknown class {c!r}; the nearest is {nearest(str(c), self.names)!r}, all are: {', '.join(self.names)}"
+                )
         return tuple(found)
 
 
@@ -73,7 +75,24 @@ _CITYSCAPES = (
     ("bicycle", 33, (119, 11, 32)),
 )
 _CITYSCAPES_IDS = {raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)}
-_SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3}
+_SYNTHIA_IDS = {
+    1: 10,
+    2: 2,
+    3: 0,
+    4: 1,
+    5: 4,
+    6: 8,
+    7: 5,
+    8: 13,
+    9: 7,
+    10: 11,
+    11: 18,
+    12: 17,
+    15: 6,
+    17: 12,
+    19: 15,
+    21: 3,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,14 @@ DATA_SETS = {
     "gtav": DataSet("images", "labels", ".png", ".png", "*", 8, _CITYSCAPES_IDS, _KNOWN),
     "synthia": DataSet("RGB", "GT/LABELS", ".png", ".png", "*", 16, _SYNTHIA_IDS, frozenset(range(23))),
     "cityscapes": DataSet(
-        "leftImg8bit/{split}", "gtFine/{split}", "_leftImg8bit.png", "_gtFine_labelIds.png", "*/*", 8, _CITYSCAPES_IDS, _KNOWN
+        "leftImg8bit/{split}",
+        "gtFine/{split}",
+        "_leftImg8bit.png",
+        "_gtFine_labelIds.png",
+        "*/*",
+        8,
+        _CITYSCAPES_IDS,
+        _KNOWN,
     ),
 }
 
@@ -202,7 +228,9 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
         void = tuple(content.get("void", ()))
         palette = np.array([colour for _, colour, _ in classes], np.uint8).reshape(len(classes), 3)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no id table ({error!r}): it needs classes: [{{name, colour: [R, G, B], ids: [...]}}, ...]") from error
+        raise ValueError(
+            f"{path} is no id table ({error!r}): it needs classes: [{{name, colour: [R, G, B], ids: [...]}}, ...]"
+        ) from error
     raw_ids = [raw for _, _, ids in classes for raw in ids] + list(void)
     _check_ids(path, raw_ids, [ids for _, _, ids in classes])
     export = np.zeros(256, np.uint8)

@@ -70,7 +70,7 @@ class SegmentationDataset(Dataset):
         tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
         if tensors[1] is None:
             tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
-        return dict(zip(("image", "label", "valid"), tensors)) | {"name": sample.name}
+        return dict(zip(("image", "label", "valid"), tensors, strict=False)) | {"name": sample.name}
 
 
 def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
@@ -87,9 +87,13 @@ class EndlessBatchSampler(Sampler[list[Key]]):
         start_step: first batch, to go on after a stop.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
+    ) -> None:
         if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC")
+            raise ValueError(
+                f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC"
+            )
         self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
         self.local, self.rank = batch_size // world_size, rank
 
@@ -104,10 +108,14 @@ class EndlessBatchSampler(Sampler[list[Key]]):
 class EpochBatchSampler(Sampler[list[Key]]):
     """Every sample once an epoch, in batches whose sizes differ by at most one, each shared out over the ranks."""
 
-    def __init__(self, num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         per_epoch = math.ceil(num_samples / batch_size)
         if num_samples // per_epoch < world_size:
-            raise ValueError(f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any")
+            raise ValueError(
+                f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
+            )
         self.batches = []
         for epoch in range(epochs):
             keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
@@ -160,7 +168,14 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: Dataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1, start_step: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
 ) -> DataLoader:
     """Endless batches of this rank; ``batch_size`` is the global one."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_step)

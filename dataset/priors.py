@@ -27,7 +27,9 @@ class _Chunks(Dataset):
         add: adds the train ids (H, W) of a file to a sum, in place.
     """
 
-    def __init__(self, samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]
+    ) -> None:
         self.samples, self.kind, self.zeros, self.add = samples, kind, zeros, add
 
     def __len__(self) -> int:
@@ -68,7 +70,13 @@ def class_histogram(samples: Sequence[Sample], kind: str, num_classes: int, *, n
 
 
 def spatial_histogram(
-    samples: Sequence[Sample], kind: str, num_classes: int, size: tuple[int, int], *, sigma: float = 0.0, num_workers: int = 0
+    samples: Sequence[Sample],
+    kind: str,
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    sigma: float = 0.0,
+    num_workers: int = 0,
 ) -> np.ndarray:
     """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
 
@@ -98,7 +106,9 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
         except ValueError as error:
             raise DataError(f"{path} is not a list of numbers: {error}") from error
     if len(values) != num_classes or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
-        raise DataError(f"{path} must hold {num_classes} frequencies >= 0, found {len(values)} values: {values[:3]} ...")
+        raise DataError(
+            f"{path} must hold {num_classes} frequencies >= 0, found {len(values)} values: {values[:3]} ..."
+        )
     return values / values.sum()
 
 
@@ -115,7 +125,9 @@ def load_spatial_prior(path: str | Path, num_classes: int) -> np.ndarray:
     return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)
 
 
-def class_prior(samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0) -> np.ndarray:
+def class_prior(
+    samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0
+) -> np.ndarray:
     """``class_histogram``, kept as a text file in ``cache_dir`` for the next time."""
     path = cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
     if not path.is_file():

@@ -18,7 +18,9 @@ def read_image(path: Path) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB would copy it
     except (OSError, SyntaxError) as error:
-        raise DataError(f"cannot read image {path}: {error}. Download it again or leave it out by a data_list") from error
+        raise DataError(
+            f"cannot read image {path}: {error}. Download it again or leave it out by a data_list"
+        ) from error
 
 
 def read_raw_label(path: Path, kind: str) -> np.ndarray:
@@ -33,16 +35,22 @@ def read_raw_label(path: Path, kind: str) -> np.ndarray:
 
             channels = decode_image(str(path), ImageReadMode.UNCHANGED)
             if len(channels) > 1 and channels.dtype == torch.uint8:
-                raise DataError(f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids")
+                raise DataError(
+                    f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids"
+                )
             return channels[0].numpy()
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
-                raise DataError(f"{path} is a colour picture ({image.mode}), {kind} labels hold ids: use the labelIds files")
+                raise DataError(
+                    f"{path} is a colour picture ({image.mode}), {kind} labels hold ids: use the labelIds files"
+                )
             return np.array(image)
     except (OSError, SyntaxError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot read label {path}: {error}. Download it again or leave it out by a data_list") from error
+        raise DataError(
+            f"cannot read label {path}: {error}. Download it again or leave it out by a data_list"
+        ) from error
 
 
 def read_prediction(path: Path, kind: str) -> np.ndarray:

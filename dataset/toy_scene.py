@@ -59,7 +59,12 @@ class Canvas:
 
     def corners(self, u: float, s: float, width: float, bottom: float, top: float) -> list[Point]:
         left, right = u - width / 2, u + width / 2
-        return [self.ground(left, s, bottom), self.ground(right, s, bottom), self.ground(right, s, top), self.ground(left, s, top)]
+        return [
+            self.ground(left, s, bottom),
+            self.ground(right, s, bottom),
+            self.ground(right, s, top),
+            self.ground(left, s, top),
+        ]
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
@@ -69,15 +74,25 @@ def _shade(colour: Colour, factor: float) -> Colour:
 def _ground(c: Canvas) -> None:
     width, height = c.size
     c.polygon([(0, 0), (width, 0), (width, c.vanishing[1] + 2), (0, c.vanishing[1] + 2)], "sky", c.pick("sky"), 0.0)
-    c.polygon([(0, c.vanishing[1]), (width, c.vanishing[1]), (width, height), (0, height)], "terrain", c.pick("terrain"), 0.5)
+    c.polygon(
+        [(0, c.vanishing[1]), (width, c.vanishing[1]), (width, height), (0, height)], "terrain", c.pick("terrain"), 0.5
+    )
     reach = 3.0
     for name, half in (("sidewalk", ROAD + WALK), ("road", ROAD)):
         colour = c.pick(name)
         edges = np.linspace(0.02, reach, 24)
-        for near, far in zip(edges[1:][::-1], edges[:-1][::-1]):
-            c.polygon([c.ground(-half, far), c.ground(half, far), c.ground(half, near), c.ground(-half, near)], name, colour, min(near, 1.0))
+        for near, far in zip(edges[1:][::-1], edges[:-1][::-1], strict=False):
+            c.polygon(
+                [c.ground(-half, far), c.ground(half, far), c.ground(half, near), c.ground(-half, near)],
+                name,
+                colour,
+                min(near, 1.0),
+            )
     for s in np.geomspace(0.08, 1.2, 7):
-        c.detail([c.ground(-0.012, s), c.ground(0.012, s), c.ground(0.012, s * 1.22), c.ground(-0.012, s * 1.22)], (226, 226, 220))
+        c.detail(
+            [c.ground(-0.012, s), c.ground(0.012, s), c.ground(0.012, s * 1.22), c.ground(-0.012, s * 1.22)],
+            (226, 226, 220),
+        )
 
 
 def _facades(c: Canvas, side: int) -> None:
@@ -86,14 +101,32 @@ def _facades(c: Canvas, side: int) -> None:
     while s < 2.5:
         nearer = s * c.rng.uniform(1.4, 2.0)
         top, colour = c.rng.uniform(*c.style.building_height) * 1.6, c.pick("building")
-        c.polygon([c.ground(u, s), c.ground(u, nearer), c.ground(u, nearer, top), c.ground(u, s, top)], "building", colour, min(s, 1.0))
+        c.polygon(
+            [c.ground(u, s), c.ground(u, nearer), c.ground(u, nearer, top), c.ground(u, s, top)],
+            "building",
+            colour,
+            min(s, 1.0),
+        )
         outer = u + side * 1.5
-        c.polygon([c.ground(u, s), c.ground(outer, s), c.ground(outer, s, top), c.ground(u, s, top)], "building", _shade(colour, 0.8), min(s, 1.0))
+        c.polygon(
+            [c.ground(u, s), c.ground(outer, s), c.ground(outer, s, top), c.ground(u, s, top)],
+            "building",
+            _shade(colour, 0.8),
+            min(s, 1.0),
+        )
         glass = _shade(colour, c.rng.uniform(0.45, 0.7))
         for floor in np.arange(0.15, top - 0.08, 0.2):
             for a in np.linspace(0.1, 0.78, 4):
                 near, far = s + (nearer - s) * (a + 0.13), s + (nearer - s) * a
-                c.detail([c.ground(u, far, floor), c.ground(u, near, floor), c.ground(u, near, floor + 0.1), c.ground(u, far, floor + 0.1)], glass)
+                c.detail(
+                    [
+                        c.ground(u, far, floor),
+                        c.ground(u, near, floor),
+                        c.ground(u, near, floor + 0.1),
+                        c.ground(u, far, floor + 0.1),
+                    ],
+                    glass,
+                )
         s = nearer
 
 
@@ -105,12 +138,22 @@ def _garden(c: Canvas, side: int) -> None:
     colour = c.pick("vegetation")
     for x in np.linspace(c.ground(u, 0.1)[0], edge, 9):
         r = c.size[1] * c.rng.uniform(0.05, 0.13)
-        c.ellipse((x - 1.6 * r, y - r, x + 1.6 * r, y + 0.4 * r), "vegetation", _shade(colour, c.rng.uniform(0.85, 1.15)), 0.1)
+        c.ellipse(
+            (x - 1.6 * r, y - r, x + 1.6 * r, y + 0.4 * r), "vegetation", _shade(colour, c.rng.uniform(0.85, 1.15)), 0.1
+        )
     if c.rng.random() < 0.75:
         colour, edges = c.pick("fence"), np.geomspace(0.15, 2.2, 12)
-        for far, near in zip(edges[:-1], edges[1:]):
-            c.polygon([c.ground(u, far), c.ground(u, near), c.ground(u, near, 0.16), c.ground(u, far, 0.16)], "fence", colour, min(near, 1.0))
-            c.detail([c.ground(u, far), c.ground(u, far * 1.05), c.ground(u, far * 1.05, 0.16), c.ground(u, far, 0.16)], _shade(colour, 0.7))
+        for far, near in zip(edges[:-1], edges[1:], strict=False):
+            c.polygon(
+                [c.ground(u, far), c.ground(u, near), c.ground(u, near, 0.16), c.ground(u, far, 0.16)],
+                "fence",
+                colour,
+                min(near, 1.0),
+            )
+            c.detail(
+                [c.ground(u, far), c.ground(u, far * 1.05), c.ground(u, far * 1.05, 0.16), c.ground(u, far, 0.16)],
+                _shade(colour, 0.7),
+            )
 
 
 def _tree(c: Canvas, u: float, s: float) -> None:
@@ -161,7 +204,17 @@ def _person(c: Canvas, u: float, s: float) -> None:
 
 def _bicycle(c: Canvas, u: float, s: float) -> None:
     colour = c.pick("bicycle")
-    c.polygon([c.ground(u - 0.09, s, 0.09), c.ground(u + 0.09, s, 0.09), c.ground(u + 0.05, s, 0.24), c.ground(u - 0.06, s, 0.22)], "bicycle", colour, s)
+    c.polygon(
+        [
+            c.ground(u - 0.09, s, 0.09),
+            c.ground(u + 0.09, s, 0.09),
+            c.ground(u + 0.05, s, 0.24),
+            c.ground(u - 0.06, s, 0.22),
+        ],
+        "bicycle",
+        colour,
+        s,
+    )
     r = s * c.size[1] * 0.09
     for offset in (-0.08, 0.08):
         x, y = c.ground(u + offset, s, 0.09)
@@ -178,12 +231,19 @@ def _things(c: Canvas) -> None:
     def lane() -> float:
         return rng.choice([-1, 1]) * rng.uniform(0.12, ROAD - 0.08)
 
-    things = [(rng.uniform(0.3, 1.0), _tree, rng.choice([-1, 1]) * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))]
-    things += [(rng.uniform(0.4, 1.0), _post, rng.choice([-1, 1]) * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))]
+    things = [
+        (rng.uniform(0.3, 1.0), _tree, rng.choice([-1, 1]) * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))
+    ]
+    things += [
+        (rng.uniform(0.4, 1.0), _post, rng.choice([-1, 1]) * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))
+    ]
     things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(style.persons))]
     things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(style.bicycles))]
     for name, count in (("car", rng.poisson(style.cars)), ("bus", rng.poisson(style.buses))):
-        things += [(rng.uniform(0.18, 0.8), lambda canvas, u, s, n=name: _vehicle(canvas, n, u, s), lane()) for _ in range(count)]
+        things += [
+            (rng.uniform(0.18, 0.8), lambda canvas, u, s, n=name: _vehicle(canvas, n, u, s), lane())
+            for _ in range(count)
+        ]
     for s, draw, u in sorted(things, key=lambda thing: thing[0]):
         draw(c, u, s)
 

@@ -134,11 +134,14 @@ class JointTransform:
             layers.append(_crop(ids if ids.size == size else ids.resize(size, NEAREST), seen))
         if angle is not None:
             filters = (BILINEAR, NEAREST, NEAREST)
-            layers = [_crop(x.rotate(angle, f, fillcolor=fill), window) for x, f, fill in zip(layers, filters, FILLS)]
+            layers = [
+                _crop(x.rotate(angle, f, fillcolor=fill), window)
+                for x, f, fill in zip(layers, filters, FILLS, strict=False)
+            ]
         if mirrored:
             layers = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in layers]
         if self.crop is not None:
-            layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS)]
+            layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
         image, valid, *ids = layers
         label = torch.from_numpy(np.array(ids[0])).long() if ids else None
         return normalise(image), label, torch.from_numpy(np.array(valid) > 0)
@@ -155,7 +158,7 @@ class JointTransform:
         """What the crop keeps of a picture of ``size``; the crop is drawn in the mirrored picture where there is one."""
         if self.crop is None:
             return 0, 0, *size
-        left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop))
+        left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop, strict=False))
         right, bottom = min(left + self.crop[0], size[0]), min(top + self.crop[1], size[1])
         return (size[0] - right, top, size[0] - left, bottom) if mirrored else (left, top, right, bottom)
 

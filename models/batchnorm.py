@@ -68,7 +68,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     bits however many ranks share the images.
     """
     images, channels, *size = x.shape
-    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)))
+    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=False)
     means, variances = (torch.stack(moment).double() for moment in each)
     pixels = math.prod(size)
     total, count = means.sum(0) * pixels, images * pixels
@@ -108,7 +108,9 @@ class BatchNorm2d(nn.SyncBatchNorm):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
-            raise ValueError(f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size")
+            raise ValueError(
+                f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size"
+            )
         if not x.is_cuda:
             y, mean, var = _BatchNormOfGlobalBatch.apply(x, self.weight, self.bias, self.eps)
         elif world_size() == 1:
@@ -173,7 +175,9 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
     """Inverse of ``bn_updates``. Raises ValueError unless exactly the model's batch norms are named."""
     modules = dict(batch_norms(model))
     if updates.keys() != modules.keys():
-        raise ValueError(f"update counts do not name the network's batch norms, they differ in: {few(updates.keys() ^ modules.keys())}")
+        raise ValueError(
+            f"update counts do not name the network's batch norms, they differ in: {few(updates.keys() ^ modules.keys())}"
+        )
     for name, module in modules.items():
         module.updates.fill_(updates[name])
 
@@ -243,7 +247,9 @@ class PooledStatistics:
         for hook in self.hooks:
             hook.remove()
         for name, module in self.modules.items():
-            for statistic, before in zip((module.running_mean, module.running_var, module.updates), self.before[name]):
+            for statistic, before in zip(
+                (module.running_mean, module.running_var, module.updates), self.before[name], strict=False
+            ):
                 statistic.copy_(before)
 
     def apply(self) -> None:

@@ -69,7 +69,9 @@ class Segmentor(nn.Module):
 
 def _choose(kind: str, name: str, choices: Collection[str]) -> None:
     if name not in choices:
-        raise ValueError(f"no {kind} named {name!r} (the nearest is {nearest(name, choices)!r}): choose one of {', '.join(choices)}")
+        raise ValueError(
+            f"no {kind} named {name!r} (the nearest is {nearest(name, choices)!r}): choose one of {', '.join(choices)}"
+        )
 
 
 def build_segmentor(
@@ -92,7 +94,9 @@ def build_segmentor(
     if not head.accepts(backbone.strides):
         raise ValueError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
     if fc_dim not in (None, backbone.channels[-1]):
-        raise ValueError(f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that, or to null")
+        raise ValueError(
+            f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that, or to null"
+        )
     decoder_module = head(backbone.channels, num_classes, use_aux)
     backbone.initialise()
     decoder_module.initialise()

@@ -22,7 +22,16 @@ COUNTER = "num_batches_tracked"
 OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 # What torch.load raises for files that it does not understand; its own message advises to run code from them.
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
@@ -39,7 +48,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         kind = type(error).__name__
-        raise WeightsError(f"{path} is damaged or no file of tensors ({kind}): get it anew, or save plain tensors") from error
+        raise WeightsError(
+            f"{path} is damaged or no file of tensors ({kind}): get it anew, or save plain tensors"
+        ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
@@ -76,7 +87,9 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     if missing or unexpected or shapes:
         found = "; ".join(f"{len(keys)} {kind}: {few(keys, SHOWN)}" for kind, keys in problems if keys)
-        raise WeightsError(f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?")
+        raise WeightsError(
+            f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?"
+        )
     module.load_state_dict(tensors)
     return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
 
@@ -98,7 +111,9 @@ def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
     return report
 
 
-def load_encoder_decoder(model: Segmentor, weights_encoder: str | None = None, weights_decoder: str | None = None) -> str:
+def load_encoder_decoder(
+    model: Segmentor, weights_encoder: str | None = None, weights_decoder: str | None = None
+) -> str:
     """Fill the encoder and/or the decoder from a file each. Returns the report.
 
     Args:

@@ -56,7 +56,7 @@ class PyramidCurriculum(nn.Module):
         region_pool: average the "logits" (released) or the "probs" (paper) over a square.
         drop_saturated: leave entries whose loss is exactly 0 out of the means (released) or count them (paper).
         use_pixels: False switches the bottom layer off (the paper's ablation).
-        all_reduce: sum over processes with identity backward; all means are then over the global batch. None: one process.
+        all_reduce: sum over processes with identity backward, for means over the global batch; None: one process.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class PyramidCurriculum(nn.Module):
         self.box_size, self.conf_threshold, self.merge_1x1 = tuple(box_size), conf_threshold, merge_1x1
         self.lambda_pseudo, self.lambda_balance, self.lambda_eq = lambda_pseudo, lambda_balance, lambda_eq or 0.0
         self.image_target, self.image_loss, self.region_pool = image_target, image_loss, region_pool
-        self.drop_saturated, self.use_pixels, self.all_reduce = drop_saturated, use_pixels, all_reduce or (lambda tensor: tensor)
+        self.drop_saturated, self.use_pixels = drop_saturated, use_pixels
+        self.all_reduce = all_reduce or (lambda tensor: tensor)
         prior = None if class_prior is None else at_least_float32(torch.as_tensor(class_prior))
         if prior is not None and prior.ndim != 1:
             raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
@@ -112,8 +113,10 @@ class PyramidCurriculum(nn.Module):
         """
         return self.losses_and_labels(logits, valid)[0]
 
-    def losses_and_labels(self, logits: Tensor, valid: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, PseudoLabels]]:
-        """The losses of ``forward``, and the layers of the pyramid whose labels they come from, as ``pseudo_labels``."""
+    def losses_and_labels(
+        self, logits: Tensor, valid: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, PseudoLabels]]:
+        """The losses of ``forward``, and the layers of the pyramid that they come from, as ``pseudo_labels``."""
         Z = at_least_float32(logits)
         self._check_shapes(Z, valid)
         layers, P_mean, pooled = self._pyramid(Z, valid)
@@ -175,7 +178,7 @@ class PyramidCurriculum(nn.Module):
         return self.all_reduce(numerator) / self.all_reduce(count).clamp_min(1)
 
     def _image_loss(self, per_image: Tensor) -> Tensor:
-        """Top layer: the prediction averaged over all pixels (padding too, released code) (N, C) against a histogram."""
+        """Top layer: P averaged over all pixels of an image (padding too, released code), (N, C), against a histogram."""
         N, C = per_image.shape
         target = self.class_prior.to(per_image) if self.image_target == "source" else per_image.new_full((C,), 1 / C)
         images = self.all_reduce(per_image.new_tensor(float(N)))

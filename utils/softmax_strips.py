@@ -18,23 +18,32 @@ class SoftmaxStrips(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
-        """(N, C, H, W) logits -> ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of
-        several; P averaged over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b)
-        of Z, or of P with ``pool_probs``. All but the label carry the gradient.
+        """Of (N, C, H, W) logits; all but the label carry the gradient.
+
+        Returns:
+            ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of several; P averaged
+            over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b) of Z, or of P
+            with ``pool_probs``.
         """
         (N, C, H, W), last = Z.shape, Z.shape[1] - 1
         order = torch.arange(last, -1, -1, dtype=Z.dtype, device=Z.device).view(1, -1, 1, 1)
         ce, label, P_sum = Z.new_empty(N, H, W), Z.new_empty(N, H, W, dtype=torch.int64), Z.new_zeros(N, C)
-        pooled = [Z.new_empty(N, C, H // b, W // b) for b in box_size] if pool_probs else [F.avg_pool2d(Z, b) for b in box_size]
+        pooled = (
+            [Z.new_empty(N, C, H // b, W // b) for b in box_size]
+            if pool_probs
+            else [F.avg_pool2d(Z, b) for b in box_size]
+        )
         for rows in _strips(H, box_size):
             z = Z[:, :, rows]
             highest = z.amax(1, keepdim=True)
-            is_highest = torch.eq(z, highest, out=torch.empty_like(z))  # 1 or 0; with ``order``, a faster argmax on a CPU
+            is_highest = torch.eq(
+                z, highest, out=torch.empty_like(z)
+            )  # 1 or 0; with ``order``, a faster argmax on a CPU
             label[:, rows] = last - is_highest.mul_(order).amax(1).long()
             p, total = _softmax(z, highest)
             ce[:, rows] = total.log_().squeeze(1)
             P_sum += p.sum((2, 3))
-            for b, average in zip(box_size if pool_probs else (), pooled):
+            for b, average in zip(box_size if pool_probs else (), pooled, strict=False):
                 if p.shape[2] >= b:
                     start = rows.start // b
                     average[:, :, start : start + p.shape[2] // b] = F.avg_pool2d(p, b)
@@ -59,7 +68,7 @@ class SoftmaxStrips(torch.autograd.Function):
             inner = (p * g_p).sum(1, keepdim=True) - g_ce[:, None, rows]  # softmax backward, and p - onehot of the CE
             part = p.mul_(g_p - inner).scatter_add_(1, label[:, None, rows], -g_ce[:, None, rows])
             grad[:, :, rows] = part
-        for b, g in zip(() if ctx.pool_probs else ctx.box_size, g_pooled):
+        for b, g in zip(() if ctx.pool_probs else ctx.box_size, g_pooled, strict=False):
             _add_to_squares(grad, g, b)
         return grad, None, None
 
@@ -72,7 +81,7 @@ def _strips(height: int, box_size: Sequence[int]) -> list[slice]:
 
 
 def _softmax(z: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(z) over dimension 1, and the sum of exp(z - highest), whose log is the cross-entropy with the highest class."""
+    """softmax(z) over the classes, and the sum of exp(z - highest), whose log is the CE with the highest class."""
     p = (z - highest).exp_()
     total = p.sum(1, keepdim=True)
     return p.div_(total), total

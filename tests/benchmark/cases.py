@@ -20,8 +20,8 @@ from torch import Tensor
 from dataset import priors
 from dataset.cache import PictureCache
 from dataset.folders import Sample
-from dataset.reading import look_up, read_pair
 from dataset.labels import id_lookup
+from dataset.reading import look_up, read_pair
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor
 from utils.curriculum import EPS, PyramidCurriculum
@@ -78,7 +78,9 @@ def plain_curriculum(logits: Tensor, valid: Tensor, prior: Tensor | None, box_si
 
 def curriculum_case(shape: tuple[int, ...], spatial: bool) -> Case:
     generator = torch.Generator().manual_seed(0)
-    logits = F.interpolate(6 * torch.randn(shape[0], C, shape[1] // 8, shape[2] // 8, generator=generator), shape[1:], mode="bilinear")
+    logits = F.interpolate(
+        6 * torch.randn(shape[0], C, shape[1] // 8, shape[2] // 8, generator=generator), shape[1:], mode="bilinear"
+    )
     logits.requires_grad_()
     valid = torch.ones(shape, dtype=torch.bool)
     prior = torch.rand(C, *shape[1:], generator=generator) if spatial else None
@@ -102,7 +104,9 @@ def write_pair(folder: Path, size: tuple[int, int], count: int = 1) -> list[Samp
     rng, samples = np.random.default_rng(0), []
     for i in range(count):
         small = Image.fromarray(rng.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
-        pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int) + rng.integers(-8, 8, (size[1], size[0], 3))
+        pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int) + rng.integers(
+            -8, 8, (size[1], size[0], 3)
+        )
         ids = rng.choice(list(RAW_IDS), (size[1] // 40 + 1, size[0] // 40 + 1)).astype(np.uint8)
         label = np.kron(ids, np.ones((40, 40), np.uint8))[: size[1], : size[0]]
         paths = folder / f"image{i}.png", folder / f"label{i}.png"
@@ -120,7 +124,9 @@ def plain_labels(raw: np.ndarray) -> np.ndarray:
     return labels
 
 
-def sample_case(folder: Path, size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int], cached: bool = False) -> Case:
+def sample_case(
+    folder: Path, size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int], cached: bool = False
+) -> Case:
     (sample,) = write_pair(folder, size)
     transform = JointTransform(size=resized, crop=crop)
     read = PictureCache(folder / "cache", transform.fixed_size) if cached else read_pair
@@ -228,7 +234,11 @@ def iteration_case(
     def ours() -> list[float]:
         model.checkpoint_encoder = recompute
         outputs = forward(images[0], True, amp)
-        values = [update(F.cross_entropy(outputs["logits"].float(), label) + 0.4 * F.cross_entropy(outputs["aux"].float(), label))]
+        values = [
+            update(
+                F.cross_entropy(outputs["logits"].float(), label) + 0.4 * F.cross_entropy(outputs["aux"].float(), label)
+            )
+        ]
         del outputs
         return [*values, update(curriculum(forward(images[1], False, amp)["logits"], valid)["total"])]
 

@@ -14,14 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_segmentor
 from utils.config.read import build_config
+from utils.config.schema import Config
 from utils.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
-from utils.config.schema import Config
 from utils.training.losses import LossFunction, self_training, statistics_only, supervised
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
-SAVINGS = ((), ("train.amp=bf16",), ("train.checkpoint_encoder=true",), ("train.amp=bf16", "train.checkpoint_encoder=true"))
+SAVINGS = (
+    (),
+    ("train.amp=bf16",),
+    ("train.checkpoint_encoder=true",),
+    ("train.amp=bf16", "train.checkpoint_encoder=true"),
+)
 PER_GPU = 2  # images of each domain that the memory is counted for
 RATE = 10e12  # multiplications and additions a second, for an idea of the time
 GIB, HOUR = 2**30, 3600
@@ -36,7 +41,9 @@ def _phases(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Lo
         return [source, (statistics_only, False)]
     c = config.curriculum
     prior = torch.ones(config.num_classes, size[1], size[0]) if c.lambda_eq else None
-    curriculum = PyramidCurriculum(None, box_size=c.box_size, merge_1x1=c.merge_1x1, lambda_eq=c.lambda_eq, spatial_prior=prior)
+    curriculum = PyramidCurriculum(
+        None, box_size=c.box_size, merge_1x1=c.merge_1x1, lambda_eq=c.lambda_eq, spatial_prior=prior
+    )
     return [source, (self_training(curriculum), True)]
 
 
@@ -70,7 +77,9 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
         model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux).train()
         model.checkpoint_encoder = config.train.checkpoint_encoder
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-        for domain, (losses, backward) in zip(("source", "target"), _phases(recipe, config, _size(config, "target"))):
+        for domain, (losses, backward) in zip(
+            ("source", "target"), _phases(recipe, config, _size(config, "target")), strict=False
+        ):
             width, height = _size(config, domain)
             batch = {
                 "image": torch.zeros(images, 3, height, width),
@@ -82,7 +91,9 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
     return counter.get_total_flops(), copies * parameters + max(kept)
 
 
-def _forward_and_backward(model: torch.nn.Module, amp: str, losses: LossFunction, batch: dict[str, Tensor], backward: bool) -> int:
+def _forward_and_backward(
+    model: torch.nn.Module, amp: str, losses: LossFunction, batch: dict[str, Tensor], backward: bool
+) -> int:
     """Bytes kept between the two passes."""
 
     def forward(images: Tensor, **options: bool) -> dict[str, Tensor]:
@@ -100,13 +111,19 @@ def _forward_and_backward(model: torch.nn.Module, amp: str, losses: LossFunction
 
 def table() -> str:
     """Markdown: what the recipes as shipped take, and what the switches of memory save."""
-    lines = [f"| recipe | images of a domain, iterations | TFLOP an iteration | hours at {RATE / 1e12:.0f} TFLOP/s | "
-             f"GiB at {PER_GPU} images a GPU | {' | '.join(' '.join(f'`{key}`' for key in keys) for keys in SAVINGS[1:])} |"]
+    lines = [
+        f"| recipe | images of a domain, iterations | TFLOP an iteration | hours at {RATE / 1e12:.0f} TFLOP/s | "
+        f"GiB at {PER_GPU} images a GPU | {' | '.join(' '.join(f'`{key}`' for key in keys) for keys in SAVINGS[1:])} |"
+    ]
     lines.append("|---" * (len(SAVINGS) + 4) + "|")
     for recipe in RECIPES:
         t = build_config(CONFIGS / f"{recipe}.yaml").train
         found = [count(recipe, keys) for keys in SAVINGS]
         operations = found[0][0] * t.batch_size / PER_GPU
-        cells = [f"{t.batch_size}, {t.num_steps}", f"{operations / 1e12:.1f}", f"{operations * t.num_steps / RATE / HOUR:.0f}"]
+        cells = [
+            f"{t.batch_size}, {t.num_steps}",
+            f"{operations / 1e12:.1f}",
+            f"{operations * t.num_steps / RATE / HOUR:.0f}",
+        ]
         lines.append(f"| `{recipe}` | {' | '.join([*cells, *(f'{size / GIB:.1f}' for _, size in found)])} |")
     return "\n".join(lines)

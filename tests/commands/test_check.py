@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.commands import check
 from dataset.toy_city import encode_png16
+from utils.commands import check
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def data(city: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: Callable[..., list[str]], data: Path, capsys: pytest.CaptureFixture, *keys: str) -> tuple[int, list[str]]:
+def run(
+    command: Callable[..., list[str]], data: Path, capsys: pytest.CaptureFixture, *keys: str
+) -> tuple[int, list[str]]:
     arguments = command(data, "x", f"source.data_dir={data}/gtav", f"target.data_dir={data}/cityscapes", *keys)
     status = check.main([*arguments, "--workers", "0"])
     return status, [line.strip() for line in capsys.readouterr().out.splitlines()]

@@ -11,9 +11,19 @@ ROOT = Path(__file__).parents[2]
 
 def started(*arguments: str, **variables: str) -> str:
     """What ``run.sh`` gives to the interpreter."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_"))
+    }
     command = ["sh", str(ROOT / "run.sh"), *arguments]
-    result = subprocess.run(command, env=kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command,
+        env=kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -21,7 +31,10 @@ def started(*arguments: str, **variables: str) -> str:
 def test_one_process_without_gpus_and_one_for_each_visible_gpu():
     assert started("train_pycda.py", "c.yaml", "seed=1") == "train_pycda.py --config c.yaml seed=1"
     many = started("train_pycda.py", "c.yaml", "seed=1", CUDA_VISIBLE_DEVICES="0,2,3")
-    assert many == "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0 train_pycda.py --config c.yaml seed=1"
+    assert (
+        many
+        == "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0 train_pycda.py --config c.yaml seed=1"
+    )
     assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", CUDA_VISIBLE_DEVICES="0,2,3", NPROC="2")
 
 
@@ -36,8 +49,12 @@ def test_several_nodes_by_variables_or_by_slurm(tmp_path):
     assert expected in started("train_pycda.py", "c.yaml", NPROC="4", PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")]
+)
 def test_what_is_missing_is_named(arguments, message):
     environment = os.environ | {"NNODES": "2", "MASTER_ADDR": "node7"}
-    result = subprocess.run(["sh", str(ROOT / "run.sh"), *arguments], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["sh", str(ROOT / "run.sh"), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2 and message in result.stderr

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.reading import read_label, read_prediction
 from dataset.labels import CITYSCAPES
+from dataset.reading import read_label, read_prediction
 from utils.metrics import ConfusionMatrix
 
 official = pytest.importorskip(

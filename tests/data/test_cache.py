@@ -13,8 +13,8 @@ import train_source_only
 from dataset.cache import PictureCache
 from dataset.files import write_whole
 from dataset.folders import DataError, Sample
-from dataset.reading import read_pair
 from dataset.loader import SegmentationDataset
+from dataset.reading import read_pair
 from dataset.transforms import JointTransform
 
 OPTIONS = [
@@ -40,7 +40,9 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def folder(samples: list[Sample], options: dict, cache: Path | None = None, skip_bad: bool = False) -> SegmentationDataset:
+def folder(
+    samples: list[Sample], options: dict, cache: Path | None = None, skip_bad: bool = False
+) -> SegmentationDataset:
     transform = JointTransform(**options)
     read = read_pair if cache is None else PictureCache(cache, transform.fixed_size)
     return SegmentationDataset(samples, "gtav", transform, seed=0, domain=0, skip_bad=skip_bad, read=read)
@@ -55,7 +57,9 @@ def test_cold_and_warm_cache_give_the_pixels_of_the_files(samples, tmp_path, opt
             for position in (i, 10 + i):
                 a, b = expected[i, position], cached[i, position]
                 assert a.keys() == b.keys() and (a["name"], a["skipped"]) == (b["name"], b["skipped"])
-                assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in ("image", "label", "valid")), state
+                assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in ("image", "label", "valid")), (
+                    state
+                )
     assert len(list((tmp_path / "cache").iterdir())) == len(samples)
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dataset.folders import DataError, find_samples, hold_out, write_list
-from dataset.reading import read_image, read_label
 from dataset.loader import SegmentationDataset
+from dataset.reading import read_image, read_label
 from dataset.toy_city import encode_png16
 from dataset.transforms import EvalTransform
 
@@ -80,7 +80,11 @@ def test_missing_pieces_are_named(gtav, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("00001.png\n00009.png\n", "00009.png, which is neither"), ("00001.png\n00001.png\n", "more than once"), ("\n", "lists no file")],
+    [
+        ("00001.png\n00009.png\n", "00009.png, which is neither"),
+        ("00001.png\n00001.png\n", "more than once"),
+        ("\n", "lists no file"),
+    ],
 )
 def test_bad_lists_are_named(gtav, tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)

@@ -12,8 +12,8 @@ import train_pycda
 import train_pycda_spatial
 import train_source_only
 from dataset.folders import DataError, find_samples
-from dataset.reading import read_label
 from dataset.labels import id_lookup, read_id_table
+from dataset.reading import read_label
 from utils.config.read import build_config
 
 TABLE = """\
@@ -34,7 +34,10 @@ def own(city: Path, tmp_path: Path) -> Path:
     (tmp_path / "source.txt").write_text("\n".join(source))
     for split in ("train", "val"):
         images = sorted((city / f"cityscapes/leftImg8bit/{split}").rglob("*.png"))
-        lines = [f"{p} {str(p).replace('leftImg8bit', 'gtFine', 1).replace('_leftImg8bit', '_gtFine_labelIds')}" for p in images]
+        lines = [
+            f"{p} {str(p).replace('leftImg8bit', 'gtFine', 1).replace('_leftImg8bit', '_gtFine_labelIds')}"
+            for p in images
+        ]
         if split == "train":
             lines = [line.split()[0] for line in lines]  # unlabelled
         (tmp_path / f"{split}.txt").write_text("\n".join(lines))
@@ -45,7 +48,12 @@ def keys(own: Path, city: Path) -> list[str]:
     domains = {"source": "source", "target": "train", "test": "val"}
     found = ["num_classes=4"]
     for name, file in domains.items():
-        found += [f"{name}.dataset=list", f"{name}.id_table={own}/classes.yaml", f"{name}.data_list={own}/{file}.txt", f"{name}.data_dir={city}"]
+        found += [
+            f"{name}.dataset=list",
+            f"{name}.id_table={own}/classes.yaml",
+            f"{name}.data_list={own}/{file}.txt",
+            f"{name}.data_dir={city}",
+        ]
     return found
 
 

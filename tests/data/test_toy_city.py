@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dataset.folders import find_samples
-from dataset.reading import read_image, read_label
 from dataset.labels import CITYSCAPES, IGNORE
+from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from dataset.toy_scene import render_scene
 
@@ -18,7 +18,10 @@ SCENES = 30
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    return {d: [render_scene(np.random.default_rng([0, i]), d, (256, 128)) for i in range(SCENES)] for d in ("source", "target")}
+    return {
+        d: [render_scene(np.random.default_rng([0, i]), d, (256, 128)) for i in range(SCENES)]
+        for d in ("source", "target")
+    }
 
 
 def frequencies(scenes: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -24,7 +24,9 @@ def inputs(spec: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def released(spec: dict) -> PyramidCurriculum:
     spatial = None
     if spec["spatial"]:
-        spatial = torch.from_numpy(reference.spatial_prior(spec["name"] + ".spatial", spec["classes"], spec["h"], spec["w"]))
+        spatial = torch.from_numpy(
+            reference.spatial_prior(spec["name"] + ".spatial", spec["classes"], spec["h"], spec["w"])
+        )
     return PyramidCurriculum(
         torch.from_numpy(reference.prior(spec["name"] + ".prior", spec["classes"])),
         box_size=spec["box_size"],
@@ -61,7 +63,13 @@ def test_paper_variant_is_the_paper_formula():
     logits, valid = inputs(CASES[1]["spec"])
     t = torch.from_numpy(reference.prior("t", logits.shape[1]))
     paper = PyramidCurriculum(
-        t, merge_1x1=True, lambda_pseudo=0.5, image_target="source", image_loss="ce", region_pool="probs", drop_saturated=False
+        t,
+        merge_1x1=True,
+        lambda_pseudo=0.5,
+        image_target="source",
+        image_loss="ce",
+        region_pool="probs",
+        drop_saturated=False,
     )
     losses = paper(logits, valid)
     P = logits.softmax(1)
@@ -83,7 +91,9 @@ def test_source_target_with_bce_aims_at_the_histogram():
     t = torch.from_numpy(reference.prior("t", logits.shape[1]))
     p = logits.softmax(1).mean((0, 2, 3))
     expected = -(t * (p + EPS).log() + (1 - t) * (1 - p + EPS).log()).mean()
-    assert PyramidCurriculum(t, image_target="source")(logits)["image"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert PyramidCurriculum(t, image_target="source")(logits)["image"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("merge_1x1", [False, True])
@@ -143,7 +153,10 @@ def test_spatial_position_without_prior_is_left_out():
 def test_half_precision_logits_are_computed_in_float32():
     logits, valid = inputs(CASES[0]["spec"])
     curriculum = released(CASES[0]["spec"])
-    assert curriculum(logits.bfloat16(), valid)["image"].item() == curriculum(logits.bfloat16().float(), valid)["image"].item()
+    assert (
+        curriculum(logits.bfloat16(), valid)["image"].item()
+        == curriculum(logits.bfloat16().float(), valid)["image"].item()
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +189,11 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize("pool_probs", [False, True])
 @pytest.mark.parametrize("size", [(40, 21), (5, 9)])
 def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_probs, size):
-    Z = torch.randn(2, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    Z = (
+        torch.randn(2, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        .mul(3)
+        .requires_grad_()
+    )
     box_size = (2, 3, 4)
     P = Z.softmax(1)
     best, label = P.max(1)
@@ -195,5 +212,7 @@ def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_pro
 
 
 def test_spatial_term_without_squares_is_zero():
-    losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=torch.full((5, 16, 16), 0.2))(torch.randn(2, 5, 16, 16))
+    losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=torch.full((5, 16, 16), 0.2))(
+        torch.randn(2, 5, 16, 16)
+    )
     assert losses["spatial"] == 0 and losses["total"].isfinite()

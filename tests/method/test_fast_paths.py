@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dataset.folders import DataError
-from dataset.reading import look_up, read_label
 from dataset.labels import id_lookup, known_ids
+from dataset.reading import look_up, read_label
 from dataset.transforms import BILINEAR, FILLS, NEAREST, JointTransform, Window, normalise, resized_window
 from tests.benchmark.cases import plain_curriculum, plain_labels
 from utils.curriculum import PyramidCurriculum
@@ -59,14 +59,18 @@ def test_resized_window_is_cut_out_of_the_resized_picture():
             assert np.array_equal(resized_window(picture, size, window), whole.crop(window)), (own, size, window)
 
 
-@pytest.mark.parametrize(("own", "size"), [((1914, 1052), (1024, 560)), ((2048, 1024), (1024, 512)), ((256, 128), (311, 156))])
+@pytest.mark.parametrize(
+    ("own", "size"), [((1914, 1052), (1024, 560)), ((2048, 1024), (1024, 512)), ((256, 128), (311, 156))]
+)
 def test_resized_window_at_the_sizes_of_the_recipes_is_pillows(own, size):
     picture = Image.fromarray(random().integers(0, 256, (own[1], own[0], 3), np.uint8))
     window = random_window(size, random(1))
     assert np.array_equal(resized_window(picture, size, window), picture.resize(size, BILINEAR).crop(window))
 
 
-def plain_transform(pixels: np.ndarray, label: np.ndarray, rng: np.random.Generator, scale, rotate, flip, crop) -> list[Image.Image]:
+def plain_transform(
+    pixels: np.ndarray, label: np.ndarray, rng: np.random.Generator, scale, rotate, flip, crop
+) -> list[Image.Image]:
     """Image, valid mask and label: everything computed for the whole picture, in the order of the random numbers."""
     height, width = label.shape
     factor = rng.uniform(*scale)
@@ -75,12 +79,15 @@ def plain_transform(pixels: np.ndarray, label: np.ndarray, rng: np.random.Genera
     layers = [image, Image.new("L", size, 255), Image.fromarray(label).resize(size, NEAREST)]
     if rotate:
         angle = rng.uniform(*rotate)
-        layers = [x.rotate(angle, f, fillcolor=fill) for x, f, fill in zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS)]
+        layers = [
+            x.rotate(angle, f, fillcolor=fill)
+            for x, f, fill in zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS, strict=False)
+        ]
     if flip and rng.random() < 0.5:
         layers = [x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in layers]
-    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop))
-    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS)]
-    for canvas, x in zip(canvases, layers):
+    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop, strict=False))
+    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
+    for canvas, x in zip(canvases, layers, strict=False):
         canvas.paste(x, (-left, -top))
     return canvases
 
@@ -99,7 +106,9 @@ def test_transform_of_the_window_is_the_window_of_the_transformed_picture(rotate
 
 def test_class_map_is_argmax_and_takes_the_first_of_several():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        logits = torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0)).to(dtype).mul(2).round()  # many are equal
+        logits = (
+            torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0)).to(dtype).mul(2).round()
+        )  # many are equal
         assert torch.equal(class_map(logits).long(), logits.argmax(1))
 
 

@@ -49,7 +49,9 @@ def test_plain_momentum_and_evaluation():
     before = bn.running_mean.clone()
     y = bn.eval()(x)
     assert torch.equal(before, bn.running_mean) and bn.updates == 1
-    assert torch.allclose(y, (x - before.view(1, 2, 1, 1)) / (bn.running_var + bn.eps).sqrt().view(1, 2, 1, 1), atol=1e-6)
+    assert torch.allclose(
+        y, (x - before.view(1, 2, 1, 1)) / (bn.running_var + bn.eps).sqrt().view(1, 2, 1, 1), atol=1e-6
+    )
 
 
 def test_counter_is_beside_the_state_dict():
@@ -108,7 +110,9 @@ def test_checkpointed_encoder_changes_nothing_but_memory(encoder, monkeypatch):
         model = build_segmentor(encoder, "fcn8s" if encoder == "vgg16" else "fcn", 5, 512, use_aux=False)
         set_dropout(model, 0.0)
         model.checkpoint_encoder = checkpointed
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((checkpointed, t.numel())) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append((checkpointed, t.numel())) or t, lambda t: t
+        ):
             features = model.encoder(images, recompute=checkpointed)
         for _ in range(2):
             model(images)["logits"].square().mean().backward()

@@ -112,7 +112,9 @@ def test_torchvision_encoders_compute_what_torchvision_does():
     images = torch.randn(1, 3, 32, 48)
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
     with torch.no_grad():
-        for stage, feature in zip((theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), ours(images), strict=True):
+        for stage, feature in zip(
+            (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), ours(images), strict=True
+        ):
             x = stage(x)
             assert torch.allclose(feature, x, rtol=1e-4, atol=1e-5)
 
@@ -256,14 +258,17 @@ def test_logits_at_another_size_come_straight_from_the_network_stride():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet19_dilated8", "fcn"), r"mean 'resnet1.*_dilated8'.*vgg16"),
+        (("resnet19_dilated8", "fcn"), r"nearest is 'resnet1.*_dilated8'.*vgg16"),
         (("resnet18_dilated8", "ppm"), "choose one of ppm_bilinear, aspp, fcn, fcn8s"),
-        (("resnet18_dilated8", "fcn"), "ends with 512 channels"),
+        (("resnet18_dilated8", "fcn", 19, 2048), "ends with 512 channels"),
         (("tv_resnet101_dilated8", "fcn", 19, 512), "ends with 2048 channels"),
         (("vgg16", "fcn8s", 19, 2048, False), "ends with 512 channels"),
         (("vgg16", "fcn8s", 19, 512), "no auxiliary head: set model.use_aux to false"),
-        (("vgg16", "aspp", 19, 512), "only go together"),
-        (("resnet18_dilated8", "fcn8s", 19, 512, False), "only go together"),
+        (("vgg16", "aspp", 19, 512), "needs an encoder dilated to stride 8 or 16"),
+        (
+            ("resnet18_dilated8", "fcn8s", 19, 512, False),
+            "needs an encoder whose last stages have strides 8, 16 and 32",
+        ),
     ],
 )
 def test_wrong_names_and_sizes_are_explained(arguments, message):

@@ -51,7 +51,9 @@ def test_official_pair_fills_the_whole_network(tmp_path):
     model = build_segmentor("resnet18_dilated8", "ppm_bilinear", 19, 512)
     encoder, decoder = distinct(model.encoder), distinct(model.decoder)
     torch.save(official(encoder, updates=700), tmp_path / "encoder.pth")
-    torch.save(official(decoder, updates=700, prefix=""), tmp_path / "decoder.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        official(decoder, updates=700, prefix=""), tmp_path / "decoder.pth", _use_new_zipfile_serialization=False
+    )
     report = load_encoder_decoder(model, str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
     assert report.splitlines() == [
         f"encoder: 115 of 115 tensors loaded from {tmp_path}/encoder.pth",
@@ -78,7 +80,10 @@ def test_running_average_goes_on_where_the_official_one_stopped(tmp_path, update
         (lambda t: t.pop("0.weight"), r"encoder\.pth .*1 missing: 0\.weight"),
         (lambda t: t.update(extra=torch.zeros(1)), r"1 unexpected: extra"),
         (lambda t: t.update({"fc.gain": torch.zeros(1)}), r"unexpected: fc\.gain"),
-        (lambda t: t.update({"0.weight": torch.zeros(4, 3, 1, 1)}), r"0\.weight \(4, 3, 1, 1\) instead of \(4, 3, 3, 3\)"),
+        (
+            lambda t: t.update({"0.weight": torch.zeros(4, 3, 1, 1)}),
+            r"0\.weight \(4, 3, 1, 1\) instead of \(4, 3, 3, 3\)",
+        ),
         (lambda t: t.update({"0.weight": [1.0]}), r"0\.weight list instead of"),
         (lambda t: t.update({"1._running_iter": torch.ones(1)}), r"encoder\.pth: .*differ in: 3"),
     ],

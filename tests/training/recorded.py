@@ -31,7 +31,11 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
         return iterate(self, *arguments)
 
     def record(self):
-        kept = ((name, p.grad) for name, p in trainers[0].model.named_parameters() if p.grad is not None and p.numel() <= KEPT)
+        kept = (
+            (name, p.grad)
+            for name, p in trainers[0].model.named_parameters()
+            if p.grad is not None and p.numel() <= KEPT
+        )
         gradients.append({name: grad.clone() for name, grad in kept})
         return step(self)
 
@@ -47,7 +51,10 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    leave, distributed.shutdown = distributed.shutdown, lambda: None  # one process group for all: torchrun has one meeting
+    leave, distributed.shutdown = (
+        distributed.shutdown,
+        lambda: None,
+    )  # one process group for all: torchrun has one meeting
     for job in json.loads(Path(sys.argv[2]).read_text()):
         train(**job)
     leave()

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d, bn_updates
-from utils.training.partwise import PartwiseForward
 from utils.curriculum import PyramidCurriculum
+from utils.training.partwise import PartwiseForward
 
 
 def network(batch_norm: bool = False, dropout: float = 0.0) -> nn.Sequential:

@@ -34,8 +34,12 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
         spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes)
     elif c.lambda_eq:
         size = _whole_target_size(config)
-        spatial_prior = priors.spatial_prior(samples, config.source.label_kind, config.num_classes, size, sigma=c.prior_sigma, **options)
+        spatial_prior = priors.spatial_prior(
+            samples, config.source.label_kind, config.num_classes, size, sigma=c.prior_sigma, **options
+        )
     files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
     switches = {name: value for name, value in asdict(c).items() if name not in files}
     log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
-    return PyramidCurriculum(class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches)
+    return PyramidCurriculum(
+        class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches
+    )

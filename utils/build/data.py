@@ -18,7 +18,9 @@ SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two 
 
 def source_samples(config: Config) -> list[Sample]:
     s = config.source
-    return find_samples(s.dataset, s.data_dir, split=s.split, data_list=s.data_list, label_list=s.label_list, labels="required")
+    return find_samples(
+        s.dataset, s.data_dir, split=s.split, data_list=s.data_list, label_list=s.label_list, labels="required"
+    )
 
 
 def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
@@ -27,10 +29,19 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
     A held-out image is never trained on. Nothing is held out where val.held_out is 0 or the target has no labels.
     """
     t, v = config.target, config.val
-    found = find_samples(t.dataset, t.data_dir, split=t.split, data_list=t.data_list, label_list=t.label_list, labels="optional")
+    found = find_samples(
+        t.dataset, t.data_dir, split=t.split, data_list=t.data_list, label_list=t.label_list, labels="optional"
+    )
     held_out: list[Sample] = []
     if v.data_list is not None:
-        held_out = find_samples(t.dataset, v.data_dir or t.data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required")
+        held_out = find_samples(
+            t.dataset,
+            v.data_dir or t.data_dir,
+            split=t.split,
+            data_list=v.data_list,
+            label_list=v.label_list,
+            labels="required",
+        )
     elif v.held_out and any(sample.label for sample in found):
         _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
     names = {sample.name for sample in held_out}
@@ -41,7 +52,9 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
 def test_samples(config: Config) -> list[Sample]:
     e = config.test
     data_dir = e.data_dir or config.target.data_dir
-    return find_samples(e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels="required")
+    return find_samples(
+        e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels="required"
+    )
 
 
 def write_lists(config: Config, **lists: Sequence[Sample]) -> None:
@@ -54,7 +67,9 @@ def write_lists(config: Config, **lists: Sequence[Sample]) -> None:
             write_list(samples, folder / f"{name}.txt", root)
 
 
-def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole_images: bool = False) -> SegmentationDataset:
+def domain_dataset(
+    config: Config, domain: int, samples: Sequence[Sample], whole_images: bool = False
+) -> SegmentationDataset:
     """Images of one domain, augmented as configured or, with ``whole_images``, only resized."""
     options = config.source if domain == SOURCE else config.target
     if whole_images:
@@ -65,7 +80,13 @@ def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole
     t = config.train
     read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)
     return SegmentationDataset(
-        samples, options.label_kind, transform, seed=config.seed, domain=domain, skip_bad=t.skip_bad_samples > 0, read=read
+        samples,
+        options.label_kind,
+        transform,
+        seed=config.seed,
+        domain=domain,
+        skip_bad=t.skip_bad_samples > 0,
+        read=read,
     )
 
 
@@ -84,7 +105,9 @@ def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_
 
 def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain | Evaluation) -> DataLoader:
     """Each image once over all processes, the label at its own size; ``options`` say how labels are read."""
-    folder = SegmentationDataset(samples, options.label_kind, EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET)
+    folder = SegmentationDataset(
+        samples, options.label_kind, EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET
+    )
     return eval_loader(
         folder, num_workers=config.test.num_workers, rank=distributed.rank(), world_size=distributed.world_size()
     )

@@ -33,7 +33,9 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
     """
     model = build_network(config, device)
-    report = load_encoder_decoder(model, *map(str, files)) if len(files) == 2 else load_checkpoint_weights(model, files[0])
+    report = (
+        load_encoder_decoder(model, *map(str, files)) if len(files) == 2 else load_checkpoint_weights(model, files[0])
+    )
     return model, report
 
 
@@ -41,7 +43,9 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
     """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
     m, t = config.model, config.train
     if t.compile and t.checkpoint_encoder:
-        raise ValueError("train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false")
+        raise ValueError(
+            "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
+        )
     model = build_network(config, device)
     if pretrained and m.weights is not None:
         log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.folders import DataError, Sample, find_samples, known_labels
-from dataset.reading import read_image, read_label
 from dataset.labels import IGNORE, ClassTable
+from dataset.reading import read_image, read_label
 from utils.config.read import build_config
 from utils.config.schema import Config
 
@@ -69,7 +69,9 @@ class _Files(Dataset):
                 shape = label.shape[::-1]
                 counts += np.bincount(label.ravel(), minlength=IGNORE + 1)[: self.num_classes]
                 if not counts.any():
-                    findings.append(Finding(REMARK, self.split, str(sample.label), "nothing is labelled, all of it is void"))
+                    findings.append(
+                        Finding(REMARK, self.split, str(sample.label), "nothing is labelled, all of it is void")
+                    )
             except DataError as error:
                 findings.append(Finding(ERROR, self.split, str(sample.label), str(error)))
         if size and shape and size != shape:
@@ -121,7 +123,10 @@ def describe(report: Report, split: str, table: ClassTable) -> str:
     total = report.counts.sum()
     if total:
         shares = report.counts / total
-        lines.append("  " + ", ".join(f"{name} {100 * share:.2f}%" for name, share in zip(table.names, shares, strict=True) if share))
+        lines.append(
+            "  "
+            + ", ".join(f"{name} {100 * share:.2f}%" for name, share in zip(table.names, shares, strict=True) if share)
+        )
         rare = [name for name, share in zip(table.names, shares, strict=True) if share < RARE]
         if rare:
             lines.append(f"  absent or below {RARE:.3%} of the labelled pixels: {', '.join(rare)}")

@@ -19,20 +19,20 @@ import torch
 import yaml
 from PIL import Image
 
-from dataset.reading import read_image, read_label
 from dataset.labels import IGNORE, ClassTable
+from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from utils.build.data import test_samples
 from utils.build.network import load_network
 from utils.commands.chart import Points, chart
-from utils.run_folder.checkpoint import resolve_weights
 from utils.config.command_line import make_parser, parse_config
 from utils.config.read import build_config, flatten, to_yaml
-from utils.curriculum import PyramidCurriculum
-from utils.scoring.evaluation import evaluate_test_split, per_class, scores
-from utils.run_folder.log import RECORDS, read_scalars
 from utils.config.schema import Config
+from utils.curriculum import PyramidCurriculum
+from utils.run_folder.checkpoint import resolve_weights
+from utils.run_folder.log import RECORDS, read_scalars
+from utils.scoring.evaluation import evaluate_test_split, per_class, scores
 from utils.scoring.pictures import colour_map
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -117,10 +117,14 @@ def score_table(own: Scored, before: Scored | None, table: ClassTable) -> str:
     return f'<p>{own.images} images. A dash: neither labelled nor predicted.</p><table class="iou">{rows}</table>'
 
 
-def _score_rows(result: dict[str, float | None], baseline: dict[str, float | None] | None, kind: str, table: ClassTable) -> str:
+def _score_rows(
+    result: dict[str, float | None], baseline: dict[str, float | None] | None, kind: str, table: ClassTable
+) -> str:
     rows = []
     for name, value in result.items():
-        title = f'<i style="background:{_hex(table, name)}"></i>{html.escape(name)}' if kind == "class" else _words(name)
+        title = (
+            f'<i style="background:{_hex(table, name)}"></i>{html.escape(name)}' if kind == "class" else _words(name)
+        )
         cells, bars = f"<td>{title}<td>{_number(value)}", _bar(value, "own")
         if baseline is not None:
             before = baseline[name]
@@ -163,7 +167,10 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
     """
     c, samples = trained.curriculum, test_samples(config)
     options = {"conf_threshold": c.conf_threshold, "region_pool": c.region_pool, "use_pixels": c.use_pixels}
-    curriculum, resize = PyramidCurriculum(None, box_size=c.box_size, **options), EvalTransform(trained.target.input_size)
+    curriculum, resize = (
+        PyramidCurriculum(None, box_size=c.box_size, **options),
+        EvalTransform(trained.target.input_size),
+    )
     figures = []
     for sample in samples[:: math.ceil(len(samples) / IMAGES)]:
         image = read_image(sample.image)
@@ -176,7 +183,9 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
         maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
         width = min(image.width, PICTURE_WIDTH)
         size = (width, round(width * image.height / image.width))
-        pictures = {"image": image.resize(size)} | {caption: colour_map(labels, table) for caption, labels in maps.items()}
+        pictures = {"image": image.resize(size)} | {
+            caption: colour_map(labels, table) for caption, labels in maps.items()
+        }
         pictures["confidence"] = Image.fromarray((255 * own.softmax(1).amax(1)[0]).byte().numpy())
         for name, (_, label, mask) in layers.items():
             pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, label, IGNORE)[0].numpy(), table)
@@ -190,7 +199,10 @@ def configuration(text: str) -> str:
     """The keys whose values are not the defaults as a table, and all of them, folded up."""
     defaults = flatten(yaml.safe_load(to_yaml(Config())))
     changed = {name: value for name, value in flatten(yaml.safe_load(text)).items() if value != defaults[name]}
-    rows = [f"<tr><td>{name.replace('.', '.<wbr>')}<td>{_yaml(value)}<td>{_yaml(defaults[name])}</tr>" for name, value in changed.items()]
+    rows = [
+        f"<tr><td>{name.replace('.', '.<wbr>')}<td>{_yaml(value)}<td>{_yaml(defaults[name])}</tr>"
+        for name, value in changed.items()
+    ]
     table = f'<table class="keys"><tr><th>key<th>value<th>default</tr>{"".join(rows)}</table>'
     return f"{table}<details><summary>all keys</summary><pre>{html.escape(text)}</pre></details>"
 
@@ -211,11 +223,15 @@ def write_report(config: Config, baseline: str | None) -> Path:
     sections = {
         "Scores on the test split, percent": score_table(own, before, table),
         "Curves": curves(folder / RECORDS),
-        "Pseudo-labels on target images": pseudo_label_panels(config, build_config(folder / "config.yaml"), networks, table),
+        "Pseudo-labels on target images": pseudo_label_panels(
+            config, build_config(folder / "config.yaml"), networks, table
+        ),
         "Configuration of the run": configuration(trained),
     }
     files = "; ".join(f"{name}: {path}" for name, path in reversed(weights.items()))
-    body = [f"<p>{html.escape(files)}</p>"] + [f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()]
+    body = [f"<p>{html.escape(files)}</p>"] + [
+        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()
+    ]
     path = folder / "report.html"
     path.write_text(PAGE.format(title=html.escape(config.exp_name), body="\n".join(body)))
     return path

@@ -4,14 +4,16 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from utils.config.read import build_config, to_yaml
 from utils.config.keys import keys_help
+from utils.config.read import build_config, to_yaml
 from utils.config.schema import Config
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """``--config CONFIG [key=value ...]``, with all keys in its help."""
-    parser = argparse.ArgumentParser(description=description, epilog=keys_help(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=keys_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
     parser.add_argument("--print-config", action="store_true", help="print the effective configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.num_steps=100")

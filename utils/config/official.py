@@ -108,7 +108,9 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
     """
     unknown = sorted(set(common) - {*RENAMED, *DERIVED, *ELSEWHERE, *DEAD})
     if unknown:
-        raise OfficialKeyError(f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:")
+        raise OfficialKeyError(
+            f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:"
+        )
     fixed, unread = SCRIPTS[script]
     _warn(common, script, unread, repeated)
     live = {name: value for name, value in common.items() if name not in unread}

@@ -97,7 +97,7 @@ def _convert(value: Any, type_: Any) -> Any:
             return tuple(_convert(item, args[0]) for item in items)
         if len(items) != len(args):
             raise ValueError
-        return tuple(_convert(item, arg) for item, arg in zip(items, args))
+        return tuple(_convert(item, arg) for item, arg in zip(items, args, strict=False))
     if type_ is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return float(value)  # YAML 1.1 reads 1e-4 as a string
     if type_ is int and isinstance(value, str):
@@ -111,7 +111,11 @@ def _convert(value: Any, type_: Any) -> Any:
 
 def type_name(type_: Any) -> str:
     """``type_`` as people write it."""
-    return type_.__name__ if isinstance(type_, type) and not typing.get_args(type_) else str(type_).replace("NoneType", "null")
+    return (
+        type_.__name__
+        if isinstance(type_, type) and not typing.get_args(type_)
+        else str(type_).replace("NoneType", "null")
+    )
 
 
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
@@ -119,12 +123,16 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     known = key_types()
     if name not in known:
         same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or [nearest(name, known)])[0]}'")
+        raise ConfigError(
+            f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or [nearest(name, known)])[0]}'"
+        )
     try:
         value = _convert(value, known[name])
     except (TypeError, ValueError):
         expected = type_name(known[name])
-        raise ConfigError(f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})") from None
+        raise ConfigError(
+            f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})"
+        ) from None
     *groups, leaf = name.split(".")
     owner = config
     for group in groups:
@@ -154,7 +162,11 @@ def build_config(
     ``script`` is the name of the script, on which the meaning of the authors' keys depends.
     """
     config = Config()
-    for origin, values in (("script", defaults or {}), (str(path), read_yaml(path, script)), ("command line", parse_overrides(overrides))):
+    for origin, values in (
+        ("script", defaults or {}),
+        (str(path), read_yaml(path, script)),
+        ("command line", parse_overrides(overrides)),
+    ):
         for name, value in values.items():
             set_key(config, name, value, origin)
     if not config.exp_name:

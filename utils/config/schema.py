@@ -27,7 +27,9 @@ class Model:
     decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
     fc_dim: int | None = key(None, "channels of the last encoder stage, to be checked; null: the encoder's own")
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
-    weights: str | None = key(None, "start from a run of this project: run folder (its best.pth, else last.pth) or file")
+    weights: str | None = key(
+        None, "start from a run of this project: run folder (its best.pth, else last.pth) or file"
+    )
     weights_encoder: str | None = key(None, "encoder file: ImageNet or official checkpoint, or torchvision enum name")
     weights_decoder: str | None = key(None, "decoder file of an official checkpoint")
     bn_momentum: float = key(0.001, "batch-norm momentum of the running average")
@@ -49,17 +51,23 @@ class _Labelled:
             ValueError: a list without an id table, or an id table for a data set that has its own.
         """
         if (self.dataset == LIST) != (self.id_table is not None):
-            raise ValueError(f"dataset {self.dataset} with id_table {self.id_table}: dataset list needs one, the others have their own")
+            raise ValueError(
+                f"dataset {self.dataset} with id_table {self.id_table}: dataset list needs one, the others have their own"
+            )
         return self.id_table or self.dataset
 
 
 @dataclass
 class Domain(_Labelled):
-    dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
+    dataset: str = key(
+        "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
+    )
     id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str = key("", "root folder of the data set")
     split: str = key("train", "split folder (Cityscapes layout only)")
-    data_list: str | None = key(None, "text file with one image path a line (list: and its label path); null: scan the folder")
+    data_list: str | None = key(
+        None, "text file with one image path a line (list: and its label path); null: scan the folder"
+    )
     label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
     input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
     scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
@@ -80,7 +88,9 @@ class Validation:
 
 @dataclass
 class Evaluation(_Labelled):
-    dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS)
+    dataset: str = key(
+        "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
+    )
     id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
     data_dir: str | None = key(None, "root folder; null: target.data_dir")
     split: str = key("val", "split folder (Cityscapes layout only)")
@@ -103,9 +113,13 @@ class AtTestTime:
 class Train:
     num_steps: int = key(35000, "iterations; each is one optimiser step a domain")
     batch_size: int = key(8, "images of each domain in an iteration, all processes together")
-    iter_size: int = key(1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm")
+    iter_size: int = key(
+        1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm"
+    )
     num_workers: int = key(4, "loader processes of each domain, per process")
-    cache_dir: str | None = key(None, "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time")
+    cache_dir: str | None = key(
+        None, "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time"
+    )
     lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
     lr_decoder: float = key(0.016, "initial learning rate of the decoder")
     schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))
@@ -117,7 +131,9 @@ class Train:
     amp: str = key("off", "autocast of the network's forward; losses stay in float32", choices=("off", "bf16", "fp16"))
     channels_last: bool = key(False, "memory format of images and network; faster where the convolutions prefer it")
     compile: bool = key(False, "torch.compile the network")
-    checkpoint_encoder: bool = key(False, "compute the encoder's activations twice instead of keeping them: less memory")
+    checkpoint_encoder: bool = key(
+        False, "compute the encoder's activations twice instead of keeping them: less memory"
+    )
     skip_bad_samples: int = key(0, "unreadable training images that are replaced by the next one before the run stops")
     print_freq: int = key(20, "write losses to the logs every this many iterations")
 
@@ -154,7 +170,9 @@ class AdaBN:
 class Config:
     exp_name: str = key("", "name of the run; its folder is snapshot_dir/exp_name")
     snapshot_dir: str = key("runs", "folder of all runs")
-    resume: str = key("auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file")
+    resume: str = key(
+        "auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file"
+    )
     resume_force: bool = key(False, "go on although the configuration differs from the checkpoint's")
     seed: int = key(0, "seed of initialisation, data order and augmentation")
     num_classes: int = key(19, "classes, C in the paper")
@@ -186,7 +204,11 @@ class Config:
             tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
         for name, table in tables.items():
             if table.names != tables["source"].names:
-                raise ValueError(f"the classes of {name} are {', '.join(table.names)}; those of source {', '.join(tables['source'].names)}")
+                raise ValueError(
+                    f"the classes of {name} are {', '.join(table.names)}; those of source {', '.join(tables['source'].names)}"
+                )
         if self.num_classes != tables["source"].num_classes:
-            raise ValueError(f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that")
+            raise ValueError(
+                f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that"
+            )
         return tables["source"]

@@ -130,7 +130,9 @@ def resolve_weights(path: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no weights at {given}: looked for {', '.join(map(str, candidates))}; train that run first")
+    raise FileNotFoundError(
+        f"no weights at {given}: looked for {', '.join(map(str, candidates))}; train that run first"
+    )
 
 
 def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -155,7 +157,9 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
         else:
             networks[encoder], encoder = (encoder, given), None
     if encoder is not None:
-        raise ValueError(f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it")
+        raise ValueError(
+            f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it"
+        )
     return networks
 
 

@@ -60,7 +60,9 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.enabled:
             return
         if error is not None:
@@ -103,7 +105,9 @@ class RunLog:
         if not self.enabled:
             return
         shares = shares or {}
-        flat = {f"{histogram}/{name}": share for histogram, classes in shares.items() for name, share in classes.items()}
+        flat = {
+            f"{histogram}/{name}": share for histogram, classes in shares.items() for name, share in classes.items()
+        }
         self._json.write(json.dumps({"step": step, **values, **flat}) + "\n")
         self._json.flush()
         for name, value in values.items():

@@ -13,9 +13,9 @@ from dataset.folders import Sample
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.metrics import ConfusionMatrix, class_map
 from utils.build.data import evaluation_loader
 from utils.config.schema import AtTestTime, Config
+from utils.metrics import ConfusionMatrix, class_map
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters
@@ -93,7 +93,9 @@ def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[st
     return {name: 100 * value for name, value in result.items()}
 
 
-def per_class(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float | None]:
+def per_class(
+    matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None
+) -> dict[str, float | None]:
     """IoU in percent by class name; None for a class that is neither labelled nor predicted."""
     kept = range(table.num_classes) if eval_classes is None else table.ids(eval_classes)
     iou = (100 * matrix.iou()).tolist()
@@ -108,7 +110,11 @@ def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
     """One column a network; of several, the best of each row is starred. Names are cut from the left to fit."""
     columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
-    lines = [" " * NAME_WIDTH + "".join(f"{name[-COLUMN + 1:]:>{COLUMN}}" for name in matrices)] if len(matrices) > 1 else []
+    lines = (
+        [" " * NAME_WIDTH + "".join(f"{name[-COLUMN + 1 :]:>{COLUMN}}" for name in matrices)]
+        if len(matrices) > 1
+        else []
+    )
     for row in columns[0]:
         values = [column[row] for column in columns]
         best = max((v for v in values if v is not None), default=None) if len(values) > 1 else None

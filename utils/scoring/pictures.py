@@ -31,7 +31,7 @@ def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: 
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
     """Pictures side by side or one below the other, on white."""
-    widths, heights = zip(*(tile.size for tile in tiles))
+    widths, heights = zip(*(tile.size for tile in tiles), strict=False)
     gaps = gap * (len(tiles) - 1)
     size = (sum(widths) + gaps, max(heights)) if horizontal else (max(widths), sum(heights) + gaps)
     sheet = Image.new("RGB", size, "white")
@@ -42,7 +42,9 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
     return sheet
 
 
-def save_prediction(folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable) -> None:
+def save_prediction(
+    folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable
+) -> None:
     """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image below ``folder``."""
     pictures = {
         "colour": colour_map(prediction, table),

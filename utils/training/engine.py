@@ -119,7 +119,9 @@ class Trainer:
         with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
             for index in bar:
                 iteration = self._iterate(index, batches)
-                totals = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in iteration.losses.items() if k.endswith("/total"))
+                totals = ", ".join(
+                    f"{k.split('/')[0]} {v:.3f}" for k, v in iteration.losses.items() if k.endswith("/total")
+                )
                 bar.set_postfix_str(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 done = index + 1
                 if done % t.print_freq == 0:
@@ -164,7 +166,9 @@ class Trainer:
         for message in messages:
             self.log.text(f"skipped ({self.skipped} of at most {limit}): {message}")
         if self.skipped > limit:
-            raise DataError(f"{self.skipped} images could not be read, train.skip_bad_samples allows {limit}; see the log")
+            raise DataError(
+                f"{self.skipped} images could not be read, train.skip_bad_samples allows {limit}; see the log"
+            )
 
     def _seed(self, step: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a run can go on from any step without RNG states."""
@@ -200,11 +204,17 @@ class Trainer:
 
     def _numbers(self, outcome: Outcome) -> tuple[dict[str, float], dict[str, LayerShares]]:
         """Tensors as numbers, in one transfer from the device."""
-        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()] + list(outcome.label_counts.values())
+        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()] + list(
+            outcome.label_counts.values()
+        )
         values = torch.cat(tensors).tolist() if tensors else []
-        losses = dict(zip(outcome.losses, values, strict=False))
-        counts = np.array(values[len(losses) :]).reshape(len(outcome.label_counts), -1)
-        return losses, {name: layer_shares(row.tolist(), self.class_names) for name, row in zip(outcome.label_counts, counts, strict=True)}
+        losses, counts = values[: len(outcome.losses)], values[len(outcome.losses) :]
+        size = len(self.class_names) + 1
+        shares = {
+            layer: layer_shares(counts[i * size : (i + 1) * size], self.class_names)
+            for i, layer in enumerate(outcome.label_counts)
+        }
+        return dict(zip(outcome.losses, losses, strict=True)), shares
 
     def _check_finite(self, name: str, values: dict[str, float]) -> None:
         if all(math.isfinite(v) for v in values.values()):
@@ -213,7 +223,8 @@ class Trainer:
         raise FloatingPointError(f"non-finite loss in the {name} step: {terms}. {self._advice()}")
 
     def _advice(self) -> str:
-        return f"The last good checkpoint is kept in {self.folder}. Lower train.lr_encoder / train.lr_decoder, or set train.amp=off"
+        remedy = "Lower train.lr_encoder / train.lr_decoder, or set train.amp=off"
+        return f"The last good checkpoint is kept in {self.folder}. {remedy}"
 
     def _log_iteration(self, done: int, iteration: Iteration) -> None:
         values = iteration.values()
@@ -233,7 +244,9 @@ class Trainer:
     def _save(self, done: int, best: bool = False) -> None:
         bad = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
         if bad:
-            raise FloatingPointError(f"after step {done} the network has non-finite weights: {few(bad)}. {self._advice()}")
+            raise FloatingPointError(
+                f"after step {done} the network has non-finite weights: {few(bad)}. {self._advice()}"
+            )
         if distributed.is_main():
             state = model_state(self.config, self.model) | {
                 "optimizer": self.optimizer.state_dict(),
@@ -253,5 +266,7 @@ class Trainer:
             return
         if not saved:
             self._save(done)
-        self.log.text(f"stopped by a signal after step {done}, saved {self.folder / LAST}: the same command goes on from there")
+        self.log.text(
+            f"stopped by a signal after step {done}, saved {self.folder / LAST}: the same command goes on from there"
+        )
         raise SystemExit(STOPPED)

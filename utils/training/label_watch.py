@@ -34,7 +34,9 @@ def layer_shares(counts: Sequence[float], names: Sequence[str]) -> LayerShares:
     """Shares from one layer's (C + 1,) counts, see ``count_labels``; ``names`` are the classes."""
     *per_class, entries = counts
     labelled = sum(per_class)
-    return LayerShares(labelled / entries, {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)})
+    return LayerShares(
+        labelled / entries, {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)}
+    )
 
 
 class CollapseWatch:
@@ -58,8 +60,8 @@ class CollapseWatch:
         found = [f"{name} has been above {MAX_SHARE:.0%} of the labels for {PATIENCE} steps" for name in stuck]
         found += [f"of {layer} {labelled:.2%} is labelled" for layer, labelled in unlabelled.items()]
         return (
-            f"WARNING: self-training has collapsed: {'; '.join(found)}. Try: weights that are better on the target (train "
-            "source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder and "
+            f"WARNING: self-training has collapsed: {'; '.join(found)}. Try: weights that are better on the target "
+            "(train source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder and "
             "train.lr_decoder, a higher curriculum.lambda_balance against one class, a lower curriculum.conf_threshold "
             "against too few labels"
         )

@@ -25,7 +25,9 @@ class PartwiseForward:
 
     def __call__(self, images: Tensor, **options: bool) -> dict[str, Tensor]:
         if len(images) % self.parts:
-            raise ValueError(f"a process has {len(images)} images, they do not divide into train.iter_size={self.parts} parts")
+            raise ValueError(
+                f"a process has {len(images)} images, they do not divide into train.iter_size={self.parts} parts"
+            )
         self.chunks, self.options = images.chunk(self.parts), options
         self.seeds = torch.randint(2**62, (self.parts,)).tolist()  # dropout must be the same in both forwards
         with torch.no_grad():
@@ -41,7 +43,9 @@ class PartwiseForward:
 
     def backward(self) -> None:
         """Accumulate the parameters' gradients from those of the outputs."""
-        grads = {name: output.grad.chunk(self.parts) for name, output in self.outputs.items() if output.grad is not None}
+        grads = {
+            name: output.grad.chunk(self.parts) for name, output in self.outputs.items() if output.grad is not None
+        }
         with frozen_statistics(self.model):  # these forwards are no further batches
             for index in range(self.parts):
                 outputs = self._part(index)
