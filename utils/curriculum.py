@@ -178,7 +178,7 @@ class PyramidCurriculum(nn.Module):
         return self.all_reduce(numerator) / self.all_reduce(count).clamp_min(1)
 
     def _image_loss(self, per_image: Tensor) -> Tensor:
-        """Top layer: P averaged over all pixels of an image (padding too, released code), (N, C), against a histogram."""
+        """Top layer: P averaged over an image, padding too (released code), (N, C), against a histogram."""
         N, C = per_image.shape
         target = self.class_prior.to(per_image) if self.image_target == "source" else per_image.new_full((C,), 1 / C)
         images = self.all_reduce(per_image.new_tensor(float(N)))
