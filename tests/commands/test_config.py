@@ -69,7 +69,7 @@ def test_override_without_value_is_named(tmp_path):
 
 def test_readme_lists_the_keys_as_they_are():
     """``python -m utils.config.keys`` prints the table to put between the markers."""
-    _, table, _ = (ROOT / "README.md").read_text().split("<!-- keys -->")
+    _, table, _ = (ROOT / "cfgs/README.md").read_text().split("<!-- keys -->")
     assert table.strip() == keys_markdown()
     assert [k.name for k in describe_keys()] == list(key_types())
 

@@ -73,7 +73,7 @@ ABLATION = (
     Stage("pixels + squares", "pixels_squares", "train_pycda.py", "pycda", (TOP,)),
     replace(PYCDA, title="all: PyCDA"),
 )
-# The right column of the README's paper-versus-code table; with momentum 0.9 a tenth of the rate makes the same steps.
+# The right column of the paper-versus-code table of cfgs/README.md; with momentum 0.9 a tenth of the rate makes the same steps.
 PAPER_KEYS = (
     *(
         "curriculum.image_target=source",

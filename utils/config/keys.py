@@ -37,7 +37,7 @@ def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
 
 
 def keys_markdown() -> str:
-    """The README's table of keys."""
+    """The table of keys in ``cfgs/README.md``."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join(lines + [f"| `{k.name}` | {k.type} | `{k.default}` | {k.help} |" for k in describe_keys()])
 
