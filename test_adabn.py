@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         before = evaluate_test_split(config, model, samples, device, title="before")
         log.text(f"before conversion\n{iou_table(before, table, classes)}")
-        convert_statistics(model, statistics_loaders(config), config.adabn.mode, device)
+
+        def score(forwards: int) -> None:
+            matrix = evaluate_test_split(config, model, samples, device, title=f"after {forwards}")
+            log.text(f"after {forwards} forward passes\n{iou_table(matrix, table, classes)}")
+
+        a = config.adabn
+        convert_statistics(model, statistics_loaders(config), a.mode, device, score_every=a.score_every, score=score)
         if distributed.is_main():
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
             save_atomic(model_state(config, model), folder / CONVERTED)

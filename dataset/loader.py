@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,14 @@ def epoch_loader(
     """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
     sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
+
+
+def step_loader(
+    dataset: Dataset, batch_size: int, *, steps: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """The first ``steps`` batches of ``train_loader``."""
+    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
+    return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), **_options(num_workers))
 
 
 def eval_loader(dataset: Dataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:

@@ -112,14 +112,20 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
     return values / values.sum()
 
 
-def load_spatial_prior(path: str | Path, num_classes: int) -> np.ndarray:
-    """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W)."""
+def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str], None] = print) -> np.ndarray:
+    """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W).
+
+    Of a file with more classes the first C are taken (released code), which ``report`` is told.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no spatial prior {path}; set curriculum.spatial_prior to null to compute it")
     prior = np.load(path, allow_pickle=False)
-    if prior.ndim != 3 or prior.shape[2] != num_classes:
+    if prior.ndim != 3 or prior.shape[2] < num_classes:
         raise DataError(f"{path} is {prior.shape}, expected (H, W, {num_classes})")
+    if prior.shape[2] > num_classes:
+        report(f"{path} is {prior.shape}: the first {num_classes} classes are taken (released code)")
+        prior = prior[:, :, :num_classes]
     if not np.isfinite(prior).all() or (prior < 0).any():
         raise DataError(f"{path} holds negative or non-finite frequencies")
     return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,37 +35,39 @@ class Segmentor(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self.use_aux, self.checkpoint_encoder = use_aux, checkpoint_encoder
 
-    def forward(
-        self,
-        images: Tensor,
-        size: tuple[int, int] | None = None,
-        align_corners: bool = False,
-        aux: bool | None = None,
-    ) -> dict[str, Tensor]:
-        """Class logits, upsampled bilinearly from the network's stride straight to ``size``.
+    def forward(self, images: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
+        """Class logits at the images' own size, upsampled bilinearly with align_corners False, in float32 at least.
 
         Args:
             images: (N, 3, H, W), ImageNet-normalised.
-            size: (h, w) of the logits; None: the images' own.
             aux: compute the auxiliary logits; None: in training, if the network has the head.
 
         Returns:
-            ``logits`` (N, C, h, w) and, where computed, ``aux`` of the same shape.
+            ``logits`` (N, C, H, W) and, where computed, ``aux`` of the same shape.
 
         Raises:
             ValueError: ``aux`` without an auxiliary head, or a training batch too small for batch norm.
         """
         if aux and not self.use_aux:
             raise ValueError("this network was built with use_aux=False, it has no auxiliary logits")
-        size = tuple(images.shape[-2:]) if size is None else tuple(size)
-        features = self.encoder(images, recompute=self.checkpoint_encoder and self.training)
+        features = self._features(images)
         outputs = {"logits": self.decoder(features)}
         if (self.training and self.use_aux) if aux is None else aux:
             outputs["aux"] = self.decoder.auxiliary(features)
-        return {
-            name: F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-            for name, logits in outputs.items()
-        }
+        return {name: self._upsampled(logits, images) for name, logits in outputs.items()}
+
+    def stride_logits(self, images: Tensor) -> Tensor:
+        """Class logits (N, C, h, w) at the network's stride, of images as in ``forward``."""
+        return self.decoder(self._features(images))
+
+    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder(images, recompute=self.checkpoint_encoder and self.training)
+
+    @staticmethod
+    def _upsampled(logits: Tensor, images: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision would round the weights
+        with torch.autocast(logits.device.type, enabled=False):
+            return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _choose(kind: str, name: str, choices: Collection[str]) -> None:

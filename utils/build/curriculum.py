@@ -31,7 +31,7 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
     elif c.image_target == "source" and c.lambda_balance:
         class_prior = priors.class_prior(samples, config.source.label_kind, config.num_classes, **options)
     if c.lambda_eq and c.spatial_prior is not None:
-        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes)
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, log.text)
     elif c.lambda_eq:
         size = _whole_target_size(config)
         spatial_prior = priors.spatial_prior(

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from dataset.cache import PictureCache
 from dataset.folders import Sample, find_samples, hold_out, write_list
-from dataset.loader import SegmentationDataset, epoch_loader, eval_loader, train_loader
+from dataset.loader import SegmentationDataset, epoch_loader, eval_loader, step_loader, train_loader
 from dataset.reading import read_pair
 from dataset.transforms import EvalTransform, JointTransform
 from utils import distributed
@@ -68,12 +68,16 @@ def write_lists(config: Config, **lists: Sequence[Sample]) -> None:
 
 
 def domain_dataset(
-    config: Config, domain: int, samples: Sequence[Sample], whole_images: bool = False
+    config: Config, domain: int, samples: Sequence[Sample], statistics_only: bool = False
 ) -> SegmentationDataset:
-    """Images of one domain, augmented as configured or, with ``whole_images``, only resized."""
+    """Images of one domain, augmented as configured or, with ``statistics_only``, as ``adabn`` says: whole or crops."""
     options = config.source if domain == SOURCE else config.target
-    if whole_images:
-        options = replace(options, scale=None, rotate=None, flip=False, crop_size=None)
+    if statistics_only:
+        options = replace(options, rotate=None, flip=False)
+        if config.adabn.images == "whole":
+            options = replace(options, scale=None, crop_size=None)
+        elif config.adabn.scale is not None:
+            options = replace(options, scale=config.adabn.scale)
     transform = JointTransform(
         size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
     )
@@ -114,14 +118,11 @@ def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain
 
 
 def statistics_loader(config: Config, domain: int, samples: Sequence[Sample]) -> DataLoader:
-    """Each image ``adabn.epochs`` times, in batches of nearly equal size, for batch-norm statistics."""
-    dataset = domain_dataset(config, domain, samples, whole_images=config.adabn.images == "whole")
-    return epoch_loader(
-        dataset,
-        config.adabn.batch_size,
-        epochs=config.adabn.epochs,
-        seed=config.seed,
-        num_workers=config.test.num_workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    """Finite batches for batch-norm statistics, ``adabn.num_steps`` of them or ``adabn.epochs`` times all images."""
+    a = config.adabn
+    dataset = domain_dataset(config, domain, samples, statistics_only=True)
+    options = {"seed": config.seed, "num_workers": config.test.num_workers}
+    options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    if a.num_steps is not None:
+        return step_loader(dataset, a.batch_size, steps=a.num_steps, **options)
+    return epoch_loader(dataset, a.batch_size, epochs=a.epochs, **options)

@@ -25,7 +25,6 @@ from dataset.transforms import normalise
 from utils.build.data import test_samples
 from utils.build.network import load_network
 from utils.config.read import build_config
-from utils.config.schema import AtTestTime
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.scoring.evaluation import predict
 from utils.scoring.pictures import colour_map, stack
@@ -150,7 +149,7 @@ class Demo:
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
                 tiles += [
-                    colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), AtTestTime())[0].numpy(), table)
+                    colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), config.test.upsampling)[0].numpy(), table)
                     for m in models
                 ]
             rows.append(stack(tiles, horizontal=True))

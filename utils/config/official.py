@@ -85,7 +85,7 @@ SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "train_pycda": ({}, _AUGMENTATION | _OPTIMISER | {"decrease_lr", "lambda_eq"}),
     "train_pycda_spatial": ({"train.schedule": "drop"}, _AUGMENTATION | _OPTIMISER | _CROPS | {"lr_pow"}),
     "test_adabn": (
-        {"adabn.images": "crops", "adabn.mode": "ema"},
+        {"adabn.images": "crops", "adabn.mode": "ema", "adabn.score_every": 1000},
         _CURRICULUM | _OPTIMISER | {"decrease_lr", "rotate_min", "rotate_max"},
     ),
     "evaluate": ({}, _CURRICULUM | _OPTIMISER | _AUGMENTATION | {"decrease_lr"}),
@@ -115,11 +115,20 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
     _warn(common, script, unread, repeated)
     live = {name: value for name, value in common.items() if name not in unread}
     keys = dict(fixed) | {RENAMED[name]: _value(name, value) for name, value in live.items() if name in RENAMED}
-    return keys | _derived(live, script)
+    return keys | _derived(live, script) | (_conversion(live) if script == "test_adabn" else {})
 
 
 def _value(name: str, value: Any) -> Any:
     return None if value == "" and (name.startswith("weights_") or "list" in name) else value
+
+
+def _conversion(live: dict[str, Any]) -> dict[str, Any]:
+    """What the released conversion takes from the keys of a training."""
+    own = {"batch_size": "adabn.batch_size", "num_steps": "adabn.num_steps"}
+    keys = {name: live[official] for official, name in own.items() if official in live}
+    if "scale_min" in live and "scale_max" in live:
+        keys["adabn.scale"] = [live["scale_min"], live["scale_max"]]
+    return keys
 
 
 def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:

@@ -97,6 +97,11 @@ class Evaluation(_Labelled):
     data_list: str | None = key(None, "text file with one image path a line (list: and its label path)")
     label_list: str | None = key(None, "text file with one label path a line")
     input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
+    upsampling: str = key(
+        "released",
+        "logits to the label's size: released: to the input's size as in training, then with align_corners; direct: in one step",
+        choices=("released", "direct"),
+    )
     eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all")
     num_workers: int = key(2, "loader processes of evaluation and validation")
 
@@ -123,8 +128,8 @@ class Train:
     lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
     lr_decoder: float = key(0.016, "initial learning rate of the decoder")
     schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))
-    lr_pow: float = key(0.9, "poly: lr * (1 - step / num_steps) ^ lr_pow")
-    decrease_lr: int = key(1500, "drop: lr is constant and times 0.1 from this step on")
+    lr_pow: float = key(0.9, "poly: iteration i (from 0) has lr * (1 - (i - 1) / num_steps) ^ lr_pow, the first one lr")
+    decrease_lr: int = key(1500, "drop: lr is constant up to this iteration (from 0) and times 0.1 after it")
     momentum: float = key(0.9, "SGD momentum")
     weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only")
     lambda_seg: float = key(0.4, "weight of the auxiliary source loss")
@@ -158,11 +163,24 @@ class Curriculum:
 
 @dataclass
 class AdaBN:
-    mode: str = key("cumulative", "exact average, or the authors' running average", choices=("cumulative", "ema"))
-    images: str = key("whole", "whole images, or crops as in training", choices=("whole", "crops"))
+    mode: str = key(
+        "cumulative",
+        "cumulative: exact mean and variance of all images; ema: the checkpoint's running average goes on (released code)",
+        choices=("cumulative", "ema"),
+    )
+    images: str = key(
+        "whole", "whole images, or crops of target.crop_size, not flipped or rotated", choices=("whole", "crops")
+    )
+    scale: Range | None = key(
+        None, "random scale of the crops; null: that of the training. The released test_adabn: [0.5, 1.5]"
+    )
     domains: str = key("target", "images that give the statistics", choices=("target", "source", "both"))
-    batch_size: int = key(4, "images in a forward pass, all processes together")
+    batch_size: int = key(4, "images in a forward pass, all processes together. The released test_adabn: 8")
     epochs: int = key(1, "passes over the images; crops differ from pass to pass")
+    num_steps: int | None = key(None, "forward passes in a domain, instead of epochs; null: as many as the epochs take")
+    score_every: int = key(
+        0, "score after every this many passes too; 0: only before and after. The released test_adabn: 1000"
+    )
     weights: str | None = key(None, "run folder or file to convert; null: the run that this configuration trained")
 
 

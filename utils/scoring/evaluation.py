@@ -15,7 +15,8 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.build.data import evaluation_loader
 from utils.config.schema import AtTestTime, Config
-from utils.metrics import ConfusionMatrix, class_map
+from utils.metrics import ConfusionMatrix
+from utils.scoring.upsampling import View, classes_at
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters
@@ -23,9 +24,9 @@ NAME_WIDTH, COLUMN = 24, 12  # characters
 
 @torch.inference_mode()
 def evaluate(
+    config: Config,
     model: Segmentor,
     loader: DataLoader,
-    num_classes: int,
     device: torch.device,
     *,
     on_image: OnImage | None = None,
@@ -34,19 +35,18 @@ def evaluate(
 ) -> ConfusionMatrix:
     """Confusion matrix over ``loader`` at the labels' own size, summed over processes.
 
-    Logits are upsampled straight to the label size with align_corners=True (released code), then argmax.
-
     Args:
+        config: says how many classes there are, and how logits are upsampled (``test.upsampling``).
         loader: batches of one image with its label at full size, see ``dataset.transforms.EvalTransform``.
         on_image: called with (name, label (H, W), prediction (H, W)) of each image.
         tta: scales and mirror images to average over; None: the image as it is.
     """
-    matrix = ConfusionMatrix(num_classes)
+    matrix = ConfusionMatrix(config.num_classes)
     training = model.training
     model.eval()
     for batch in tqdm(loader, desc=title, disable=not distributed.is_main(), leave=False):
-        label = batch["label"]
-        prediction = predict(model, batch["image"].to(device), tuple(label.shape[-2:]), tta or AtTestTime()).cpu()
+        label, image = batch["label"], batch["image"].to(device)
+        prediction = predict(model, image, tuple(label.shape[-2:]), config.test.upsampling, tta).cpu()
         matrix.update(label, prediction)
         if on_image is not None:
             on_image(batch["name"][0], label[0], prediction[0])
@@ -66,20 +66,26 @@ def evaluate_test_split(
 ) -> ConfusionMatrix:
     """``evaluate`` on the ``samples`` of the test split, with the test-time augmentation of ``config``."""
     loader = evaluation_loader(config, samples, config.test)
-    return evaluate(model, loader, config.num_classes, device, on_image=on_image, tta=config.tta, title=title)
+    return evaluate(config, model, loader, device, on_image=on_image, tta=config.tta, title=title)
 
 
-def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: AtTestTime) -> Tensor:
-    """Classes (N, H, W) uint8 of images (N, 3, h, w) at ``size`` (H, W)."""
-    if tta == AtTestTime():
-        return class_map(model(image, size=size, align_corners=True)["logits"])
-    total: Tensor | float = 0.0
-    for scale in tta.scales:
-        scaled = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
-        for flip in (False, True) if tta.flip else (False,):
-            logits = model(scaled.flip(3) if flip else scaled, size=size, align_corners=True)["logits"]
-            total = total + (logits.flip(3) if flip else logits).softmax(1)
-    return class_map(total)
+def predict(
+    model: Segmentor, image: Tensor, size: tuple[int, int], upsampling: str, tta: AtTestTime | None = None
+) -> Tensor:
+    """Classes (N, H, W) uint8 of images (N, 3, h, w) at ``size`` (H, W), by a network in eval mode.
+
+    Args:
+        upsampling: how logits get to ``size``, see ``utils.scoring.upsampling.upsample``.
+        tta: scales and mirror images whose probabilities are averaged; None: the image as it is.
+    """
+    views = []
+    for scale in tta.scales if tta else (1.0,):
+        seen = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        input_size = tuple(seen.shape[-2:])
+        views.append(View(model.stride_logits(seen), input_size))
+        if tta and tta.flip:
+            views.append(View(model.stride_logits(seen.flip(3)).flip(3), input_size))
+    return classes_at(views, size, upsampling)
 
 
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:

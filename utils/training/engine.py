@@ -64,11 +64,15 @@ def _within(name: str, what: str) -> str:
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
-    """Factor on the initial learning rates at ``step`` (from 0): poly decay, or constant and then a tenth."""
-    t = config.train
+    """Factor on the initial learning rates at ``step`` (from 0): poly decay, or constant and then a tenth.
+
+    The rate is set after an iteration by the index of that iteration (released code), so that the first two iterations
+    have the initial one.
+    """
+    t, last = config.train, max(step - 1, 0)
     if t.schedule == "poly":
-        return (1 - step / t.num_steps) ** t.lr_pow
-    return 0.1 if step >= t.decrease_lr else 1.0
+        return (1 - last / t.num_steps) ** t.lr_pow
+    return 0.1 if last >= t.decrease_lr else 1.0
 
 
 class Trainer:

@@ -41,7 +41,7 @@ class Validation:
     def __call__(self, model: Segmentor, done: int, best_before: float) -> float:
         """mIoU in percent after step ``done``; scores and pictures go into the logs."""
         draw = partial(self._draw_panel, done)
-        matrix = evaluate(model, self.loader, self.config.num_classes, self.device, on_image=draw, title="validate")
+        matrix = evaluate(self.config, model, self.loader, self.device, on_image=draw, title="validate")
         result = scores(matrix, self.table, self.classes)
         self.log.record(done, {f"val/{name}": value for name, value in result.items()})
         best = max(result["miou"], best_before)
