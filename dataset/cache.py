@@ -1,4 +1,4 @@
-"""Training pictures kept decoded, as raw ``.npy`` files that later epochs read by memory map instead of decoding PNGs."""
+"""Training pictures kept decoded: raw ``.npy`` files that later epochs read by memory map instead of decoding PNGs."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from dataset.transforms import NEAREST, resized_window
 class PictureCache:
     """``read_pair`` that remembers: what it gives is exactly that, resized to ``size`` where one is given.
 
-    A file of the cache is named by all that its content depends on, so that a changed source file is decoded anew. It holds
-    image and label of a sample together: 4 bytes a pixel, 3 without label.
+    A file of the cache is named by all that its content depends on, so that a changed source file is decoded anew. It
+    holds image and label of a sample together: 4 bytes a pixel, 3 without label.
 
     Args:
         folder: where the files are; made if absent, and may be shared by runs and processes.

@@ -92,7 +92,8 @@ def find_samples(
     names = [os.path.relpath(i, image_dir).removesuffix(layout.image_suffix).replace(os.sep, "_") for i in images]
     if dataset == "cityscapes":  # the file name repeats the city
         names = [image.name.removesuffix(layout.image_suffix) for image in images]
-    return [Sample(n, i, l if l.is_file() else None) for n, i, l in zip(names, images, found, strict=False)]
+    files = zip(names, images, found, strict=True)
+    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
 
 
 def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:

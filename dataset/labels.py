@@ -1,7 +1,7 @@
 """Classes, palette, and look-up tables from raw label ids to train ids.
 
-A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, see ``read_id_table``. A *label kind* is how
-labels are encoded: the name of an entry, or the path of such a file.
+A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, see ``read_id_table``. A *label kind* is
+how labels are encoded: the name of an entry, or the path of such a file.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,8 @@ class ClassTable:
             elif isinstance(c, int) and 0 <= c < self.num_classes:
                 found.append(c)
             else:
-                raise ValueError(
-                    f"unknown class {c!r}; the nearest is {nearest(str(c), self.names)!r}, all are: {', '.join(self.names)}"
-                )
+                close = nearest(str(c), self.names)
+                raise ValueError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
         return tuple(found)
 
 

@@ -52,9 +52,9 @@ class SegmentationDataset(Dataset):
         """``key`` is an index, or (index, position in the stream).
 
         Returns:
-            image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there is
-            none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose place
-            this one stands, or "".
+            image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there
+            is none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose
+            place this one stands, or "".
         """
         index, position = key if isinstance(key, tuple) else (key, key)
         try:
@@ -145,7 +145,7 @@ class ShardSampler(Sampler[int]):
 
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
-    # A terminal or a scheduler tells all processes to stop; that is the main process's to handle, which ends its workers.
+    # A terminal or a scheduler tells all processes to stop; that is for the main process, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -73,7 +73,7 @@ def read_label(path: Path, kind: str) -> np.ndarray:
 
 
 def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[raw]`` for a uint8 table, raw ids uint8 or uint16; by Pillow where that can, in half the time of numpy."""
+    """``table[raw]`` for a uint8 table, raw ids uint8 or uint16; by Pillow where it can, in half the time of numpy."""
     if raw.dtype == np.uint8:
         return np.array(Image.fromarray(raw).point(table[:256].tolist()))
     return table.take(raw)
@@ -89,7 +89,7 @@ def read_pair(sample: Sample, kind: str) -> tuple[Image.Image, np.ndarray | None
     label = None if sample.label is None else read_label(sample.label, kind)
     if label is not None and label.shape != image.size[::-1]:
         raise DataError(
-            f"{sample.image} is {image.width}x{image.height}, its label {sample.label} {label.shape[1]}x{label.shape[0]} "
-            "(W x H): leave the pair out by a data_list"
+            f"{sample.image} is {image.width}x{image.height}, its label {sample.label} "
+            f"{label.shape[1]}x{label.shape[0]} (W x H): leave the pair out by a data_list"
         )
     return image, label

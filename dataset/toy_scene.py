@@ -1,7 +1,8 @@
 """One procedural street scene: a picture and its exact labels, in a synthetic-looking or a camera-like style.
 
 Both domains draw from the same grammar (a street towards a vanishing point, what stands beside it, who moves on it);
-they differ in palette, light, texture, haze, blur, sensor noise and in how often things occur, as a game and a camera do.
+they differ in palette, light, texture, haze, blur, sensor noise and in how often things occur, as a game and a camera
+do.
 """
 
 from collections.abc import Sequence

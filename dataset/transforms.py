@@ -155,7 +155,7 @@ class JointTransform:
         return width, height
 
     def _window(self, size: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> Window:
-        """What the crop keeps of a picture of ``size``; the crop is drawn in the mirrored picture where there is one."""
+        """What the crop keeps of a picture of ``size``; the crop is drawn in the mirrored picture if there is one."""
         if self.crop is None:
             return 0, 0, *size
         left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop, strict=False))

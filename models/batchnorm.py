@@ -175,9 +175,8 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
     """Inverse of ``bn_updates``. Raises ValueError unless exactly the model's batch norms are named."""
     modules = dict(batch_norms(model))
     if updates.keys() != modules.keys():
-        raise ValueError(
-            f"update counts do not name the network's batch norms, they differ in: {few(updates.keys() ^ modules.keys())}"
-        )
+        differing = few(updates.keys() ^ modules.keys())
+        raise ValueError(f"update counts do not name the network's batch norms, they differ in: {differing}")
     for name, module in modules.items():
         module.updates.fill_(updates[name])
 

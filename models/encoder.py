@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         return x
 
     def initialise(self) -> None:
-        """Kaiming-normal convolutions that keep the variance of the gradient; what training from scratch starts from."""
+        """Kaiming-normal convolutions that keep the variance of the gradient: where training from scratch starts."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

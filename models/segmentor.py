@@ -84,7 +84,8 @@ def build_segmentor(
 
     Args:
         encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|50|101`` + ``_dilated8|16``, or ``vgg16``.
-        decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on ``vgg16``.
+        decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
+            ``vgg16``.
         fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
         use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 
@@ -96,9 +97,10 @@ def build_segmentor(
     backbone, head = ENCODERS[encoder](), HEADS[decoder]
     if not head.accepts(backbone.strides):
         raise ValueError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
-    if fc_dim not in (None, backbone.channels[-1]):
+    channels = backbone.channels[-1]
+    if fc_dim not in (None, channels):
         raise ValueError(
-            f"fc_dim is {fc_dim}, but {encoder} ends with {backbone.channels[-1]} channels: set model.fc_dim to that, or to null"
+            f"fc_dim is {fc_dim}, but {encoder} ends with {channels} channels: set model.fc_dim to that, or to null"
         )
     decoder_module = head(backbone.channels, num_classes, use_aux)
     backbone.initialise()

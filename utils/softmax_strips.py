@@ -21,9 +21,9 @@ class SoftmaxStrips(torch.autograd.Function):
         """Of (N, C, H, W) logits; all but the label carry the gradient.
 
         Returns:
-            ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of several; P averaged
-            over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b) of Z, or of P
-            with ``pool_probs``.
+            ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of several; P
+            averaged over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b) of
+            Z, or of P with ``pool_probs``.
         """
         (N, C, H, W), last = Z.shape, Z.shape[1] - 1
         order = torch.arange(last, -1, -1, dtype=Z.dtype, device=Z.device).view(1, -1, 1, 1)

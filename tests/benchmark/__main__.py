@@ -2,8 +2,8 @@
 
 ``cases.py`` has both; they are checked to give the same values before they are timed. Each row is measured in a
 process of its own; ours and theirs take turns, and the figures are medians. Extra memory is the peak above the inputs.
-A second table has what is asked of ours alone: the demo's training, and the share of the machine's own arithmetic; a third
-what the switches of time and memory do; a fourth what the released recipes take.
+A second table has what is asked of ours alone: the demo's training, and the share of the machine's own arithmetic; a
+third what the switches of time and memory do; a fourth what the released recipes take.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def _status(field: str) -> int:
 
 
 def measure(name: str, folder: Path) -> Result:
-    """Medians of one case, taken in turns, and the two peaks; with the rates of arithmetic where the case is bound by it."""
+    """Medians of one case, taken in turns, and both peaks; the rates of arithmetic where the case is bound by it."""
     case = CASES[name][2](folder)
     same = bool(case.same(case.ours(), case.theirs()))
     sides = {"ours": case.ours, "theirs": case.theirs}

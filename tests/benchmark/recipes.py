@@ -1,4 +1,4 @@
-"""What an iteration of the released recipes costs, counted without computing it: arithmetic, and the memory of training.
+"""What an iteration of the released recipes costs, counted without computing it: arithmetic, and memory of training.
 
 Networks and images are fake tensors, which have shapes and no contents, so this takes seconds on any machine.
 """
@@ -68,8 +68,8 @@ def _size(config: Config, domain: str) -> tuple[int, int]:
 
 
 def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple[float, float]:
-    """(operations, bytes) of one iteration on ``images`` of each domain: what its convolutions and products do, and what
-    weights, gradients, momentum and kept activations take. Of the activations, those of the larger step count."""
+    """(operations, bytes) of one iteration on ``images`` of each domain: what its convolutions and products do, and
+    what weights, gradients, momentum and kept activations take. Of the activations, those of the larger step count."""
     config = build_config(CONFIGS / f"{recipe}.yaml", keys)
     kept = [0]
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:

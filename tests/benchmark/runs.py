@@ -1,4 +1,4 @@
-"""Figures of ``tests/benchmark`` that have no counterpart: the demo's training as a user starts it, and how cost grows."""
+"""Figures of ``tests/benchmark`` without a counterpart: the demo's training as a user starts it, and how cost grows."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""``run.sh`` without training anything: the command that it would start, told by an ``echo`` in the interpreter's place."""
+"""``run.sh`` without training anything: the command that it would start, told by an ``echo`` in place of Python."""
 
 import os
 import subprocess
@@ -11,19 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 def started(*arguments: str, **variables: str) -> str:
     """What ``run.sh`` gives to the interpreter."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_"))
-    }
+    set_by_clusters = ("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(set_by_clusters)}
+    environment = kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables
     command = ["sh", str(ROOT / "run.sh"), *arguments]
-    result = subprocess.run(
-        command,
-        env=kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -31,10 +23,8 @@ def started(*arguments: str, **variables: str) -> str:
 def test_one_process_without_gpus_and_one_for_each_visible_gpu():
     assert started("train_pycda.py", "c.yaml", "seed=1") == "train_pycda.py --config c.yaml seed=1"
     many = started("train_pycda.py", "c.yaml", "seed=1", CUDA_VISIBLE_DEVICES="0,2,3")
-    assert (
-        many
-        == "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0 train_pycda.py --config c.yaml seed=1"
-    )
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0"
+    assert many == f"{launcher} train_pycda.py --config c.yaml seed=1"
     assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", CUDA_VISIBLE_DEVICES="0,2,3", NPROC="2")
 
 

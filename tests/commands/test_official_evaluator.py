@@ -1,4 +1,4 @@
-"""Our scores equal those of the Cityscapes evaluator. ``pip install cityscapesscripts`` to run this; nothing else needs it."""
+"""Our scores equal those of the Cityscapes evaluator. Needs ``pip install cityscapesscripts``; nothing else does."""
 
 from pathlib import Path
 from types import SimpleNamespace

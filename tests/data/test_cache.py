@@ -1,4 +1,4 @@
-"""Pictures read through the cache are those read without it, to the bit; the cache never serves what is old or half there."""
+"""Pictures read through the cache are those read without it, to the bit; it never serves what is old or half there."""
 
 import os
 from multiprocessing import get_context

@@ -1,4 +1,4 @@
-"""Every fast path gives what the plain way gives: the same bits where it only counts or copies, else the same values."""
+"""Every fast path gives what the plain way gives: the same bits where it only counts or copies, else equal values."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ KEPT = 2**16  # values of a parameter: batch norms and convolutions in every sta
 
 
 def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
-    """Run ``script``; ``file``: the smaller gradients of each optimiser step by name, which all processes have alike."""
+    """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
     forward, iterate, step = Segmentor.forward, Trainer._iterate, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
 
@@ -51,10 +51,8 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    leave, distributed.shutdown = (
-        distributed.shutdown,
-        lambda: None,
-    )  # one process group for all: torchrun has one meeting
+    # One process group for all: torchrun has one meeting.
+    leave, distributed.shutdown = distributed.shutdown, lambda: None
     for job in json.loads(Path(sys.argv[2]).read_text()):
         train(**job)
     leave()

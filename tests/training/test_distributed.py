@@ -62,8 +62,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def trained_run(command, tmp_path_factory) -> Path:
-    """A network that has learnt something. Of one that has not, float32 training is chaotic: a value that rounding puts on
-    the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
+    """A network that has learnt something. Of one that has not, float32 training is chaotic: a value that rounding puts
+    on the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
     runs = tmp_path_factory.mktemp("trained")
     keys = [
         "train.num_steps=40",
@@ -117,9 +117,9 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("run", RUNS)
 def test_two_processes_train_as_one(pairs, trained_run, script, run):
-    """Losses, gradients and weights of a few iterations. With the same weights, the gradients are the same in float32 too;
-    while these learn, rounding moves a value to the other side of a ReLU now and then, and the gradient by up to a few
-    percent with it. In float64, where it cannot, gradients are the same all along."""
+    """Losses, gradients and weights of a few iterations. With the same weights, the gradients are the same in float32
+    too; while these learn, rounding moves a value to the other side of a ReLU now and then, and the gradient by up to a
+    few percent with it. In float64, where it cannot, gradients are the same all along."""
     _, steps, _, value, gradient = RUNS[run]
     one, two = (losses(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
     assert [record["step"] for record in one] == [*range(1, steps + 1), steps]  # the last one: the scores

@@ -1,7 +1,7 @@
 """``sh run.sh check CONFIG``: every problem of the data that a configuration names, in one table.
 
-Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status is 1
-if something would stop a training or an evaluation, 0 if there are only remarks.
+Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status
+is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
 """
 
 import argparse

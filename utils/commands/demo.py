@@ -1,9 +1,9 @@
 """``sh run.sh demo``: the whole recipe on procedural street scenes, one table and one picture at the end.
 
 Every stage is the same command that a user would type; this module only calls them and collects the scores.
-``--ablation`` trains PyCDA with single layers of the pyramid instead (``sh run.sh ablation``), ``--variants`` as released
-and as in the paper, ``--oracle`` on labelled target images. Finished stages are not repeated, so all share one source-only
-run.
+``--ablation`` trains PyCDA with single layers of the pyramid instead (``sh run.sh ablation``), ``--variants`` as
+released and as in the paper, ``--oracle`` on labelled target images. Finished stages are not repeated, so all share one
+source-only run.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """``sh run.sh report CONFIG [--baseline RUN]``: one HTML file about a run, with everything in it.
 
-Per-class IoU against a baseline, curves of all losses and labelled shares, target images with the pseudo-labels of every
-layer of the pyramid, and the configuration that the run was trained with. No network is needed to read it.
+Per-class IoU against a baseline, curves of all losses and labelled shares, target images with the pseudo-labels of
+every layer of the pyramid, and the configuration that the run was trained with. No network is needed to read it.
 """
 
 import base64
@@ -35,24 +35,33 @@ from utils.run_folder.log import RECORDS, read_scalars
 from utils.scoring.evaluation import evaluate_test_split, per_class, scores
 from utils.scoring.pictures import colour_map
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 68rem; padding: 0 1rem; color: #222; background: #fff; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; }}
+body {{ margin: 1rem auto; max-width: 68rem; padding: 0 1rem; }}
 h1, h3, p, .keys td + td {{ overflow-wrap: anywhere; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ccc; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: .12rem 0 .12rem .7rem; text-align: right; white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; padding-left: 0; white-space: normal; }}
-.iou {{ width: 100%; max-width: 46rem; }} .iou tr {{ border-bottom: 1px solid #eee; }} .means td {{ font-weight: 600; background: #f3f6f9; }}
-.iou td:last-child {{ width: 40%; }} .own {{ background: #0072b2; height: .45rem; }} .before {{ background: #999; height: .2rem; }}
-.up {{ color: #11702f; }} .down {{ color: #b3261e; }} .keys :is(td, th) {{ text-align: left; white-space: normal; vertical-align: top; }}
-.curves {{ display: grid; gap: 1.6rem 2.5rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }}
+.iou {{ width: 100%; max-width: 46rem; }} .iou tr {{ border-bottom: 1px solid #eee; }}
+.means td {{ font-weight: 600; background: #f3f6f9; }}
+.iou td:last-child {{ width: 40%; }}
+.own {{ background: #0072b2; height: .45rem; }} .before {{ background: #999; height: .2rem; }}
+.up {{ color: #11702f; }} .down {{ color: #b3261e; }}
+.keys :is(td, th) {{ text-align: left; white-space: normal; vertical-align: top; }}
+.curves {{ display: grid; gap: 1.6rem 2.5rem; }}
+.curves {{ grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }}
 .curves table {{ font-size: .85rem; margin-left: 1rem; }} svg text {{ font-size: 11px; fill: #444; }}
 svg path {{ stroke: #ddd; }} svg polyline {{ fill: none; stroke-width: 1.5; stroke-linejoin: round; }}
 .panels {{ display: grid; gap: .7rem; grid-template-columns: repeat(4, 1fr); }}
-@media (max-width: 40rem) {{ .panels {{ grid-template-columns: repeat(2, 1fr); }} .iou :is(td, th):last-child {{ display: none; }}
-.iou td:first-child {{ width: 100%; }} td, th {{ padding-left: .5rem; }} }}
-figure {{ margin: 0; min-width: 0; }} figcaption {{ color: #444; font-size: .85rem; }} img, svg {{ width: 100%; height: auto; display: block; }}
-i {{ display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; vertical-align: -.08rem; box-shadow: 0 0 0 1px #0003; }}
+@media (max-width: 40rem) {{
+.panels {{ grid-template-columns: repeat(2, 1fr); }} td, th {{ padding-left: .5rem; }}
+.iou :is(td, th):last-child {{ display: none; }} .iou td:first-child {{ width: 100%; }} }}
+figure {{ margin: 0; min-width: 0; }} figcaption {{ color: #444; font-size: .85rem; }}
+img, svg {{ width: 100%; height: auto; display: block; }}
+i {{ display: inline-block; width: .8rem; height: .8rem; }}
+i {{ margin-right: .4rem; vertical-align: -.08rem; box-shadow: 0 0 0 1px #0003; }}
 .legend {{ list-style: none; margin: 0; padding: .4rem 0; position: sticky; top: 0; background: #fff; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .8rem; }}
 pre {{ overflow-x: auto; background: #f5f5f5; padding: .7rem; }}
@@ -191,7 +200,8 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
             pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, label, IGNORE)[0].numpy(), table)
         shown = [inline(picture.resize(size, NEAREST), caption) for caption, picture in pictures.items()]
         figures.append(f'<h3>{html.escape(sample.name)}</h3><div class="panels">{"".join(shown)}</div>')
-    note = f"By the final network in eval mode. Confidence is black at 0 and white at 1; above {c.conf_threshold} there is a label."
+    note = "By the final network in eval mode. Confidence is black at 0 and white at 1; "
+    note += f"above {c.conf_threshold} there is a label."
     return f"<p>{note}</p>{legend(table)}{''.join(figures)}"
 
 

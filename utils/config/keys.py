@@ -1,4 +1,4 @@
-"""Every configuration key with its type, default and meaning, from the code. ``python -m utils.config.keys`` prints Markdown."""
+"""Every configuration key with its type, default and meaning, from the code; run as a module, this prints Markdown."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass

@@ -67,9 +67,9 @@ ELSEWHERE = {
     "lambda_trade_off": "every term has a weight of its own",
 }
 DEAD = frozenset(
-    "arch_reconst arch_disc weights_reconst weights_disc target syncbn gaussian_kernel_size gaussian_sigma decoder disc "
-    "reconst lr_disc is_training lambda_adv_target1 lambda_adv_target2 lambda_soft_pseudo box_threshold lambda_box_pseudo "
-    "max_num_bbx nms_threshold random_scale random_mirror random_seed restore_from power".split()
+    "arch_reconst arch_disc weights_reconst weights_disc target syncbn gaussian_kernel_size gaussian_sigma decoder "
+    "disc reconst lr_disc is_training lambda_adv_target1 lambda_adv_target2 lambda_soft_pseudo box_threshold "
+    "lambda_box_pseudo max_num_bbx nms_threshold random_scale random_mirror random_seed restore_from power".split()
 )
 _CURRICULUM = frozenset(name for name, own in RENAMED.items() if own.startswith("curriculum."))
 _AUGMENTATION = frozenset({"scale_min", "scale_max", "rotate_min", "rotate_max"})

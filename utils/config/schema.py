@@ -51,9 +51,8 @@ class _Labelled:
             ValueError: a list without an id table, or an id table for a data set that has its own.
         """
         if (self.dataset == LIST) != (self.id_table is not None):
-            raise ValueError(
-                f"dataset {self.dataset} with id_table {self.id_table}: dataset list needs one, the others have their own"
-            )
+            given = f"dataset {self.dataset} with id_table {self.id_table}"
+            raise ValueError(f"{given}: dataset list needs one, the others have their own")
         return self.id_table or self.dataset
 
 
@@ -222,9 +221,8 @@ class Config:
             tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
         for name, table in tables.items():
             if table.names != tables["source"].names:
-                raise ValueError(
-                    f"the classes of {name} are {', '.join(table.names)}; those of source {', '.join(tables['source'].names)}"
-                )
+                own, source = ", ".join(table.names), ", ".join(tables["source"].names)
+                raise ValueError(f"the classes of {name} are {own}; those of source {source}")
         if self.num_classes != tables["source"].num_classes:
             raise ValueError(
                 f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that"

@@ -89,8 +89,8 @@ def predict(
 
 
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:
-    """In percent: ``miou`` over ``eval_classes`` or all classes, the 19-, 16- and 13-class means on Cityscapes ids, pixel
-    accuracy and frequency-weighted IoU."""
+    """In percent: ``miou`` over ``eval_classes`` or all classes, the 19-, 16- and 13-class means on Cityscapes ids,
+    pixel accuracy and frequency-weighted IoU."""
     classes = None if eval_classes is None else table.ids(eval_classes)
     result = {"miou": matrix.miou(classes)}
     if eval_classes is None and table is CITYSCAPES:

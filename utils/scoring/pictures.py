@@ -57,7 +57,7 @@ def save_prediction(
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
-    """Confusion matrix (C, C), rows are labels, as a picture: each row in percent of its labels, the darker the more."""
+    """Confusion matrix (C, C), rows are labels, as a picture: rows in percent of their labels, the darker the more."""
     cell, margin = 40, 130
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = margin + cell * len(counts) + 8

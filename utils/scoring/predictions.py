@@ -59,9 +59,8 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
         stem = Path(sample.name).name
         found = [path for path in files if path.stem == stem or path.name.startswith(f"{stem}_")]
         if len(found) != 1:
-            raise DataError(
-                f"{len(found)} predictions for {sample.name} below {folder}: exactly one {stem}.png or {stem}_*.png is needed"
-            )
+            problem = f"{len(found)} predictions for {sample.name} below {folder}"
+            raise DataError(f"{problem}: exactly one {stem}.png or {stem}_*.png is needed")
         label, prediction = read_label(sample.label, dataset), read_prediction(found[0], dataset)
         if label.shape != prediction.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (prediction.shape, label.shape))

@@ -61,7 +61,7 @@ class CollapseWatch:
         found += [f"of {layer} {labelled:.2%} is labelled" for layer, labelled in unlabelled.items()]
         return (
             f"WARNING: self-training has collapsed: {'; '.join(found)}. Try: weights that are better on the target "
-            "(train source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder and "
-            "train.lr_decoder, a higher curriculum.lambda_balance against one class, a lower curriculum.conf_threshold "
-            "against too few labels"
+            "(train source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder "
+            "and train.lr_decoder, a higher curriculum.lambda_balance against one class, a lower "
+            "curriculum.conf_threshold against too few labels"
         )
