@@ -94,7 +94,7 @@ class PyramidCurriculum(nn.Module):
         self.image_target, self.image_loss, self.region_pool = image_target, image_loss, region_pool
         self.drop_saturated, self.use_pixels = drop_saturated, use_pixels
         self.all_reduce = all_reduce or (lambda tensor: tensor)
-        prior = None if class_prior is None else at_least_float32(torch.as_tensor(class_prior))
+        prior = None if class_prior is None else torch.as_tensor(class_prior, dtype=torch.float64)
         if prior is not None and prior.ndim != 1:
             raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
         self.register_buffer("class_prior", prior)
@@ -207,7 +207,7 @@ class PyramidCurriculum(nn.Module):
         self.spatial_size = None
         if spatial_prior is None:
             return
-        prior = at_least_float32(torch.as_tensor(spatial_prior))
+        prior = torch.as_tensor(spatial_prior, dtype=torch.float64)
         if prior.ndim != 3:
             raise ValueError(f"spatial_prior must be (C, H, W), got {tuple(prior.shape)}")
         self.spatial_size = tuple(prior.shape)

@@ -68,7 +68,8 @@ def test_network_gives_the_numbers_of_the_released_code(case):
     label = torch.from_numpy(reference.labels(spec["image"], *shape, spec["classes"]))
 
     with torch.no_grad():
-        logits = model.eval()(images, align_corners=spec["align_corners"])["logits"]
+        coarse = model.eval().stride_logits(images)
+        logits = F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=spec["align_corners"])
     n, C, h, w = logits.shape
     assert logits.mean().item() == pytest.approx(expected["eval_mean"], rel=1e-4, abs=1e-6)
     assert logits.std().item() == pytest.approx(expected["eval_std"], rel=1e-4)
@@ -245,14 +246,17 @@ def test_auxiliary_logits_only_where_wanted(decoder):
         without(images, aux=True)
 
 
-def test_logits_at_another_size_come_straight_from_the_network_stride():
+def test_logits_come_from_the_network_stride_in_float32():
     model = small().eval()
     images = torch.randn(1, 3, 32, 64)
     with torch.no_grad():
         coarse = model.decoder(model.encoder(images))
-        large = model(images, size=(70, 130), align_corners=True)["logits"]
-    assert torch.allclose(large, F.interpolate(coarse, (70, 130), mode="bilinear", align_corners=True))
-    assert torch.allclose(large[..., 0, 0], coarse[..., 0, 0], atol=1e-6)  # corners are aligned
+        assert torch.equal(model.stride_logits(images), coarse)
+        assert torch.equal(model(images)["logits"], F.interpolate(coarse, (32, 64), mode="bilinear", align_corners=False))
+        with torch.autocast("cpu", torch.bfloat16):  # the network is in half precision, its upsampling is not
+            half, logits = model.stride_logits(images), model(images)["logits"]
+    assert half.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert torch.equal(logits, F.interpolate(half.float(), (32, 64), mode="bilinear", align_corners=False))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Whole training iterations are those of the authors' training scripts: losses, learning rates, weights, statistics.
+
+``golden/trajectory.json`` holds three iterations of each released script, run on a CPU in float64 on arrays that its
+``note`` describes. Here our own scripts run on the same arrays: their configurations, phases, losses, optimiser, schedule
+and batch norm; only the loaders are replaced. ``PYCDA_TRAJECTORY=FILE`` reads the cases of another file of that form.
+"""
+
+import importlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.golden import reference
+from utils.build import data, network
+from utils.config.read import build_config
+from utils.run_folder.log import RunLog
+from utils.training.engine import Trainer
+from utils.training.experiment import Experiment
+
+CASES = json.loads(
+    Path(os.environ.get("PYCDA_TRAJECTORY", Path(reference.__file__).parent / "trajectory.json")).read_text()
+)["cases"]
+CONFIGS = {
+    "source_only": "source_only_exp001",
+    "adabn": "adabn_exp001",
+    "pycda": "pycda_exp001",
+    "pycda_spatial": "pycda_spatial_ratio_exp001",
+}
+CLASSES, TOLERANCE = 19, 1e-8
+PROBE_STRIDE = 7919  # probe i is flat[i * 7919 % size]
+
+
+def official_files(spec: dict, folder: Path, encoder: torch.nn.Module, decoder: torch.nn.Module) -> list[str]:
+    """An encoder and a decoder file as the released code writes them, with running sums at t = 0."""
+    paths = []
+    for part, module in (("encoder", encoder), ("decoder", decoder)):
+        tensors = {}
+        for key, own in module.state_dict().items():
+            tensors[key] = torch.from_numpy(reference.weights(f"{part}.{key}", tuple(own.shape)))
+            if f"{part}.{key}" == "decoder.conv_last.4.weight":
+                tensors[key] *= np.float32(spec["gain"])
+            if key.endswith(("running_mean", "running_var")):
+                tensors[key.replace("running", "_tmp_running")] = tensors[key].clone()
+                tensors[f"{key.rpartition('.')[0]}._running_iter"] = torch.ones(1)
+        paths.append(str(folder / f"{part}.pth"))
+        torch.save(tensors, paths[-1])
+    return paths
+
+
+def batches(spec: dict, domain: int) -> list[dict]:
+    """The iterations' batches of one domain, in memory."""
+    shape, name = (spec["n"], spec["h"], spec["w"]), ("source", "target")[domain]
+    found = []
+    for i in range(spec["steps"]):
+        images = torch.from_numpy(reference.image(f"{spec['name']}.{name}.{i}", *shape))
+        labels = reference.labels(f"{spec['name']}.{name}.{i}", *shape, CLASSES)
+        valid = reference.valid(*shape, padded=domain == data.TARGET and spec["valid"] == "padded")
+        found.append(
+            {
+                "image": images.double(),
+                "label": torch.from_numpy(labels) if domain == data.SOURCE else torch.full(shape, 255),
+                "valid": torch.from_numpy(valid),
+                "name": [""] * spec["n"],
+                "skipped": [""] * spec["n"],
+            }
+        )
+    return found
+
+
+def trainer(spec: dict, bias_correction: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Our script's trainer of a case, in float64, before its first iteration."""
+    script = importlib.import_module(f"train_{spec['method']}")
+    overrides = [
+        f"model.encoder={spec['encoder']}",
+        f"model.fc_dim={spec['fc_dim']}",
+        "model.dropout=0.0",
+        f"model.bn_bias_correction={str(bias_correction).lower()}",
+        "model.weights=null",
+    ]
+    if spec["method"] == "pycda_spatial":
+        prior = reference.spatial_prior(f"{spec['name']}.spatial", CLASSES, spec["h"], spec["w"])
+        np.save(folder / "prior.npy", prior.transpose(1, 2, 0))
+        overrides.append(f"curriculum.spatial_prior={folder}/prior.npy")
+    defaults = getattr(script, "DEFAULTS", None)
+    config = build_config(f"cfgs/{CONFIGS[spec['method']]}.yaml", overrides, defaults, script.__name__)
+    config.train.lr_encoder *= spec["lr_mult"]
+    config.train.lr_decoder *= spec["lr_mult"]
+    assert config.train.num_steps == 35000
+
+    blank = network.build_network(config, torch.device("cpu"))
+    files = official_files(spec, folder, blank.encoder, blank.decoder)
+    model, report = network.load_network(config, files, torch.device("cpu"))
+    assert "tensors loaded" in report
+    model.double()
+    monkeypatch.setattr(data, "domain_loader", lambda config, domain, samples, start: batches(spec, domain))
+    log = RunLog(folder, enabled=False)
+    phases = script.phases(Experiment(config, [], [], torch.device("cpu"), log))
+    return Trainer(config, model.train(), network.build_optimizer(config, model), phases, None, torch.device("cpu"), log)
+
+
+def relative(ours: list[float], theirs: list[float]) -> float:
+    """Norm of the difference, relative to the norm of ``theirs``."""
+    return float(np.linalg.norm(np.subtract(ours, theirs)) / np.linalg.norm(theirs))
+
+
+def check_tensor(name: str, tensor: torch.Tensor, expected: dict) -> None:
+    flat = tensor.detach().flatten()
+    probes = [flat[i * PROBE_STRIDE % flat.numel()].item() for i in range(len(expected["probe"]))]
+    assert flat.abs().sum().item() == pytest.approx(expected["l1"], rel=TOLERANCE), name
+    assert flat.norm().item() == pytest.approx(expected["l2"], rel=TOLERANCE), name
+    assert relative(probes, expected["probe"]) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("batch_norm", ["one_device", "bias_corrected"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["name"])
+def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path, monkeypatch):
+    spec, expected = case["spec"], case[batch_norm]
+    run = trainer(spec, batch_norm == "bias_corrected", tmp_path, monkeypatch)
+    rates, step = [], run.optimizer.step
+
+    def recorded(*arguments, **options):
+        encoder, _, decoder, _ = (group["lr"] for group in run.optimizer.param_groups)
+        rates[-1].append([encoder, decoder])
+        return step(*arguments, **options)
+
+    run.optimizer.step = recorded
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    iterators = [iter(phase.loader) for phase in run.phases]
+    for index, losses in zip(range(spec["steps"]), expected["losses"], strict=True):
+        rates.append([])
+        ours = run._iterate(index, iterators).losses
+        assert losses and losses.keys() <= ours.keys()
+        for name, value in losses.items():
+            assert ours[name] == pytest.approx(value, rel=TOLERANCE), f"iteration {index}: {name}"
+    after = run.model.state_dict()
+    assert list(itertools.chain(*rates)) == [
+        pytest.approx(pair, rel=TOLERANCE) for pair in itertools.chain(*expected["lrs_encoder_decoder"])
+    ]
+    for name, change in expected["change"].items():
+        check_tensor(name, after[name] - before[name], change)
+    for name, statistics in expected["statistics"].items():
+        check_tensor(name, after[name], statistics)
