@@ -106,7 +106,12 @@ def domain_dataset(config: Config, domain: int, samples: Sequence[Sample], whole
     if whole_images:
         options = replace(options, scale=None, rotate=None, flip=False, crop_size=None)
     transform = JointTransform(
-        size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
+        size=options.input_size,
+        scale=options.scale,
+        rotate=options.rotate,
+        flip=options.flip,
+        crop=options.crop_size,
+        scale_from=options.scale_from,
     )
     t = config.train
     read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)

@@ -41,6 +41,11 @@ class Domain:
     label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
     input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
     scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
+    scale_from: str = key(
+        "resized",
+        "what the random scale resizes: the image at input_size (released), or the original, once and sharper",
+        choices=("resized", "original"),
+    )
     rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none")
     flip: bool = key(False, "random horizontal flip")
     crop_size: Size | None = key(None, "random crop [W, H], padded where the image is smaller; null: the full image")
