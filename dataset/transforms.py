@@ -1,6 +1,7 @@
 """Joint operations on an image and its label. Padding is told by an explicit mask, never by label 255."""
 
 import math
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -12,16 +13,24 @@ from dataset.labels import IGNORE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MEAN_COLOUR = tuple(round(255 * m) for m in IMAGENET_MEAN)  # padding: zero, up to rounding, once normalised
+# The mean times 255: cut to whole numbers around a picture that is smaller than the crop (released code), rounded in the
+# corners that a rotation uncovers, whose pixels were compared with the released code's and are the same.
+PADDING, CORNER = (123, 116, 103), (124, 116, 104)
 
-FILLS = (MEAN_COLOUR, 0, IGNORE)  # of image, valid mask and label
-EXACT = 2**24  # whole numbers up to here are exact in float32
+Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly a memory map
+Size = tuple[int, int]  # (W, H)
+Fill = int | tuple[int, int, int]
+Window = tuple[int, int, int, int]  # left, top, right, bottom
+Stretch = tuple[int, ...]  # of a window along one axis: first pixel, one past the last
+Tensors = tuple[Tensor, Tensor | None, Tensor]
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
-Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly a memory map
-Window = tuple[int, int, int, int]  # left, top, right, bottom
-Tensors = tuple[Tensor, Tensor | None, Tensor]
+FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # of image, valid mask and label
+CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
+FILTERS = (BILINEAR, NEAREST, NEAREST)  # the same three when rotated
+SCALE_FROM = ("resized", "original")
+EXACT = 2**24  # whole numbers up to here are exact in float32
 
 
 class Transform(Protocol):
@@ -34,43 +43,91 @@ def normalise(image: Image.Image) -> Tensor:
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
 
-def resized_window(picture: Picture, size: tuple[int, int], window: Window) -> Image.Image:
+def resized_window(picture: Picture, size: Size, window: Window, via: Size | None = None) -> Image.Image:
     """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H), bit for bit, without computing the rest.
+
+    With ``via`` (W, H) the picture is resized to that first, and the result, rounded to uint8, to ``size``: each step
+    computes only what the window of the next one needs.
 
     Columns are resampled first, then rows, as Pillow did before version 13, which chooses by the sizes and would choose
     otherwise for a window than for the whole picture; the order decides how values are rounded.
     """
-    width, height = own = _size(picture)
-    if own == size and not isinstance(picture, Image.Image):
-        left, top, right, bottom = window
-        return Image.fromarray(picture[top:bottom, left:right])  # of a memory map nothing else is read
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    if own == size:
-        return _crop(image, window)
-    left, right = _aligned(window[0], window[2], width, size[0])
-    top, bottom = _aligned(window[1], window[3], height, size[1])
-    columns, rows = right - left, bottom - top
-    image = image.resize((columns, height), BILINEAR, (left * width / size[0], 0, right * width / size[0], height))
-    image = image.resize((columns, rows), BILINEAR, (0, top * height / size[1], columns, bottom * height / size[1]))
-    return _crop(image, (window[0] - left, window[1] - top, window[2] - left, window[3] - top))
+    own = _size(picture)
+    steps = [step for step in pairwise((own, via or own, size)) if step[0] != step[1]]
+    windows = [window]  # of the picture before each step and after the last one
+    for before, after in reversed(steps):
+        windows.insert(0, _needed(windows[0], before, after))
+    if isinstance(picture, Image.Image) and not steps:
+        return _crop(picture, window)
+    if isinstance(picture, Image.Image):
+        image, windows[0] = picture, (0, 0, *own)  # to cut it would take as long as it saves
+    else:
+        left, top, right, bottom = windows[0]
+        image = Image.fromarray(picture[top:bottom, left:right])  # of a memory map nothing else is read
+    for (before, after), (held, wanted) in zip(steps, pairwise(windows), strict=True):
+        for axis in (0, 1):
+            image = _resampled(image, axis, held[axis::2], wanted[axis::2], before[axis], after[axis])
+    return image
 
 
-def _crop(image: Image.Image, window: Window) -> Image.Image:
+def nearest_window(label: np.ndarray, size: Size, window: Window, via: Size | None = None) -> np.ndarray:
+    """The same for a ``label`` (H, W), resized by nearest neighbour; the result has the dtype of the label."""
+    own = label.shape[1::-1]
+    indices = []
+    for axis in (0, 1):
+        before, between, after = own[axis], (via or own)[axis], size[axis]
+        start, stop = window[axis::2]
+        indices.append(_nearest(before, between)[_nearest(between, after)[start:stop]])
+    columns, rows = indices
+    return label[rows][:, columns]
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """int32 (target,): which of ``source`` pixels each is. Resizing their numbers rounds as resizing a label does."""
+    numbers = Image.fromarray(np.arange(source, dtype=np.int32)[None])
+    return np.asarray(numbers.resize((target, 1), NEAREST))[0]
+
+
+def _crop(image: Image.Image, window: tuple[float, float, float, float]) -> Image.Image:
+    """What is beyond the image is black."""
     return image if window == (0, 0, *image.size) else image.crop(window)
 
 
-def _aligned(start: int, stop: int, source: int, target: int) -> tuple[int, int]:
-    """The least stretch around start..stop of ``target`` pixels whose ends are exact in ``source`` pixels as float32.
+def _needed(window: Window, own: Size, size: Size) -> Window:
+    """The pixels of a picture of ``own`` size that have a weight in ``window`` of the picture resized to ``size``."""
+    starts, stops = [], []
+    for start, stop, source, target in zip(window[:2], window[2:], own, size, strict=True):
+        ratio = source / target
+        reach = max(ratio, 1.0)  # of the bilinear filter, from a pixel's centre
+        starts.append(max(0, math.floor((start + 0.5) * ratio - reach)))
+        stops.append(min(source, math.ceil((stop - 0.5) * ratio + reach)))
+    return starts[0], starts[1], stops[0], stops[1]
 
-    Pillow keeps the box of a resize in float32: a rounded one would sample beside where the whole picture is sampled.
+
+def _resampled(image: Image.Image, axis: int, held: Stretch, wanted: Stretch, source: int, target: int) -> Image.Image:
+    """The stretch ``wanted`` of ``target`` pixels along one axis (0: of columns), resampled from ``source`` pixels.
+
+    ``image`` has the stretch ``held`` of those. The bits are the same only where Pillow computes its weights from the
+    same numbers: for the whole axis, where pixels that are not held may be anything, as they have no weight in what is
+    wanted; or for a stretch whose ends and ratio are exact, also in float32, in which Pillow keeps the box of a resize.
     """
     denominator = target // math.gcd(source, target)
-    binary = denominator & -denominator  # halves, quarters, ... are exact, thirds are not
-    unit = denominator // binary if source * binary <= EXACT else denominator
-    return start // unit * unit, math.ceil(stop / unit) * unit
+    exact = denominator & (denominator - 1) == 0 and source * denominator <= EXACT  # halves, quarters, ...; not thirds
+    first, last = held if exact else (0, source)
+    start, stop = wanted if exact else (0, target)
+    image = _crop(image, _box(image, axis, first - held[0], last - held[0]))
+    box = _box(image, axis, start * source / target - first, stop * source / target - first)
+    size = (stop - start, image.height) if axis == 0 else (image.width, stop - start)
+    image = image.resize(size, BILINEAR, box)
+    return _crop(image, _box(image, axis, wanted[0] - start, wanted[1] - start))
 
 
-def _size(picture: Picture) -> tuple[int, int]:
+def _box(image: Image.Image, axis: int, start: float, stop: float) -> tuple[float, float, float, float]:
+    """The whole image but for start..stop along one axis."""
+    return (start, 0, stop, image.height) if axis == 0 else (0, start, image.width, stop)
+
+
+def _size(picture: Picture) -> Size:
     """(W, H)"""
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
 
@@ -78,7 +135,7 @@ def _size(picture: Picture) -> tuple[int, int]:
 class EvalTransform:
     """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size and is uint8."""
 
-    def __init__(self, size: tuple[int, int] | None) -> None:
+    def __init__(self, size: Size | None) -> None:
         self.size = size
 
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
@@ -89,37 +146,47 @@ class EvalTransform:
 
 
 class JointTransform:
-    """Resize, random scale, rotate, flip and crop of image and label together.
+    """Resize, random scale, rotate, flip and crop of image and label together, in this order, as the released code.
 
-    Images are resampled bilinearly, labels by nearest neighbour, once for resize and scale together. What a rotation
-    or a crop beyond the border uncovers has the mean colour, label 255 and valid False. All random numbers are drawn
-    first, so that only the pixels of the crop need to be computed.
+    Images are resampled bilinearly, labels by nearest neighbour. What a rotation uncovers and what a crop has beyond
+    the picture has colour (123, 116, 103), label 255 and valid False. All random numbers are drawn first, so that only
+    the pixels of the crop need to be computed; a rotation needs the whole picture.
 
     Args:
         size: (W, H) to resize to before the random scale; None keeps the image's size.
-        scale: range of one random factor for both sides.
+        scale: range of one random factor for both sides, which become int(side * factor).
         rotate: range of the angle in degrees.
         flip: mirror left-right with probability 1/2.
-        crop: (W, H) of a random crop, padded at the right and bottom where the image is smaller; None: no crop.
+        crop: (W, H) of a random crop; None: no crop. Along an axis on which the picture is smaller, it is padded on
+            both sides by half of what is missing, rounded down at the left or top, up at the right or bottom.
+        scale_from: what the random scale resizes: ``resized``, the picture that was resized to ``size`` (as released),
+            or ``original``, the picture as it was: one resampling instead of two, which stays sharper.
+
+    Raises:
+        ValueError: a range is reversed, or ``scale_from`` is neither.
     """
 
     def __init__(
         self,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         scale: tuple[float, float] | None = None,
         rotate: tuple[float, float] | None = None,
         flip: bool = False,
-        crop: tuple[int, int] | None = None,
+        crop: Size | None = None,
+        scale_from: str = "resized",
     ) -> None:
         for name, bounds in (("scale", scale), ("rotate", rotate)):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise ValueError(f"{name} is {bounds}: the first number is the smaller one")
+        if scale_from not in SCALE_FROM:
+            raise ValueError(f"scale_from is {scale_from!r}; choose one of {', '.join(SCALE_FROM)}")
         self.size, self.scale, self.rotate, self.flip, self.crop = size, scale, rotate, flip, crop
+        self.scale_from = scale_from
 
     @property
-    def fixed_size(self) -> tuple[int, int] | None:
+    def fixed_size(self) -> Size | None:
         """(W, H) to which every picture is resized before anything random happens to it; None: its own size."""
-        return self.size if self.scale is None else None
+        return None if self.scale is not None and self.scale_from == "original" else self.size
 
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
         """RGB image and uint8 train ids (H, W) or None -> image float32 (3, H, W), label int64, valid bool (H, W)."""
@@ -128,44 +195,42 @@ class JointTransform:
         mirrored = self.flip and rng.random() < 0.5
         window = self._window(size, mirrored, rng)
         seen = window if angle is None else (0, 0, *size)  # a rotation brings in what is beyond the window
-        layers = [resized_window(image, size, seen), Image.new("L", (seen[2] - seen[0], seen[3] - seen[1]), 255)]
+        resized = resized_window(image, size, seen, self.fixed_size)
+        layers = [resized, Image.new("L", resized.size, 255)]
         if label is not None:
-            ids = Image.fromarray(label)
-            layers.append(_crop(ids if ids.size == size else ids.resize(size, NEAREST), seen))
+            layers.append(Image.fromarray(nearest_window(label, size, seen, self.fixed_size)))
         if angle is not None:
-            filters = (BILINEAR, NEAREST, NEAREST)
-            layers = [
-                _crop(x.rotate(angle, f, fillcolor=fill), window)
-                for x, f, fill in zip(layers, filters, FILLS, strict=False)
-            ]
+            ways = zip(layers, FILTERS[: len(layers)], CORNER_FILLS[: len(layers)], strict=True)
+            layers = [_crop(layer.rotate(angle, how, fillcolor=fill), window) for layer, how, fill in ways]
         if mirrored:
             layers = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in layers]
         if self.crop is not None:
-            layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
-        image, valid, *ids = layers
-        label = torch.from_numpy(np.array(ids[0])).long() if ids else None
-        return normalise(image), label, torch.from_numpy(np.array(valid) > 0)
+            layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS[: len(layers)], strict=True)]
+        valid, *ids = (torch.from_numpy(np.array(layer)) for layer in layers[1:])
+        return normalise(layers[0]), ids[0].long() if ids else None, valid > 0
 
-    def _scaled_size(self, own: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    def _scaled_size(self, own: Size, rng: np.random.Generator) -> Size:
         size = self.size or own
         if self.scale is None:
             return size
         factor = rng.uniform(*self.scale)
-        width, height = (max(1, round(side * factor)) for side in size)
+        width, height = (max(1, int(side * factor)) for side in size)
         return width, height
 
-    def _window(self, size: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> Window:
-        """What the crop keeps of a picture of ``size``; the crop is drawn in the mirrored picture if there is one."""
+    def _window(self, size: Size, mirrored: bool, rng: np.random.Generator) -> Window:
+        """What the crop keeps of a picture of ``size``; it is drawn in the mirrored picture where there is one."""
         if self.crop is None:
             return 0, 0, *size
-        left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop, strict=False))
+        room = (max(0, have - want) for have, want in zip(size, self.crop, strict=True))
+        left, top = (int(rng.integers(0, free + 1)) for free in room)
         right, bottom = min(left + self.crop[0], size[0]), min(top + self.crop[1], size[1])
         return (size[0] - right, top, size[0] - left, bottom) if mirrored else (left, top, right, bottom)
 
 
-def _padded(layer: Image.Image, size: tuple[int, int], fill: int | tuple[int, int, int]) -> Image.Image:
+def _padded(layer: Image.Image, size: Size, fill: Fill) -> Image.Image:
+    """``layer`` in the middle of ``size``; of an odd number of missing pixels the right or bottom gets one more."""
     if layer.size == size:
         return layer
     canvas = Image.new(layer.mode, size, fill)
-    canvas.paste(layer)
+    canvas.paste(layer, ((size[0] - layer.width) // 2, (size[1] - layer.height) // 2))
     return canvas

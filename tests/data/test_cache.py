@@ -24,6 +24,8 @@ OPTIONS = [
     {"size": (50, 30), "flip": True, "crop": (60, 20)},
     {"size": (50, 30), "rotate": (-10, 10), "crop": (24, 20)},
     {"scale": (0.5, 1.5), "crop": (24, 20)},
+    {"size": (50, 30), "scale": (0.5, 1.5), "crop": (24, 20)},
+    {"size": (50, 30), "scale": (0.5, 1.5), "crop": (24, 20), "scale_from": "original"},
     {"size": (50, 30), "scale": (0.5, 1.5), "rotate": (-10, 10), "flip": True, "crop": (24, 20)},
 ]
 
@@ -61,6 +63,21 @@ def test_cold_and_warm_cache_give_the_pixels_of_the_files(samples, tmp_path, opt
                     state
                 )
     assert len(list((tmp_path / "cache").iterdir())) == len(samples)
+
+
+@pytest.mark.parametrize(
+    ("scale", "scale_from", "size"),
+    [
+        (None, "resized", (50, 30)),
+        (None, "original", (50, 30)),
+        ((0.5, 1.5), "resized", (50, 30)),
+        ((0.5, 1.5), "original", (64, 40)),
+    ],
+)
+def test_cache_keeps_the_resized_picture_unless_the_original_is_scaled(samples, tmp_path, scale, scale_from, size):
+    folder(samples, {"size": (50, 30), "scale": scale, "scale_from": scale_from}, tmp_path / "cache")[0]
+    (path,) = (tmp_path / "cache").iterdir()
+    assert np.load(path)["image"].shape == (size[1], size[0], 3)
 
 
 def test_warm_cache_decodes_nothing(samples, tmp_path, monkeypatch):
@@ -130,9 +147,11 @@ def test_cache_that_cannot_be_written_is_named(samples, tmp_path):
         folder(samples, {}, tmp_path / "cache", skip_bad=True)[0]
 
 
-def test_training_with_a_cache_is_the_same_training(command, tmp_path):
-    keys = ["source.scale=[0.7, 1.3]", "source.flip=true", "val.held_out=0"]
+@pytest.mark.parametrize(("scale_from", "shape"), [("resized", (56, 84, 3)), ("original", (64, 96, 3))])
+def test_training_with_a_cache_is_the_same_training(command, tmp_path, scale_from, shape):
+    keys = ["source.input_size=[84, 56]", "source.scale=[0.7, 1.3]", "source.flip=true", "val.held_out=0"]
+    keys.append(f"source.scale_from={scale_from}")
     train_source_only.main(command(tmp_path, "plain", *keys))
     train_source_only.main(command(tmp_path, "cached", *keys, f"train.cache_dir={tmp_path}/cache"))
     assert (tmp_path / "plain/log.jsonl").read_text() == (tmp_path / "cached/log.jsonl").read_text()
-    assert list((tmp_path / "cache").glob("*.npy"))
+    assert {np.load(path)["image"].shape for path in (tmp_path / "cache").glob("*.npy")} == {shape}

@@ -1,4 +1,4 @@
-"""Every fast path gives what the plain way gives: the same bits where it only counts or copies, else equal values."""
+"""Every fast path gives what the plain way gives: the same bits where it counts or copies, else the same values."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,13 @@ from PIL import Image
 from dataset.folders import DataError
 from dataset.labels import id_lookup, known_ids
 from dataset.reading import look_up, read_label
-from dataset.transforms import BILINEAR, FILLS, NEAREST, JointTransform, Window, normalise, resized_window
+from dataset.transforms import BILINEAR, NEAREST, Size, Window, nearest_window, resized_window
 from tests.benchmark.cases import plain_curriculum, plain_labels
 from utils.curriculum import PyramidCurriculum
 from utils.metrics import ConfusionMatrix, class_map
 
 C = 19
+WAYS = ("any", "once", "twice the same", "one side", "by two", "not at all")
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -42,21 +43,50 @@ def test_unknown_ids_are_those_that_unique_finds(tmp_path, seed):
         read_label(tmp_path / "a.png", "gtav")
 
 
-def random_window(size: tuple[int, int], rng: np.random.Generator) -> Window:
+def random_window(size: Size, rng: np.random.Generator) -> Window:
     left, top = (int(rng.integers(0, side)) for side in size)
     return left, top, int(rng.integers(left + 1, size[0] + 1)), int(rng.integers(top + 1, size[1] + 1))
 
 
-def test_resized_window_is_cut_out_of_the_resized_picture():
+def random_sizes(rng: np.random.Generator, way: str) -> list[Size]:
+    """Of a picture, of what it is resized to first, and then."""
+    own, via, size = (tuple(int(side) for side in rng.integers(1, 130, 2)) for _ in range(3))
+    halved = (max(1, own[0] // 2), max(1, own[1] // 2))
+    ways = {
+        "any": [own, via, size],
+        "once": [own, own, size],
+        "twice the same": [own, via, via],
+        "one side": [own, via, (size[0], via[1])],
+        "by two": [own, halved, size],
+        "not at all": [own, own, own],
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_resized_window_is_cut_out_of_the_resized_picture(way):
     """Bit for bit, for any sizes, of the picture resampled along its rows and then along its columns."""
     rng = random()
     for _ in range(300):
-        own, size = (tuple(int(side) for side in rng.integers(1, 130, 2)) for _ in range(2))
+        own, via, size = random_sizes(rng, way)
         pixels = rng.integers(0, 256, (own[1], own[0], 3), np.uint8)
-        whole = Image.fromarray(pixels).resize((size[0], own[1]), BILINEAR).resize(size, BILINEAR)
+        first = Image.fromarray(pixels).resize((via[0], own[1]), BILINEAR).resize(via, BILINEAR)
+        whole = first.resize((size[0], via[1]), BILINEAR).resize(size, BILINEAR)
         window = random_window(size, rng)
         for picture in (pixels, Image.fromarray(pixels)):
-            assert np.array_equal(resized_window(picture, size, window), whole.crop(window)), (own, size, window)
+            found = resized_window(picture, size, window, via)
+            assert np.array_equal(found, whole.crop(window)), (own, via, size, window)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nearest_window_is_cut_out_of_the_resized_label(way):
+    rng = random()
+    for _ in range(300):
+        own, via, size = random_sizes(rng, way)
+        label = rng.integers(0, 256, own[::-1], np.uint8)
+        whole = Image.fromarray(label).resize(via, NEAREST).resize(size, NEAREST)
+        window = random_window(size, rng)
+        assert np.array_equal(nearest_window(label, size, window, via), whole.crop(window)), (own, via, size, window)
 
 
 @pytest.mark.parametrize(
@@ -68,40 +98,21 @@ def test_resized_window_at_the_sizes_of_the_recipes_is_pillows(own, size):
     assert np.array_equal(resized_window(picture, size, window), picture.resize(size, BILINEAR).crop(window))
 
 
-def plain_transform(
-    pixels: np.ndarray, label: np.ndarray, rng: np.random.Generator, scale, rotate, flip, crop
-) -> list[Image.Image]:
-    """Image, valid mask and label: everything computed for the whole picture, in the order of the random numbers."""
-    height, width = label.shape
-    factor = rng.uniform(*scale)
-    size = (round(width * factor), round(height * factor))
-    image = Image.fromarray(pixels).resize((size[0], height), BILINEAR).resize(size, BILINEAR)
-    layers = [image, Image.new("L", size, 255), Image.fromarray(label).resize(size, NEAREST)]
-    if rotate:
-        angle = rng.uniform(*rotate)
-        layers = [
-            x.rotate(angle, f, fillcolor=fill)
-            for x, f, fill in zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS, strict=False)
-        ]
-    if flip and rng.random() < 0.5:
-        layers = [x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in layers]
-    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop, strict=False))
-    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
-    for canvas, x in zip(canvases, layers, strict=False):
-        canvas.paste(x, (-left, -top))
-    return canvases
+def test_window_whose_place_float32_cannot_hold_is_cut_out_of_the_resized_picture():
+    picture = Image.fromarray(random().integers(0, 256, (1, 16411, 3), np.uint8))
+    whole = picture.resize((2048, 1), BILINEAR)
+    for left in range(1, 2048, 31):
+        window = (left, 0, min(left + 31, 2048), 1)
+        assert np.array_equal(resized_window(picture, (2048, 1), window), whole.crop(window))
 
 
-@pytest.mark.parametrize("rotate", [None, (-10, 10)])
-@pytest.mark.parametrize("flip", [False, True])
-def test_transform_of_the_window_is_the_window_of_the_transformed_picture(rotate, flip):
-    options = {"scale": (0.5, 1.5), "rotate": rotate, "flip": flip, "crop": (40, 36)}
-    pixels, ids = random().integers(0, 256, (48, 64, 3), np.uint8), random().integers(0, C, (48, 64), np.uint8)
-    for seed in range(10):
-        image, label, valid = JointTransform(**options)(Image.fromarray(pixels), ids, random(seed))
-        plain_image, plain_valid, plain_label = plain_transform(pixels, ids, random(seed), **options)
-        assert torch.equal(image, normalise(plain_image))
-        assert np.array_equal(valid, np.array(plain_valid) > 0) and np.array_equal(label, plain_label)
+@pytest.mark.parametrize("factor", [0.5, 0.7312, 0.9999, 1.0, 1.2345, 1.5])
+def test_scaled_window_at_the_sizes_of_the_recipes_is_pillows(factor):
+    picture = Image.fromarray(random().integers(0, 256, (1052, 1914, 3), np.uint8))
+    resized, size = (1024, 560), (int(1024 * factor), int(560 * factor))
+    window = random_window(size, random(1))
+    whole = picture.resize(resized, BILINEAR).resize(size, BILINEAR)
+    assert np.array_equal(resized_window(picture, size, window, resized), whole.crop(window))
 
 
 def test_class_map_is_argmax_and_takes_the_first_of_several():

@@ -1,8 +1,8 @@
 """Whole training iterations are those of the authors' training scripts: losses, learning rates, weights, statistics.
 
 ``golden/trajectory.json`` holds three iterations of each released script, run on a CPU in float64 on arrays that its
-``note`` describes. Here our own scripts run on the same arrays: their configurations, phases, losses, optimiser, schedule
-and batch norm; only the loaders are replaced. ``PYCDA_TRAJECTORY=FILE`` reads the cases of another file of that form.
+``note`` describes. Here our own scripts run on the same arrays: their configurations, phases, losses, optimiser,
+schedule and batch norm; only the loaders are replaced. ``PYCDA_TRAJECTORY=FILE`` reads the cases of another file.
 """
 
 import importlib
@@ -100,7 +100,9 @@ def trainer(spec: dict, bias_correction: bool, folder: Path, monkeypatch: pytest
     monkeypatch.setattr(data, "domain_loader", lambda config, domain, samples, start: batches(spec, domain))
     log = RunLog(folder, enabled=False)
     phases = script.phases(Experiment(config, [], [], torch.device("cpu"), log))
-    return Trainer(config, model.train(), network.build_optimizer(config, model), phases, None, torch.device("cpu"), log)
+    return Trainer(
+        config, model.train(), network.build_optimizer(config, model), phases, None, torch.device("cpu"), log
+    )
 
 
 def relative(ours: list[float], theirs: list[float]) -> float:

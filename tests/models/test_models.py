@@ -252,7 +252,9 @@ def test_logits_come_from_the_network_stride_in_float32():
     with torch.no_grad():
         coarse = model.decoder(model.encoder(images))
         assert torch.equal(model.stride_logits(images), coarse)
-        assert torch.equal(model(images)["logits"], F.interpolate(coarse, (32, 64), mode="bilinear", align_corners=False))
+        assert torch.equal(
+            model(images)["logits"], F.interpolate(coarse, (32, 64), mode="bilinear", align_corners=False)
+        )
         with torch.autocast("cpu", torch.bfloat16):  # the network is in half precision, its upsampling is not
             half, logits = model.stride_logits(images), model(images)["logits"]
     assert half.dtype == torch.bfloat16 and logits.dtype == torch.float32

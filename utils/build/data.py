@@ -79,7 +79,12 @@ def domain_dataset(
         elif config.adabn.scale is not None:
             options = replace(options, scale=config.adabn.scale)
     transform = JointTransform(
-        size=options.input_size, scale=options.scale, rotate=options.rotate, flip=options.flip, crop=options.crop_size
+        size=options.input_size,
+        scale=options.scale,
+        rotate=options.rotate,
+        flip=options.flip,
+        crop=options.crop_size,
+        scale_from=options.scale_from,
     )
     t = config.train
     read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)

@@ -70,6 +70,11 @@ class Domain(_Labelled):
     label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
     input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
     scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
+    scale_from: str = key(
+        "resized",
+        "what the random scale resizes: the image at input_size (released), or the original, once and sharper",
+        choices=("resized", "original"),
+    )
     rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none")
     flip: bool = key(False, "random horizontal flip")
     crop_size: Size | None = key(None, "random crop [W, H], padded where the image is smaller; null: the full image")
@@ -98,7 +103,7 @@ class Evaluation(_Labelled):
     input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
     upsampling: str = key(
         "released",
-        "logits to the label's size: released: to the input's size as in training, then with align_corners; direct: in one step",
+        "logits to the label's size: released: to the input's size first, then with align_corners; direct: in one step",
         choices=("released", "direct"),
     )
     eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all")
@@ -164,7 +169,7 @@ class Curriculum:
 class AdaBN:
     mode: str = key(
         "cumulative",
-        "cumulative: exact mean and variance of all images; ema: the checkpoint's running average goes on (released code)",
+        "cumulative: exact mean and variance of all images; ema: the checkpoint's running average goes on (released)",
         choices=("cumulative", "ema"),
     )
     images: str = key(

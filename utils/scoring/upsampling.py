@@ -1,7 +1,7 @@
 """Classes at the label's size from logits at the network's stride, without logits of that size.
 
-Bilinear interpolation is linear and works on one axis after the other, so that any chain of interpolations is one matrix
-an axis. These matrices are made by ``torch.nn.functional.interpolate`` itself, on the identity.
+Bilinear interpolation is linear and works on one axis after the other, so that any chain of interpolations is one
+matrix an axis. These matrices are made by ``torch.nn.functional.interpolate`` itself, on the identity.
 """
 
 from collections.abc import Iterator, Sequence
