@@ -1,16 +1,28 @@
-"""``base: other.yaml``: a file inherits what it does not set."""
+"""``base: other.yaml``: a file inherits what it does not set; the shipped files, which do so, say what they said."""
 
+import json
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train_pycda
 import train_source_only
+from models.segmentor import ENCODERS
 from utils.config.read import ConfigError, build_config, flatten, read_yaml, to_yaml
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "cfgs").rglob("*.yaml"))
+WHOLE = ["adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001", "source_only_exp001"]
+MAX_LINES = 700  # of all shipped files together
+# What the files printed at commit 2ca95db, when none inherited: of each the script it is for and, by dotted name, the
+# values that were not the defaults of that commit. Made by the code of that commit:
+#   build_config(path, script=script, defaults=the script's DEFAULTS), then to_yaml
+BEFORE = json.loads((ROOT / "tests/golden/configs.json").read_text())
 
 
 def write(path: Path, text: str) -> Path:
@@ -25,6 +37,33 @@ def printed(script: str, path: Path, capsys: pytest.CaptureFixture[str]) -> dict
         import_module(script).main(["--config", str(path), "--print-config"])
     assert stopped.value.code == 0
     return flatten(yaml.safe_load(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("name", BEFORE["files"])
+def test_shipped_files_print_what_they_printed_before_they_inherited(name, capsys):
+    """One change is wanted: ``model.fc_dim`` is null, the encoder's own, where it was that number."""
+    expected = BEFORE["defaults"] | BEFORE["files"][name]["keys"]
+    found = printed(BEFORE["files"][name]["script"], ROOT / name, capsys)
+    with torch.device("meta"):
+        own = ENCODERS[found["model.encoder"]]().channels[-1]
+    assert (found.pop("model.fc_dim"), expected.pop("model.fc_dim")) == (None, own)
+    missing = object()
+    assert not {k: (v, found.get(k)) for k, v in expected.items() if found.get(k, missing) != v}
+
+
+def test_four_shipped_files_are_whole_and_all_are_short():
+    whole = [Path(name).stem for name in SHIPPED if read_yaml(ROOT / name, "evaluate").base is None]
+    assert whole == WHOLE
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in SHIPPED) < MAX_LINES
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if Path(name).stem not in WHOLE])
+def test_inheriting_shipped_files_set_only_what_differs(name):
+    file = read_yaml(ROOT / name, "evaluate")
+    mine, inherited = (flatten(yaml.safe_load(to_yaml(build_config(path)))) for path in (file.path, file.base))
+    repeated = {key for key in file.keys if mine[key] == inherited[key]}
+    # The paper's variant is written there in full: the demo puts it over the spatial recipe too, which has another.
+    assert repeated == ({"curriculum.lambda_balance"} if name == "cfgs/pycda_paper.yaml" else set())
 
 
 def test_chain_of_files_then_the_command_line(tmp_path):

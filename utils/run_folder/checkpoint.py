@@ -22,6 +22,7 @@ FREE_KEYS = (
     "exp_name",
     "resume",
     "resume_force",
+    "model.fc_dim",  # only checks model.encoder
     "train.num_workers",
     "train.cache_dir",
     "train.skip_bad_samples",
@@ -51,7 +52,8 @@ def make_run_folder(folder: Path) -> None:
         (folder / ".writable").unlink()
     except OSError as error:
         raise CheckpointError(
-            f"cannot write into the run folder {folder}: {error.strerror}. Make it writable or choose another snapshot_dir"
+            f"cannot write into the run folder {folder}: {error.strerror}. "
+            "Make it writable or choose another snapshot_dir"
         ) from error
 
 
@@ -110,8 +112,8 @@ def _check_config(saved: str, config: Config, path: Path) -> None:
     if differing and not config.resume_force:
         listed = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in differing)
         raise CheckpointError(
-            f"{path} was written with another configuration ({listed}). Restore it, start anew with resume=off, or go on "
-            "all the same with resume_force=true"
+            f"{path} was written with another configuration ({listed}). "
+            "Restore it, start anew with resume=off, or go on all the same with resume_force=true"
         )
 
 
@@ -124,7 +126,7 @@ def remove_results(folder: Path) -> list[str]:
 
 
 def resolve_weights(path: str) -> Path:
-    """File of a run's result: ``path`` itself, or in a run folder best.pth, else last.pth (a run without validation)."""
+    """File of a run's result: ``path`` itself, or in a run folder best.pth, else (without validation) last.pth."""
     given = Path(path)
     candidates = [given, given / BEST, given / LAST]
     for candidate in candidates:
