@@ -46,19 +46,19 @@ def test_several_networks_in_one_table_and_the_best_is_starred(command, source_r
 
 
 class Stub(torch.nn.Module):
-    """Logits that are the image itself, at the wanted size."""
+    """Logits that are the image itself."""
 
-    def forward(self, image: Tensor, size: tuple[int, int], align_corners: bool) -> dict[str, Tensor]:
-        return {"logits": torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=align_corners)}
+    def stride_logits(self, image: Tensor) -> Tensor:
+        return image
 
 
 def test_averaging_undoes_the_mirror_and_the_scale():
     image = torch.zeros(1, 3, 8, 12)
     image[:, 1, :, 6:] = 5.0  # class 1 on the right, where a mirror that is not undone would put it on the left
-    plain = predict(Stub(), image, (8, 12), AtTestTime())
+    plain = predict(Stub(), image, (8, 12), "released")
     assert plain[0, :, 6:].eq(1).all() and plain[0, :, :6].eq(0).all()
-    assert torch.equal(predict(Stub(), image, (8, 12), AtTestTime(scales=(1.0,), flip=True)), plain)
-    scaled = predict(Stub(), image, (8, 12), AtTestTime(scales=(0.5, 1.0, 2.0), flip=True))
+    assert torch.equal(predict(Stub(), image, (8, 12), "released", AtTestTime(scales=(1.0,), flip=True)), plain)
+    scaled = predict(Stub(), image, (8, 12), "released", AtTestTime(scales=(0.5, 1.0, 2.0), flip=True))
     assert (scaled == plain).float().mean() > 0.9
 
 

@@ -137,6 +137,23 @@ def test_a_mistake_is_named(tmp_path, text, message):
         read(tmp_path, "train_pycda", text)
 
 
+@pytest.mark.parametrize(
+    ("text", "script", "message"),
+    [
+        ("common: {scale_max: 1.5}", "train_source_only", "common.scale_min and common.scale_max are one range"),
+        ("common: {rotate_min: -10}", "train_source_only", "common.rotate_min and common.rotate_max are one range"),
+        ("common: {decrease_lr: -1}", "train_pycda_spatial", "needs common.num_steps in the same file"),
+    ],
+)
+def test_half_of_what_belongs_together_is_named(tmp_path, text, script, message):
+    """Not taken from a base either: each file is translated for itself."""
+    whole = "common: {scale_min: 0.5, scale_max: 2, rotate_min: -1, rotate_max: 1, num_steps: 9}"
+    (tmp_path / "base.yaml").write_text(whole)
+    for inherits in ("", "base: base.yaml\n"):
+        with pytest.raises(ConfigError, match=f"official.yaml: .*{message}"):
+            read(tmp_path, script, inherits + text)
+
+
 def test_every_official_key_is_in_one_group_only():
     groups = [set(RENAMED), set(DERIVED), set(ELSEWHERE), DEAD]
     assert sum(map(len, groups)) == len(set.union(*groups))

@@ -163,6 +163,7 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     train_source_only.main(command(tmp_path, "run", *keys))
     before = (tmp_path / "run/last.pth").stat().st_mtime_ns
     train_source_only.main(command(tmp_path, "run", *keys))
+    train_source_only.main(command(tmp_path, "run", *keys, "model.fc_dim=null"))  # was 512, the encoder's own
     assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
     assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
     train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))

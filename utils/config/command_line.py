@@ -14,7 +14,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, epilog=keys_help(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
+    parser.add_argument("--config", required=True, help="YAML file, see cfgs/; 'base: FILE' in it inherits")
     parser.add_argument("--print-config", action="store_true", help="print the effective configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.num_steps=100")
     return parser

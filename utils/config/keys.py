@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import yaml
-
-from utils.config.read import key_types, type_name
+from utils.config.read import key_types, type_name, value_text
 from utils.config.schema import Config
 
 
@@ -16,11 +14,6 @@ class Key:
     type: str
     default: str
     help: str
-
-
-def _plain(value: Any) -> str:
-    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
-    return text.removesuffix("\n").removesuffix("\n...") or "''"
 
 
 def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
@@ -33,7 +26,7 @@ def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
         else:
             choices = f.metadata["choices"]
             kind = " \\| ".join(choices) if choices else type_name(types[name]).replace("|", "or")
-            yield Key(name, kind, _plain(value), f.metadata["help"])
+            yield Key(name, kind, value_text(value), f.metadata["help"])
 
 
 def keys_markdown() -> str:

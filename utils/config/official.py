@@ -59,6 +59,7 @@ DERIVED = (
     *("arch_decoder", "decrease_lr", "scale_min", "scale_max", "rotate_min", "rotate_max"),
     *("ignore_label", "ignore_index"),
 )
+RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two keys of theirs are one of ours
 # Acted in the released code, but is decided elsewhere here.
 ELSEWHERE = {
     "num_gpus": "run.sh starts one process a GPU",
@@ -135,11 +136,16 @@ def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if "arch_decoder" in live:
         keys["model.decoder"] = live["arch_decoder"].removesuffix("_deepsup")
-    if "decrease_lr" in live:  # below 0: never
+    for low, high in RANGES:
+        if (low in live) != (high in live):
+            raise OfficialKeyError(f"common.{low} and common.{high} are one range: give both in the same file")
+    if "decrease_lr" in live:
+        if live["decrease_lr"] < 0 and "num_steps" not in live:
+            raise OfficialKeyError("common.decrease_lr below 0 (never) needs common.num_steps in the same file")
         keys["train.decrease_lr"] = live["decrease_lr"] if live["decrease_lr"] >= 0 else live["num_steps"]
-    if "scale_min" in live and "scale_max" in live:
+    if "scale_min" in live:
         keys["target.scale"] = keys["source.scale"] = [live["scale_min"], live["scale_max"]]
-    if "rotate_min" in live and "rotate_max" in live:
+    if "rotate_min" in live:
         keys["source.rotate"] = [live["rotate_min"], live["rotate_max"]]
     for name in ("ignore_label", "ignore_index"):
         if live.get(name, IGNORE) != IGNORE:

@@ -1,9 +1,12 @@
-"""YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key."""
+"""YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key.
+
+A file may begin with ``base: other.yaml``: it inherits what it does not set itself.
+"""
 
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from utils.config.official import OfficialKeyError, translate
 from utils.config.schema import Config
 
 OFFICIAL = "common"  # the group of the authors' keys
+BASE = "base"  # names the file that this one inherits from
 
 
 class ConfigError(ValueError):
@@ -44,11 +48,52 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_yaml(path: str | Path, script: str) -> dict[str, Any]:
-    """One YAML file as a flat dict of dotted keys; the authors' keys below ``common:`` as ours for ``script``."""
+@dataclass(frozen=True)
+class YamlFile:
+    """What one YAML file says itself, without what it inherits.
+
+    Attributes:
+        base: the file that it inherits from.
+        keys: its values by dotted name, not yet checked; the authors' keys under our names.
+    """
+
+    path: Path
+    base: Path | None
+    keys: dict[str, Any]
+
+
+def read_yaml(path: str | Path, script: str) -> YamlFile:
+    """One YAML file; the authors' keys below ``common:`` as ours for ``script``, whatever its base is made of.
+
+    Raises:
+        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}")
+    tree, repeated = _load(path)
+    base = _base_of(tree, path)
+    keys: dict[str, Any] = {}
+    if (official := tree.pop(OFFICIAL, None)) is not None:
+        try:
+            keys = translate(official, script, repeated)
+        except OfficialKeyError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return YamlFile(path, base, keys | flatten(tree))
+
+
+def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
+    """The base of the file at ``path``, whose content ``tree`` is; takes it out of there."""
+    if BASE not in tree:
+        return None
+    base = tree.pop(BASE)
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: {BASE} must be the path of one file, got {base!r}")
+    return path.parent / base
+
+
+def _load(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Content of a YAML file, and the authors' keys that it gives twice (of theirs, the last one counts)."""
     text = path.read_text()
     try:
         tree = yaml.safe_load(text)
@@ -60,14 +105,31 @@ def read_yaml(path: str | Path, script: str) -> dict[str, Any]:
     for name, first, second in repeated:
         if not name.startswith(f"{OFFICIAL}."):
             raise ConfigError(f"{path}: key '{name}' in line {first} and again in {second}")
-    official = tree.pop(OFFICIAL, None)
-    if official is None:
-        return flatten(tree)
-    try:
-        translated = translate(official, script, [name.removeprefix(f"{OFFICIAL}.") for name, _, _ in repeated])
-    except OfficialKeyError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return translated | flatten(tree)
+    return tree, [name.removeprefix(f"{OFFICIAL}.") for name, _, _ in repeated]
+
+
+def read_chain(path: str | Path, script: str) -> list[YamlFile]:
+    """The file ``path`` and those it inherits from, base first; what comes later wins, and a list replaces a list.
+
+    Each file's own keys, the authors' too, are complete in themselves: ``common:`` is never merged with a base's.
+    ``exp_name`` is not inherited, because two runs would share a folder.
+
+    Raises:
+        ConfigError: as ``read_yaml``; a base that is not there; files that are each other's base.
+    """
+    chain = [read_yaml(path, script)]
+    while (base := chain[0].base) is not None:
+        if not base.is_file():
+            raise ConfigError(
+                f"{chain[0].path}: its base {base} is no file; {BASE} is relative to the file it stands in"
+            )
+        if base.resolve() in {file.path.resolve() for file in chain}:
+            names = [str(file.path) for file in reversed(chain)]
+            raise ConfigError(f"a file cannot inherit from itself: {' -> '.join([*names, str(base)])}")
+        inherited = read_yaml(base, script)
+        inherited.keys.pop("exp_name", None)
+        chain.insert(0, inherited)
+    return chain
 
 
 def key_types(group: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -143,6 +205,12 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     setattr(owner, leaf, value)
 
 
+def value_text(value: Any) -> str:
+    """``value`` on one line of YAML, as ``parse_overrides`` reads it."""
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...") or "''"
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """``["train.num_steps=10"]`` -> ``{"train.num_steps": 10}``; values are YAML."""
     overrides = {}
@@ -157,14 +225,17 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def build_config(
     path: str | Path, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None, script: str = "evaluate"
 ) -> Config:
-    """Config from a script's ``defaults`` (dotted keys), then the YAML file, then ``key=value`` overrides.
+    """Config from a script's ``defaults`` (dotted keys), then the YAML file's bases, itself, ``key=value`` overrides.
 
     ``script`` is the name of the script, on which the meaning of the authors' keys depends.
+
+    Raises:
+        ConfigError: names the key, and the file of the chain in which it stands.
     """
     config = Config()
     for origin, values in (
         ("script", defaults or {}),
-        (str(path), read_yaml(path, script)),
+        *((str(file.path), file.keys) for file in read_chain(path, script)),
         ("command line", parse_overrides(overrides)),
     ):
         for name, value in values.items():

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "exp_name",
     "resume",
     "resume_force",
+    "model.fc_dim",  # only checks model.encoder
     "train.num_workers",
     "train.cache_dir",
     "train.skip_bad_samples",
