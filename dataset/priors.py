@@ -121,7 +121,8 @@ def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str
     if not path.is_file():
         raise DataError(f"no spatial prior {path}; set curriculum.spatial_prior to null to compute it")
     prior = np.load(path, allow_pickle=False)
-    if prior.ndim != 3 or prior.shape[2] < num_classes:
+    channels_first = prior.ndim == 3 and prior.shape[0] == num_classes != prior.shape[2]
+    if prior.ndim != 3 or prior.shape[2] < num_classes or channels_first:
         raise DataError(f"{path} is {prior.shape}, expected (H, W, {num_classes})")
     if prior.shape[2] > num_classes:
         report(f"{path} is {prior.shape}: the first {num_classes} classes are taken (released code)")

@@ -13,8 +13,8 @@ from dataset.labels import IGNORE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The mean times 255: cut to whole numbers around a picture that is smaller than the crop (released code), rounded in the
-# corners that a rotation uncovers, whose pixels were compared with the released code's and are the same.
+# The mean times 255: cut to whole numbers around a picture that is smaller than the crop (released code), rounded in
+# the corners that a rotation uncovers, whose pixels were compared with the released code's and are the same.
 PADDING, CORNER = (123, 116, 103), (124, 116, 104)
 
 Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly a memory map

@@ -105,6 +105,12 @@ def test_what_a_script_fixed_in_code_it_fixes_here(tmp_path):
     assert read(tmp_path, "train_pycda_spatial", OFFICIAL.replace("700", "-1"))[0].train.decrease_lr == 900
 
 
+def test_released_conversion_takes_batches_steps_and_scale_of_the_training(tmp_path):
+    a = read(tmp_path, "test_adabn")[0].adabn
+    assert (a.mode, a.images, a.domains, a.scale) == ("ema", "crops", "target", (0.5, 1.5))
+    assert (a.batch_size, a.num_steps, a.score_every) == (4, 900, 1000)
+
+
 def test_keys_without_effect_are_listed_in_one_warning(tmp_path):
     _, (message,) = read(tmp_path, "train_pycda")
     assert "dead in the released code too: lambda_soft_pseudo, syncbn" in message

@@ -78,6 +78,15 @@ def test_authors_formats(tmp_path):
     assert np.allclose(priors.load_spatial_prior(tmp_path / "prior.npy", C), values.transpose(2, 0, 1))
 
 
+def test_first_classes_of_a_larger_spatial_prior_are_taken_and_told(tmp_path):
+    values, told = np.random.default_rng(0).random((3, 5, C + 2)), []
+    np.save(tmp_path / "prior.npy", values)
+    assert np.allclose(
+        priors.load_spatial_prior(tmp_path / "prior.npy", C, told.append), values[..., :C].transpose(2, 0, 1)
+    )
+    assert len(told) == 1 and "the first 19 classes are taken" in told[0]
+
+
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "short.txt").write_text("0.5 0.5")
     with pytest.raises(DataError, match="short.txt must hold 19 frequencies >= 0, found 2"):
@@ -85,9 +94,10 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "words.txt").write_text("road sky")
     with pytest.raises(DataError, match="not a list of numbers"):
         priors.load_class_prior(tmp_path / "words.txt", C)
-    np.save(tmp_path / "chw.npy", np.zeros((C, 4, 5)))
-    with pytest.raises(DataError, match=r"expected \(H, W, 19\)"):
-        priors.load_spatial_prior(tmp_path / "chw.npy", C)
+    for shape in ((C, 4, 5), (C, 40, 50), (4, 5), (4, 5, C - 1)):
+        np.save(tmp_path / "chw.npy", np.zeros(shape))
+        with pytest.raises(DataError, match=r"expected \(H, W, 19\)"):
+            priors.load_spatial_prior(tmp_path / "chw.npy", C)
     for load in (priors.load_class_prior, priors.load_spatial_prior):
         with pytest.raises(DataError, match="to null to compute it"):
             load(tmp_path / "nowhere", C)

@@ -1,0 +1,100 @@
+"""Logits get to the label's size as in the released code, in strips as in one piece."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import build_segmentor
+from utils.config.schema import AtTestTime
+from utils.scoring.evaluation import predict
+from utils.scoring.upsampling import MODES, View, classes_at, upsample
+
+MARGIN = 1e-4  # between the two highest logits: below it, rounding decides
+
+
+def plain(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], mode: str) -> Tensor:
+    """The released order of operations, or one step, by torch alone."""
+    if mode == "direct":
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    seen = F.interpolate(logits, input_size, mode="bilinear", align_corners=False)
+    return F.interpolate(seen, size, mode="bilinear", align_corners=True)
+
+
+def blobs(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Logits whose neighbours resemble each other."""
+    noise = torch.randn(*shape[:2], shape[2] + 4, shape[3] + 4, generator=torch.Generator().manual_seed(seed))
+    return 5 * F.avg_pool2d(noise, 5, 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("stride_size", "input_size", "size"),
+    [
+        ((16, 32), (128, 256), (256, 512)),
+        ((17, 33), (130, 261), (377, 613)),  # nothing divides
+        ((16, 32), (128, 256), (100, 180)),  # a label smaller than the input
+        ((16, 32), (128, 256), (128, 256)),
+        ((1, 1), (8, 8), (5, 7)),
+        ((4, 64), (32, 512), (32, 2000)),
+    ],
+)
+def test_strips_are_cut_out_of_the_whole(stride_size, input_size, size, mode):
+    logits = blobs((2, 6, *stride_size), seed=stride_size[0])
+    expected = plain(logits, input_size, size, mode)
+    assert torch.equal(upsample(logits, input_size, size, mode), expected)
+    found = classes_at([View(logits, input_size)], size, mode)
+    best, second = expected.topk(2, dim=1).values.unbind(1)
+    clear = best - second > MARGIN
+    assert clear.float().mean() > 0.99 and torch.equal(found[clear].long(), expected.argmax(1)[clear])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_probabilities_of_several_views_are_averaged(mode):
+    views = [View(blobs((1, 5, 8, 16), 0), (64, 128)), View(blobs((1, 5, 12, 24), 1), (96, 192))]
+    size = (70, 150)
+    expected = sum(plain(view.logits, view.input_size, size, mode).softmax(1) for view in views) / 2
+    best, second = expected.topk(2, dim=1).values.unbind(1)
+    clear = best - second > MARGIN
+    assert torch.equal(classes_at(views, size, mode)[clear].long(), expected.argmax(1)[clear])
+
+
+def ideal_city() -> tuple[Tensor, Tensor, Tensor]:
+    """A network of stride 8 that knows every cell of a scene.
+
+    Returns:
+        its one-hot logits (1, C, 32, 64), labels (512, 1024) of the same scene at twice the size of the network's input,
+        and where in these no other class is within 3 pixels.
+    """
+    cells = np.random.default_rng(0).integers(0, 19, (8, 16)).repeat(4, 0).repeat(4, 1)
+    label = cells.repeat(16, 0).repeat(16, 1)
+    same = np.ones_like(label, bool)
+    for axis in (0, 1):
+        for shift in range(-3, 4):
+            same &= np.roll(label, shift, axis) == label
+    return (
+        F.one_hot(torch.from_numpy(cells), 19).permute(2, 0, 1)[None].float(),
+        torch.from_numpy(label),
+        torch.from_numpy(same),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_network_that_knows_every_cell_is_right_away_from_class_borders(mode):
+    logits, label, inner = ideal_city()
+    found = classes_at([View(logits, (256, 512))], (512, 1024), mode)[0]
+    assert (found == label)[inner].float().mean() > 0.999
+    shifted = F.interpolate(logits, (512, 1024), mode="bilinear", align_corners=True).argmax(1)[0]
+    assert (shifted == label)[inner].float().mean() < 0.99  # from the stride in one step with aligned corners
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_network_and_evaluation_say_the_same_at_the_same_size(mode):
+    model = build_segmentor("resnet18_dilated8", "fcn", 7).eval()
+    images = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(images)["logits"].argmax(1)
+        assert torch.equal(predict(model, images, (72, 104), mode).long(), expected)
+        flipped = predict(model, images, (72, 104), mode, AtTestTime(flip=True))
+    assert not torch.equal(flipped.long(), expected)

@@ -1,0 +1,19 @@
+"""Learning rates are those of the released code, which sets them after an iteration by the index of that iteration."""
+
+import pytest
+
+from utils.config.schema import Config
+from utils.training.engine import learning_rate_factor
+
+
+def test_poly_starts_with_two_iterations_at_the_initial_rate():
+    config = Config()
+    factors = [learning_rate_factor(config, i) for i in range(35000)]
+    assert factors[:2] == [1, 1] and factors[2] == (1 - 1 / 35000) ** 0.9
+    assert factors[-1] == pytest.approx((2 / 35000) ** 0.9) and factors == sorted(factors, reverse=True)
+
+
+def test_drop_comes_after_the_iteration_that_it_names():
+    config = Config()
+    config.train.schedule, config.train.decrease_lr = "drop", 1500
+    assert [learning_rate_factor(config, i) for i in (0, 1499, 1500, 1501, 30000)] == [1, 1, 1, 0.1, 0.1]
