@@ -64,7 +64,7 @@ def ideal_city() -> tuple[Tensor, Tensor, Tensor]:
     """A network of stride 8 that knows every cell of a scene.
 
     Returns:
-        its one-hot logits (1, C, 32, 64), labels (512, 1024) of the same scene at twice the size of the network's input,
+        its one-hot logits (1, C, 32, 64), labels (512, 1024) of the scene at twice the size of the network's input,
         and where in these no other class is within 3 pixels.
     """
     cells = np.random.default_rng(0).integers(0, 19, (8, 16)).repeat(4, 0).repeat(4, 1)
