@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dataset.messages import nearest
 from models.encoder import Encoder
 from models.heads import HEADS, Head
+from models.mobilenet import OUTPUT_STRIDES, MobileNetV2
 from models.resnet import DEPTHS, DILATIONS, ResNet
 from models.vgg import VGG16
 
@@ -19,7 +20,9 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
     for stem in ("", "tv_")
     for depth in DEPTHS
     for dilated in DILATIONS
-} | {"vgg16": VGG16}
+}
+ENCODERS |= {f"mobilenet_v2_{dilated}": partial(MobileNetV2, dilated) for dilated in OUTPUT_STRIDES}
+ENCODERS["vgg16"] = VGG16
 
 
 class Segmentor(nn.Module):
@@ -83,7 +86,7 @@ def build_segmentor(
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|50|101`` + ``_dilated8|16``, or ``vgg16``.
+        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|34|50|101`` or ``mobilenet_v2`` + ``_dilated8|16``; ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
             ``vgg16``.
         fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
