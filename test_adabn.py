@@ -1,6 +1,6 @@
 """Convert a trained run's batch-norm statistics to the target: evaluate, convert, save, evaluate again.
 
-The converted checkpoint is adabn.pth in the run folder.
+The converted checkpoint is adabn.pth in the run folder. Without test labels there are no scores, and the same file.
 """
 
 from collections.abc import Sequence
@@ -35,24 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_run(config) as (device, log):
         model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
         log.text(report)
-        samples = data.test_samples(config)
+        samples = data.test_samples(config, labels="optional")
+        if not data.are_labelled(samples):
+            log.text("no labelled test images: the network is converted without scores")
 
-        before = evaluate_test_split(config, model, samples, device, title="before")
-        log.text(f"before conversion\n{iou_table(before, table, classes)}")
+        def score(title: str) -> None:
+            if data.are_labelled(samples):
+                matrix = evaluate_test_split(config, model, samples, device, title=title)
+                log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
-        def score(forwards: int) -> None:
-            matrix = evaluate_test_split(config, model, samples, device, title=f"after {forwards}")
-            log.text(f"after {forwards} forward passes\n{iou_table(matrix, table, classes)}")
-
+        score("before conversion")
         a = config.adabn
-        convert_statistics(model, statistics_loaders(config), a.mode, device, score_every=a.score_every, score=score)
+        options = {"score_every": a.score_every, "score": lambda done: score(f"after {done} forward passes")}
+        convert_statistics(model, statistics_loaders(config), a.mode, device, **options)
         if distributed.is_main():
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
             save_atomic(model_state(config, model), folder / CONVERTED)
-        after = evaluate_test_split(config, model, samples, device, title="after")
-        log.text(
-            f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}"
-        )
+        log.text(f"saved as {folder / CONVERTED} ({config.adabn})")
+        score("after conversion")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import train_source_only
 from dataset.labels import CITYSCAPES
 from utils.run_folder import log
 from utils.run_folder.log import RunLog
+from utils.scoring.pictures import TITLE_HEIGHT
 
 
 def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
@@ -64,7 +65,7 @@ def test_panels_of_the_held_out_images_at_each_validation(run):
         (2, f"panels/{name}") for name in names
     ]  # one validation, three images
     picture = Image.open(io.BytesIO(panels[0][2].encoded_image_string))
-    assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64)
+    assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64 + TITLE_HEIGHT)
 
 
 def test_configuration_is_there_once_as_text(run):

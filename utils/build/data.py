@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from dataset.cache import PictureCache
 from dataset.folders import Sample, find_samples, hold_out, write_list
+from dataset.labels import DATA_SETS
 from dataset.loader import SegmentationDataset, epoch_loader, eval_loader, step_loader, train_loader
 from dataset.reading import read_pair
 from dataset.transforms import EvalTransform, JointTransform
@@ -49,12 +51,35 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
     return unlabelled, held_out
 
 
-def test_samples(config: Config) -> list[Sample]:
+def test_samples(config: Config, labels: str = "required") -> list[Sample]:
+    """Test images.
+
+    Args:
+        labels: "required": an image without label is an error, and so is a test set that is not there; "optional": no
+            image where there is no test set, and images without labels where none of them has one.
+    """
+    if labels == "optional" and not has_test_set(config):
+        return []
     e = config.test
-    data_dir = e.data_dir or config.target.data_dir
-    return find_samples(
-        e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels="required"
-    )
+    options = {"split": e.split, "data_list": e.data_list, "label_list": e.label_list}
+    found = find_samples(e.dataset, e.data_dir or config.target.data_dir, labels="optional", **options)
+    if labels == "optional" and not are_labelled(found):
+        return found
+    return find_samples(e.dataset, e.data_dir or config.target.data_dir, labels="required", **options)
+
+
+def has_test_set(config: Config) -> bool:
+    """Whether the configuration names a test set, or the target's data set has one at its usual place."""
+    e = config.test
+    if e.data_list is not None or e.data_dir is not None:
+        return True
+    layout = DATA_SETS.get(e.dataset)
+    return layout is not None and (Path(config.target.data_dir) / layout.images.format(split=e.split)).is_dir()
+
+
+def are_labelled(samples: Sequence[Sample]) -> bool:
+    """Whether there is anything to be scored: False for no samples, and for those of a set without labels."""
+    return any(sample.label for sample in samples)
 
 
 def write_lists(config: Config, **lists: Sequence[Sample]) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dataset.folders import DataError, Sample, find_samples, known_labels
 from dataset.labels import IGNORE, ClassTable
 from dataset.reading import read_image, read_label
+from utils.build.data import has_test_set
 from utils.config.read import build_config
 from utils.config.schema import Config
 
@@ -85,6 +86,9 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     options = getattr(config, split)
     data_dir = options.data_dir or config.target.data_dir
     empty = Report([], Counter(), np.zeros(config.num_classes, np.int64))
+    if split == "test" and not has_test_set(config):
+        empty.findings.append(Finding(REMARK, split, "test", "there is no test set: training works, without scores"))
+        return empty
     try:
         lists = {"data_list": options.data_list, "label_list": options.label_list}
         samples = find_samples(options.dataset, data_dir, split=options.split, **lists, labels="optional")
@@ -105,7 +109,9 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
 def _pairs(config: Config, split: str, samples: Sequence[Sample]) -> Iterator[Finding]:
     """Images without label where one is needed, labels without image."""
     unlabelled = [sample for sample in samples if sample.label is None]
-    needed = split != "target" or 0 < len(unlabelled) < len(samples)
+    needed = split == "source" or 0 < len(unlabelled) < len(samples)
+    if split == "test" and len(unlabelled) == len(samples):
+        yield Finding(REMARK, split, split, "no image has a label: training works, without scores")
     for sample in unlabelled if needed else []:
         yield Finding(ERROR if split != "target" else REMARK, split, str(sample.image), "has no label")
     options = getattr(config, split)

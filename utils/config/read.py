@@ -200,7 +200,7 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     for group in groups:
         owner = getattr(owner, group)
     choices = next(f for f in fields(owner) if f.name == leaf).metadata["choices"]
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         raise ConfigError(f"{origin}: key '{name}' is {value!r}; choose one of {', '.join(choices)}")
     setattr(owner, leaf, value)
 
@@ -242,6 +242,7 @@ def build_config(
             set_key(config, name, value, origin)
     if not config.exp_name:
         config.exp_name = Path(path).stem
+    config.follow_target()
     return config
 
 

@@ -40,7 +40,7 @@ class Model:
 class _Labelled:
     """A data set whose labels can be read."""
 
-    dataset: str
+    dataset: str | None
     id_table: str | None
 
     @property
@@ -92,13 +92,17 @@ class Validation:
 
 @dataclass
 class Evaluation(_Labelled):
-    dataset: str = key(
-        "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
+    dataset: str | None = key(
+        None, "folder layout and label ids; list: own data, named by data_list; null: target.dataset", choices=DATASETS
     )
-    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
+    id_table: str | None = key(
+        None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table"
+    )
     data_dir: str | None = key(None, "root folder; null: target.data_dir")
     split: str = key("val", "split folder (Cityscapes layout only)")
-    data_list: str | None = key(None, "text file with one image path a line (list: and its label path)")
+    data_list: str | None = key(
+        None, "text file with one image path a line (list: and its label path); dataset list without it: no test set"
+    )
     label_list: str | None = key(None, "text file with one label path a line")
     input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
     upsampling: str = key(
@@ -212,6 +216,13 @@ class Config:
     def run_folder(self) -> Path:
         """Folder of the run's checkpoints, logs and results."""
         return Path(self.snapshot_dir) / self.exp_name
+
+    def follow_target(self) -> None:
+        """Let the test set be of the target's data set and classes where it is not said to be of others."""
+        if self.test.dataset is None:
+            self.test.dataset = self.target.dataset
+        if self.test.dataset == LIST and self.test.id_table is None:
+            self.test.id_table = self.target.id_table
 
     @property
     def class_table(self) -> ClassTable:
