@@ -3,6 +3,7 @@
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
+# sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
 # sh run.sh benchmark                       ours beside the released way of doing it, on this machine
@@ -15,7 +16,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,12s/^# //p' run.sh >&2
+    sed -n '2,13s/^# //p' run.sh >&2
     exit 2
 }
 
@@ -35,6 +36,7 @@ case $1 in
     ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
     benchmark) shift; exec "$PYTHON" -m tests.benchmark "$@" ;;
     check) shift; exec "$PYTHON" -m utils.commands.check --config "$@" ;;
+    compare) shift; exec "$PYTHON" -m utils.commands.compare --config "$@" ;;
     report) shift; exec "$PYTHON" -m utils.commands.report --config "$@" ;;
     test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
 esac

@@ -51,7 +51,8 @@ def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
             else:
                 assert written[step, name].simple_value == pytest.approx(number, nan_ok=True)
     histograms = {tag: value.histo for (_, tag), value in written.items() if value.HasField("histo")}
-    assert histograms.keys() == {f"target/share/{layer}" for layer in ("pixel", "square_4", "square_8")}
+    layers = ("pixel", "square_4", "square_8", "prediction")
+    assert histograms.keys() == {f"target/share/{layer}" for layer in layers}
     assert all(len(h.bucket) == h.max == log.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
     assert not any("/share/" in tag for (_, tag), value in written.items() if value.HasField("simple_value"))
 

@@ -27,7 +27,7 @@ from utils.build.network import load_network
 from utils.config.read import build_config, read_yaml, value_text
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.scoring.evaluation import predict
-from utils.scoring.pictures import colour_map, stack
+from utils.scoring.pictures import colour_map, legend, stack, titled
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cfgs" / "demo"
@@ -139,9 +139,9 @@ class Demo:
         return found if isinstance(found, list) else [found]
 
     def picture(self, stages: Sequence[Stage]) -> Path:
-        """Image | ground truth | prediction of each stage, for the first target val images."""
+        """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
-        table, rows = config.class_table, []
+        table, columns = config.class_table, {name: [] for name in ("image", "labels", *(s.title for s in stages))}
         weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
         models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
         for sample in test_samples(config)[:PANELS]:
@@ -153,9 +153,11 @@ class Demo:
                     colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), config.test.upsampling)[0].numpy(), table)
                     for m in models
                 ]
-            rows.append(stack(tiles, horizontal=True))
+            for column, tile in zip(columns.values(), tiles, strict=True):
+                column.append(tile)
         path = self.folder / "panel.png"
-        stack(rows, horizontal=False).save(path)
+        sheet = titled({name: stack(tiles, horizontal=False) for name, tiles in columns.items()})
+        stack([sheet, legend(table, sheet.width)], horizontal=False).save(path)
         return path
 
 

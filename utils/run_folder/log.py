@@ -84,7 +84,7 @@ class RunLog:
         self._board.close()
         path = self.folder / RECORDS
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step) if step else ""
         write_whole(path, lambda stream: stream.write(kept.encode()))
         if step == 0:  # TensorBoard would go on showing what the new run does not write
             shutil.rmtree(self.folder / BOARD)

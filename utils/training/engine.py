@@ -20,10 +20,11 @@ from utils import distributed
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.run_folder.log import SHARE, RunLog
-from utils.training.label_watch import CollapseWatch, LayerShares, layer_shares
+from utils.training.label_watch import CollapseWatch, LayerShares, VanishingWatch, layer_shares, patience
 from utils.training.losses import Batch, LossFunction, Outcome
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
+from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,6 +82,7 @@ class Trainer:
     Args:
         optimizer: with the initial learning rates, see ``utils.build.network.build_optimizer``.
         validation: None: the last checkpoint is the result.
+        target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Trainer:
         validation: Validation | None,
         device: torch.device,
         log: RunLog,
+        target_shares: TargetShares | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
         self.validation, self.device, self.log = validation, device, log
@@ -99,7 +102,10 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
         self.start, self.best_miou, self.skipped = 0, -1.0, 0
-        self.watch = CollapseWatch()
+        self.target_shares = target_shares
+        self.watches = [CollapseWatch(patience(config.train.num_steps))]
+        if target_shares:
+            self.watches.append(VanishingWatch(target_shares.expected, patience(config.train.num_steps)))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint as if the run had never stopped."""
@@ -117,6 +123,8 @@ class Trainer:
             self.log.text(f"already trained for {self.start} steps; resume=off trains anew")
             return result
         self.model.train()
+        if self.start == 0:
+            self._record_target_shares(0)
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(self.start, t.num_steps)
         options = {"initial": self.start, "total": t.num_steps, "mininterval": 1, "disable": not distributed.is_main()}
@@ -147,9 +155,9 @@ class Trainer:
             batch = self._next(iterator)
             iteration.data_time += time.perf_counter() - waiting
             self._run(phase, batch, iteration)
-        warning = self.watch.update(iteration.shares)
-        if warning:
-            self.log.text(warning)
+        for watch in self.watches:
+            if warning := watch.update(iteration.shares):
+                self.log.text(warning)
         iteration.step_time = time.perf_counter() - started
         return iteration
 
@@ -237,7 +245,12 @@ class Trainer:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
+    def _record_target_shares(self, done: int) -> None:
+        if self.target_shares:
+            self.target_shares.record(self.model, done)
+
     def _validate_and_save(self, done: int) -> None:
+        self._record_target_shares(done)  # before the checkpoint: a run that goes on from it has this record
         best = False
         if self.validation is not None:
             miou = self.validation(self.model, done, self.best_miou)

@@ -16,6 +16,7 @@ from utils.run_folder.checkpoint import find_state, git_revision, make_run_folde
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
+from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
 
@@ -80,7 +81,9 @@ def train(config: Config, make_phases: Callable[[Experiment], Sequence[Phase]]) 
             )
         else:
             log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
-        trainer = Trainer(config, model, network.build_optimizer(config, model), phases, validation, device, log)
+        optimizer = network.build_optimizer(config, model)
+        shares = TargetShares(config, source, target, device, log)
+        trainer = Trainer(config, model, optimizer, phases, validation, device, log, shares)
         if state:
             trainer.load_state(state)
         return trainer.fit()

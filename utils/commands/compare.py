@@ -1,0 +1,77 @@
+"""``sh run.sh compare CONFIG [RUN ...] [key=value ...]``: did it help? Without target labels.
+
+The first RUN is the network before the adaptation, the last one after it; of one RUN alone (default: the run of CONFIG)
+the network before is the one that it started from. On unlabelled target training images: how often each class is
+predicted, beside its share in the source labels and in the pseudo-labels; how far the networks agree. On source images:
+what was forgotten. With ``source.data_list=FILE`` these are images that were not trained on, if there are any.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from utils.build.network import load_network
+from utils.config.command_line import make_parser, parse_config
+from utils.config.schema import Config
+from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.facts import starting_run
+from utils.scoring.without_labels import CAVEAT, IMAGES, Comparison, about_source, compare_networks
+
+NAME_WIDTH, COLUMN = 20, 15  # characters
+
+
+def compare(config: Config, runs: Sequence[str], images: int = IMAGES) -> Comparison:
+    """Load the runs' networks and compare them, see ``compare_networks``."""
+    given = list(runs) or [str(config.run_folder)]
+    start = starting_run(Path(given[0])) if len(given) == 1 else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    files = pair_up([start, *given] if start else given)
+    networks = {name: load_network(config, paths, device)[0] for name, paths in files.items()}
+    folders = [Path(paths[0]).parent for paths in files.values()]
+    return compare_networks(config, networks, folders, device, images)
+
+
+def describe(c: Comparison) -> str:
+    """The comparison as text."""
+    columns = {"source labels": c.source} | dict(zip(c.networks, c.predicted, strict=True))
+    if c.labels is not None:
+        columns["pseudo-labels"] = c.labels
+    lines = [f"Share of each class in percent, on {c.images} of {c.available} unlabelled target training images:"]
+    lines.append(" " * NAME_WIDTH + "".join(f"{_cut(name):>{COLUMN}}" for name in columns))
+    lost = c.lost()
+    for i, name in enumerate(c.classes):
+        cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
+        lines.append(f"{name:<{NAME_WIDTH}}{cells}{'  <- nearly gone' if name in lost else ''}")
+    for i, name in enumerate(c.networks[:-1]):
+        agreeing = f"{100 * c.agreement[i][-1]:.1f} % of the pixels have the same class in {c.networks[-1]}"
+        lines.append(f"{name}: {agreeing}")
+    found = ", ".join(f"{name} {miou:.2f}" for name, miou in zip(c.networks, c.forgotten.miou, strict=True))
+    lines.append(f"mIoU on {about_source(c.forgotten)}: {found}")
+    return "\n".join([*lines, verdict(c), CAVEAT])
+
+
+def verdict(c: Comparison) -> str:
+    """What the class shares say, in a sentence."""
+    lost = c.lost()
+    if not lost:
+        return "No class that is common in the source or was common before is nearly gone."
+    return f"Nearly gone although common in the source or before: {', '.join(lost)}."
+
+
+def _cut(name: str) -> str:
+    return name[-COLUMN + 2 :]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.usage = "sh run.sh compare CONFIG [RUN ...] [--images N] [key=value ...]"
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each domain at most, evenly spaced")
+    args = parser.parse_intermixed_args(argv)
+    runs = [given for given in args.overrides if "=" not in given]
+    args.overrides = [given for given in args.overrides if "=" in given]
+    print(describe(compare(parse_config(args, "evaluate"), runs, args.images)))
+
+
+if __name__ == "__main__":
+    main()
