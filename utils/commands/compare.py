@@ -16,7 +16,14 @@ from utils.config.command_line import make_parser, parse_config
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.facts import starting_run
-from utils.scoring.without_labels import CAVEAT, IMAGES, Comparison, about_source, compare_networks
+from utils.scoring.without_labels import (
+    CAVEAT,
+    IMAGES,
+    Comparison,
+    compare_networks,
+    lost_words,
+    source_words,
+)
 
 NAME_WIDTH, COLUMN = 20, 15  # characters
 
@@ -46,17 +53,7 @@ def describe(c: Comparison) -> str:
     for i, name in enumerate(c.networks[:-1]):
         agreeing = f"{100 * c.agreement[i][-1]:.1f} % of the pixels have the same class in {c.networks[-1]}"
         lines.append(f"{name}: {agreeing}")
-    found = ", ".join(f"{name} {miou:.2f}" for name, miou in zip(c.networks, c.forgotten.miou, strict=True))
-    lines.append(f"mIoU on {about_source(c.forgotten)}: {found}")
-    return "\n".join([*lines, verdict(c), CAVEAT])
-
-
-def verdict(c: Comparison) -> str:
-    """What the class shares say, in a sentence."""
-    lost = c.lost()
-    if not lost:
-        return "No class that is common in the source or was common before is nearly gone."
-    return f"Nearly gone although common in the source or before: {', '.join(lost)}."
+    return "\n".join([*lines, source_words(c, c.networks), lost_words(c), CAVEAT])
 
 
 def _cut(name: str) -> str:

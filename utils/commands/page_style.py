@@ -38,6 +38,7 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; white-space:
 .curves table { font-size: .85rem; }
 svg text { font-size: 11px; fill: var(--soft); } svg path { stroke: var(--line); }
 svg polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
+@media (prefers-color-scheme: dark) { svg :is(polyline, circle), .curves i { filter: brightness(1.5); } }
 .panels { display: grid; gap: .7rem; grid-template-columns: repeat(4, 1fr); }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: .85rem; }
 figcaption b { color: var(--text); font-size: .95rem; }

@@ -61,7 +61,7 @@ def choose(own: Seen, before: Seen | None) -> dict[str, str]:
         reasons.setdefault(most, []).append(text)
     for name in evenly_spaced(list(own.sampled), SPACED):
         reasons.setdefault(name, [])
-    return {name: "; ".join(found) or "one of some evenly spaced ones" for name, found in reasons.items()}
+    return {name: "; ".join(found) or "one of the evenly spaced" for name, found in reasons.items()}
 
 
 def image_section(

@@ -14,7 +14,7 @@ from utils.commands.report_curves import SAME, words
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.facts import Facts
-from utils.scoring.without_labels import CAVEAT, Comparison, about_source
+from utils.scoring.without_labels import CAVEAT, Comparison, lost_words, source_words
 
 WHY_FEWER = (
     "16 and 13 classes are what papers report where the source is SYNTHIA, which has no terrain, truck and train (16), "
@@ -46,11 +46,8 @@ def verdict_without_labels(facts: Facts, comparison: Comparison) -> str:
 
 def lost_classes(comparison: Comparison) -> str:
     """Which common classes are nearly gone, as a paragraph."""
-    lost = comparison.lost()
-    if not lost:
-        return "<p>No class that is common in the source or was common before is nearly gone.</p>"
-    names = html.escape(", ".join(lost))
-    return f'<p class="warn">Nearly gone although common in the source or before: {names}.</p>'
+    warning = ' class="warn"' if comparison.lost() else ""
+    return f"<p{warning}>{html.escape(lost_words(comparison))}</p>"
 
 
 def baseline_line(before: Facts | None) -> str:
@@ -173,8 +170,7 @@ def share_table(comparison: Comparison, names: Sequence[str], table: ClassTable)
     seen = f"{comparison.images} of {comparison.available} target training images, without their labels"
     note = f"Share of each class in percent of the pixels, on {seen}. Pseudo-labels: mean of the last records."
     table_text = f'<table class="shares"><tr><th>class{head}<th></tr>{"".join(rows)}</table>'
-    miou = ", ".join(f"{name} {value:.1f}" for name, value in zip(names, comparison.forgotten.miou, strict=True))
-    lines = [f"mIoU on {about_source(comparison.forgotten)}: {miou}."]
+    lines = [source_words(comparison, names)]
     if len(names) > 1:
         lines.insert(0, f"Both networks give {100 * comparison.agreement[0][-1]:.1f} % of the pixels the same class.")
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)

@@ -121,12 +121,22 @@ def trained_on(folder: Path) -> set[Path]:
     return {(root / line).resolve() for line in read_list(folder / "lists/source.txt")}
 
 
-def about_source(forgotten: SourceScores) -> str:
-    """In words, which source images were scored and whether the networks have seen them."""
-    which = f"{forgotten.images} of {forgotten.available} source images"
-    if forgotten.trained_on is None:
-        return f"{which}; it is not known whether the networks were trained on them"
-    if forgotten.trained_on == 0:
-        return f"{which}, none of which the networks were trained on"
-    part = "all" if forgotten.trained_on == forgotten.images else str(forgotten.trained_on)
-    return f"{which}, {part} of which were trained on: what is lost there was forgotten, and no score on new images"
+def source_words(comparison: Comparison, names: Sequence[str]) -> str:
+    """The source scores in words, and whether the networks, called ``names``, have seen these images in training."""
+    f = comparison.forgotten
+    found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(names, f.miou, strict=True))
+    scored = f"mIoU on {f.images} of {f.available} source images: {found}."
+    if f.trained_on is None:
+        return f"{scored} It is not known whether the networks were trained on them."
+    if f.trained_on == 0:
+        return f"{scored} The networks were trained on none of them."
+    part = "all" if f.trained_on == f.images else str(f.trained_on)
+    return f"{scored} They were trained on {part} of them, so a loss is what was forgotten, not a score on new images."
+
+
+def lost_words(comparison: Comparison) -> str:
+    """What the class shares say of common classes, in a sentence."""
+    lost = comparison.lost()
+    if not lost:
+        return "No class that is common in the source or was common before is nearly gone."
+    return f"Nearly gone although common in the source or before: {', '.join(lost)}."

@@ -1,6 +1,7 @@
 """Which classes the network predicts on the target while it is trained, with or without labels, by any method."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -32,7 +33,10 @@ class TargetShares:
         self.config, self.device, self.log = config, device, log
         self.labelled = evenly_spaced(source, SOURCE_LABELS)
         self.names = config.class_table.names
-        crops = data.domain_dataset(config, data.TARGET, evenly_spaced(target, IMAGES))
+        uncached = replace(
+            config, train=replace(config.train, cache_dir=None)
+        )  # source only needs no target in its cache
+        crops = data.domain_dataset(uncached, data.TARGET, evenly_spaced(target, IMAGES))
         # without loader processes, which would be kept for the whole training
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
 
