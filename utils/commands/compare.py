@@ -6,6 +6,7 @@ predicted, beside its share in the source labels and in the pseudo-labels; how f
 what was forgotten. With ``source.data_list=FILE`` these are images that were not trained on, if there are any.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from utils.build.network import load_network
 from utils.config.command_line import make_parser, parse_config
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.facts import starting_run
+from utils.run_folder.facts import distinct_names, starting_run
 from utils.scoring.without_labels import (
     CAVEAT,
     IMAGES,
@@ -25,7 +26,7 @@ from utils.scoring.without_labels import (
     source_words,
 )
 
-NAME_WIDTH, COLUMN = 20, 15  # characters
+NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
 
 
 def compare(config: Config, runs: Sequence[str], images: int = IMAGES) -> Comparison:
@@ -34,8 +35,10 @@ def compare(config: Config, runs: Sequence[str], images: int = IMAGES) -> Compar
     start = starting_run(Path(given[0])) if len(given) == 1 else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = pair_up([start, *given] if start else given)
-    networks = {name: load_network(config, paths, device)[0] for name, paths in files.items()}
-    folders = [Path(paths[0]).parent for paths in files.values()]
+    first = [Path(paths[0]) for paths in files.values()]  # of an official pair, the encoder's file
+    names = distinct_names(first)
+    networks = {n: load_network(config, paths, device)[0] for n, paths in zip(names, files.values(), strict=True)}
+    folders = [path.parent for path in first]
     return compare_networks(config, networks, folders, device, images)
 
 
@@ -50,10 +53,12 @@ def describe(c: Comparison) -> str:
     for i, name in enumerate(c.classes):
         cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
         lines.append(f"{name:<{NAME_WIDTH}}{cells}{'  <- nearly gone' if name in lost else ''}")
-    for i, name in enumerate(c.networks[:-1]):
-        agreeing = f"{100 * c.agreement[i][-1]:.1f} % of the pixels have the same class in {c.networks[-1]}"
-        lines.append(f"{name}: {agreeing}")
-    return "\n".join([*lines, source_words(c, c.networks), lost_words(c), CAVEAT])
+    told = [
+        f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
+        for i, name in enumerate(c.networks[:-1])
+    ]
+    told += [source_words(c, c.networks), lost_words(c), CAVEAT]
+    return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in told)])
 
 
 def _cut(name: str) -> str:

@@ -46,7 +46,7 @@ img, svg { width: 100%; height: auto; display: block; }
 .enlarge { cursor: zoom-in; display: block; } .enlarge input { position: absolute; opacity: 0; }
 .enlarge input:focus-visible + img { outline: 3px solid var(--own); }
 .enlarge input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; object-fit: contain;
-  background: #000e; z-index: 9; cursor: zoom-out; }
+  background: #000; z-index: 9; cursor: zoom-out; }
 i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; vertical-align: -.08rem;
   box-shadow: 0 0 0 1px #8886; }
 .legend { list-style: none; margin: 0; padding: .4rem 0; position: sticky; top: 0; background: var(--back);

@@ -41,7 +41,7 @@ def verdict_without_labels(facts: Facts, comparison: Comparison) -> str:
     order = sorted(range(len(own)), key=own.__getitem__, reverse=True)[:SHOWN_SHARES]
     shares = ", ".join(f"{comparison.classes[i]} {100 * own[i]:.0f} %" for i in order)
     text = f"{facts.method}, without test labels: predicts {shares} on {comparison.images} target images"
-    return f'<p class="verdict">{html.escape(text)}</p>{lost_classes(comparison)}'
+    return f'<p class="verdict">{html.escape(text)}</p>{lost_classes(comparison) if comparison.lost() else ""}'
 
 
 def lost_classes(comparison: Comparison) -> str:

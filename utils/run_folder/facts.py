@@ -1,6 +1,7 @@
 """What a finished run's folder says of the run: method, start, steps, seed, commit, date, duration, images."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,14 @@ def short_name(path: str | Path) -> str:
     if path.name in (BEST, LAST):
         return path.parent.name
     return f"{path.parent.name}/{path.name}" if path.name == CONVERTED else path.name
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Short names of networks' files, longer ones where two would be the same."""
+    names = [short_name(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def starting_run(run: Path) -> str | None:
