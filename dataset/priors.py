@@ -53,21 +53,17 @@ def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
         total[c] += small == c
 
 
-def _sum(chunks: _Chunks, num_workers: int, title: str | None, total: np.ndarray) -> np.ndarray:
-    """``total`` plus the sums of all chunks, in place; its type holds them all. Without a title there is no bar."""
-    loader = DataLoader(chunks, batch_size=None, num_workers=num_workers)
-    for part in tqdm(loader, desc=title, unit=f"{CHUNK} labels", disable=title is None):
+def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray) -> np.ndarray:
+    """``total`` plus the sums of all chunks, in place; its type holds them all."""
+    for part in tqdm(DataLoader(chunks, batch_size=None, num_workers=num_workers), desc=title, unit=f"{CHUNK} labels"):
         total += np.asarray(part)
     return total
 
 
-def class_histogram(
-    samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0, progress: bool = True
-) -> np.ndarray:
+def class_histogram(samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
     """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1."""
     zeros = np.zeros(num_classes, np.int64)
-    title = "class histogram" if progress else None
-    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, title, zeros.copy())
+    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy())
     if not counts.sum():
         raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
     return counts / counts.sum()

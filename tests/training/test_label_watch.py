@@ -55,7 +55,7 @@ def test_interrupted_streak_and_missing_labels():
 
 
 def test_short_run_is_watched_for_a_part_of_its_steps():
-    assert patience(35000) == PATIENCE and patience(100) == 10 and patience(3) == 1
+    assert patience(35000) == PATIENCE and patience(100) == 10 and patience(3) == 5
     watch = CollapseWatch(patience(100))
     shares = {"target/pixel": LayerShares(0.5, {"road": 0.95})}
     assert [bool(watch.update(shares)) for _ in range(20)] == [i == 9 for i in range(20)]

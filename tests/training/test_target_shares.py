@@ -60,6 +60,18 @@ def test_looking_changes_neither_the_network_nor_the_random_numbers(command, cit
     assert list(expected.values()) == pytest.approx(np.maximum(labels, list(first.values())).tolist())
 
 
+def test_a_class_that_should_be_there_and_is_not_labelled_is_told_in_the_log(
+    command, source_run, tmp_path, monkeypatch
+):
+    expected = dict.fromkeys(CITYSCAPES.names, 0.0) | {"train": 0.3}  # the toy city has none
+    monkeypatch.setattr(TargetShares, "expected", lambda self: expected)
+    keys = [f"model.weights={source_run}", "train.num_steps=14", "val.every=14", "train.lr_decoder=0"]
+    train_pycda.main(command(tmp_path, "run", *keys, "train.lr_encoder=0"))
+    lines = [line for line in (tmp_path / "run/log.txt").read_text().splitlines() if "losing classes" in line]
+    labels = last_labels(tmp_path / "run/log.jsonl")
+    assert labels["train"] < 0.03 and len(lines) == 1 and "train: 30.0%" in lines[0] and "road" not in lines[0]
+
+
 class Fixed(torch.nn.Module):
     """Predicts one class on the left half and another on the right."""
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.weights import read_file
-from utils.config.read import build_config
+import yaml
+
+from models.weights import WeightsError, read_file
+from utils.config.read import build_config, flatten
 from utils.run_folder.checkpoint import BEST, CONVERTED, LAST
 from utils.run_folder.log import RECORDS, read_scalars
 
@@ -41,21 +43,22 @@ def read_facts(weights: Path) -> Facts:
     """Facts of a checkpoint in its run folder.
 
     Raises:
-        WeightsError, ConfigError: no checkpoint of this project, or no configuration beside it.
+        WeightsError: no checkpoint of this project.
     """
     folder, content = weights.parent, read_file(weights)
-    config = build_config(folder / "config.yaml")
-    m = config.model
-    start = m.weights or m.weights_encoder
+    if "config" not in content:
+        raise WeightsError(f"{weights} is no checkpoint of this project: it does not say how it was trained")
+    keys = flatten(yaml.safe_load(content["config"]))
+    start = keys["model.weights"] or keys["model.weights_encoder"]
     lists = {path.stem: len(path.read_text().splitlines()) for path in sorted((folder / "lists").glob("*.txt"))}
     log = folder / "log.txt"
     return Facts(
         name=short_name(weights),
-        method=METHODS.get(content.get("method")) or _method(weights, config.curriculum.lambda_eq > 0),
+        method=METHODS.get(content.get("method")) or _method(weights, keys["curriculum.lambda_eq"] > 0),
         start=start and short_name(start),
         step=content.get("step"),
-        num_steps=config.train.num_steps,
-        seed=config.seed,
+        num_steps=keys["train.num_steps"],
+        seed=keys["seed"],
         commit=content.get("git", "unknown")[:10],
         date=time.strftime("%Y-%m-%d", time.localtime(weights.stat().st_mtime)),
         seconds=_seconds(log.read_text()) if log.is_file() else None,

@@ -1,6 +1,6 @@
 """Which classes networks predict on images without labels, how far they agree, and which classes they have lost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -39,7 +39,7 @@ def is_lost(expected: float, share: float) -> bool:
 
 
 @contextmanager
-def evaluation_mode(model: Segmentor):
+def evaluation_mode(model: Segmentor) -> Iterator[None]:
     """The network in eval mode, and afterwards as it was."""
     training = model.training
     model.eval()

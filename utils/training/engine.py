@@ -104,7 +104,7 @@ class Trainer:
         self.start, self.best_miou, self.skipped = 0, -1.0, 0
         self.target_shares = target_shares
         self.watches = [CollapseWatch(patience(config.train.num_steps))]
-        if target_shares:
+        if target_shares and distributed.is_main():  # which alone has the log that it reads, and warns
             self.watches.append(VanishingWatch(target_shares.expected, patience(config.train.num_steps)))
 
     def load_state(self, state: dict[str, Any]) -> None:

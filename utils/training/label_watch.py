@@ -11,13 +11,13 @@ from utils.scoring.class_shares import is_lost
 
 MAX_SHARE = 0.9  # of one class among the pseudo-labels
 MIN_LABELLED = 0.01  # of the pixels or squares
-PATIENCE = 200  # steps at most
+PATIENCE, SHORTEST = 200, 5  # steps at most and at least
 PART_OF_A_RUN = 10  # a short run is watched for this part of its steps
 
 
 def patience(num_steps: int) -> int:
     """Steps after which a run of ``num_steps`` is warned of what does not change."""
-    return max(1, min(PATIENCE, num_steps // PART_OF_A_RUN))
+    return max(SHORTEST, min(PATIENCE, num_steps // PART_OF_A_RUN))
 
 
 class LayerShares(NamedTuple):

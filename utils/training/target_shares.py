@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from dataset.folders import DataError, Sample
+from dataset.labels import IGNORE
 from dataset.loader import eval_loader
-from dataset.priors import class_histogram
+from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.build import data
@@ -33,9 +35,7 @@ class TargetShares:
         self.config, self.device, self.log = config, device, log
         self.labelled = evenly_spaced(source, SOURCE_LABELS)
         self.names = config.class_table.names
-        uncached = replace(
-            config, train=replace(config.train, cache_dir=None)
-        )  # source only needs no target in its cache
+        uncached = replace(config, train=replace(config.train, cache_dir=None))  # it may be of source only
         crops = data.domain_dataset(uncached, data.TARGET, evenly_spaced(target, IMAGES))
         # without loader processes, which would be kept for the whole training
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
@@ -54,10 +54,11 @@ class TargetShares:
 
     def _in_source(self) -> dict[str, float]:
         """0 everywhere where the labels cannot tell: what is wrong with them is said where they are used."""
-        kind, num_classes = self.config.source.label_kind, self.config.num_classes
+        kind, counts = self.config.source.label_kind, np.zeros(IGNORE + 1, np.int64)
         try:
-            with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
-                histogram = class_histogram(self.labelled, kind, num_classes, progress=False)
+            for sample in self.labelled:
+                counts += np.bincount(read_label(sample.label, kind).ravel(), minlength=len(counts))
         except DataError:
             return dict.fromkeys(self.names, 0.0)
-        return dict(zip(self.names, histogram.tolist(), strict=True))
+        shares = counts[: len(self.names)] / max(counts[: len(self.names)].sum(), 1)
+        return dict(zip(self.names, shares.tolist(), strict=True))
