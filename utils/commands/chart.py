@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 400, 190  # SVG units, axes and their numbers included
 LEFT, RIGHT, TOP, BOTTOM = 44, 18, 8, 20  # margins around the lines
@@ -42,7 +42,7 @@ def thin(points: Points) -> Points:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def chart(title: str, series: dict[str, Points]) -> str:
+def chart(title: str, series: Mapping[str, Points]) -> str:
     """A figure with the lines of ``series`` over the same steps, axes, and first, last, least and greatest values.
 
     Where every line is a single point, the values stand alone.
@@ -55,7 +55,7 @@ def chart(title: str, series: dict[str, Points]) -> str:
     return f"<figure><figcaption><b>{name}</b></figcaption>{svg}{_legend(series)}</figure>"
 
 
-def _drawn(series: dict[str, Points]) -> str:
+def _drawn(series: Mapping[str, Points]) -> str:
     lines = {name: thin(points) for name, points in series.items()}
     steps, values = zip(*(point for points in lines.values() for point in points), strict=True)
     first, last = min(steps), max(steps)
@@ -82,15 +82,15 @@ def _drawn(series: dict[str, Points]) -> str:
     return "".join(drawn)
 
 
-def _colours(series: dict[str, Points]) -> list[str]:
+def _colours(series: Mapping[str, Points]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(series))]
 
 
-def _places(series: dict[str, Points]) -> int:
+def _places(series: Mapping[str, Points]) -> int:
     return decimals([value for points in series.values() for _, value in points])
 
 
-def _legend(series: dict[str, Points]) -> str:
+def _legend(series: Mapping[str, Points]) -> str:
     rows, places = ["<tr><th><th>first<th>last<th>least<th>greatest</tr>"], _places(series)
     for colour, (name, points) in zip(_colours(series), series.items(), strict=True):
         values = [value for _, value in points]
@@ -99,7 +99,7 @@ def _legend(series: dict[str, Points]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _numbers(series: dict[str, Points]) -> str:
+def _numbers(series: Mapping[str, Points]) -> str:
     places = _places(series)
     rows = (f"<tr><td>{html.escape(name)}<td>{points[-1][1]:.{places}f}</tr>" for name, points in series.items())
     return f"<table>{''.join(rows)}</table>"

@@ -43,7 +43,7 @@ def words(name: str) -> str:
 
 def curves(log: Path) -> str:
     """All scalars of a run and the shares of the classes that it predicts most, one chart a group."""
-    groups: dict[str, dict[str, Points]] = {group: defaultdict(list) for group in TITLES}
+    groups: dict[str, dict[str, list[tuple[int, float]]]] = {group: defaultdict(list) for group in TITLES}
     for step, values in read_scalars(log):
         for name, value in values.items():
             group, _, leaf = name.rpartition("/")

@@ -92,8 +92,13 @@ def image_section(
 def _pictures(config: Config, trained: Config, sample: Sample, models: dict[str, Segmentor]) -> dict[str, Image.Image]:
     """The pictures of one image by caption, all of one size."""
     c, table, image = trained.curriculum, config.class_table, read_image(sample.image)
-    options = {"conf_threshold": c.conf_threshold, "region_pool": c.region_pool, "use_pixels": c.use_pixels}
-    curriculum = PyramidCurriculum(None, box_size=c.box_size, **options)
+    curriculum = PyramidCurriculum(
+        None,
+        box_size=c.box_size,
+        conf_threshold=c.conf_threshold,
+        region_pool=c.region_pool,
+        use_pixels=c.use_pixels,
+    )
     pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
     with torch.inference_mode():
         logits = {name: model(pixels[None])["logits"] for name, model in models.items()}

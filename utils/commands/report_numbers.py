@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +24,7 @@ SHOWN_CELL, LIGHT_TEXT = 0.5, 55  # percent: below, a cell of the confusion matr
 SHOWN_SHARES = 5  # classes in the verdict without labels
 SHOWN_PARTS = 2  # folders of a path that are shown
 
-Scores = dict[str, float | None]  # percent by name
+Scores = Mapping[str, float | None]  # percent by name
 
 
 def verdict(facts: Facts, before: Facts | None, mious: Sequence[float], images: int) -> str:

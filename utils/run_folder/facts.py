@@ -54,7 +54,7 @@ def read_facts(weights: Path) -> Facts:
     log = folder / "log.txt"
     return Facts(
         name=short_name(weights),
-        method=METHODS.get(content.get("method")) or _method(weights, keys["curriculum.lambda_eq"] > 0),
+        method=METHODS.get(str(content.get("method"))) or _method(weights, keys["curriculum.lambda_eq"] > 0),
         start=start and short_name(start),
         step=content.get("step"),
         num_steps=keys["train.num_steps"],

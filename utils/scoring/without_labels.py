@@ -78,8 +78,9 @@ def compare_networks(
     found = predictions_on(
         config, list(networks.values()), loader, device, tta=config.tta, title="predictions on the target"
     )
-    options = {"cache_dir": folders[-1] / "priors", "num_workers": config.test.num_workers}
-    shares = class_prior(source, config.source.label_kind, config.num_classes, **options).tolist()
+    cache, workers = folders[-1] / "priors", config.test.num_workers
+    kind = config.source.label_kind
+    shares = class_prior(source, kind, config.num_classes, cache_dir=cache, num_workers=workers).tolist()
     labels = last_labels(folders[-1] / RECORDS) if (folders[-1] / RECORDS).is_file() else None
     names = config.class_table.names
     return Comparison(

@@ -33,7 +33,7 @@ class TargetShares:
         self, config: Config, source: Sequence[Sample], target: Sequence[Sample], device: torch.device, log: RunLog
     ) -> None:
         self.config, self.device, self.log = config, device, log
-        self.labelled = evenly_spaced(source, SOURCE_LABELS)
+        self.labels = evenly_spaced([sample.label for sample in source if sample.label], SOURCE_LABELS)
         self.names = config.class_table.names
         uncached = replace(config, train=replace(config.train, cache_dir=None))  # it may be of source only
         crops = data.domain_dataset(uncached, data.TARGET, evenly_spaced(target, IMAGES))
@@ -56,8 +56,8 @@ class TargetShares:
         """0 everywhere where the labels cannot tell: what is wrong with them is said where they are used."""
         kind, counts = self.config.source.label_kind, np.zeros(IGNORE + 1, np.int64)
         try:
-            for sample in self.labelled:
-                counts += np.bincount(read_label(sample.label, kind).ravel(), minlength=len(counts))
+            for path in self.labels:
+                counts += np.bincount(read_label(path, kind).ravel(), minlength=len(counts))
         except DataError:
             return dict.fromkeys(self.names, 0.0)
         shares = counts[: len(self.names)] / max(counts[: len(self.names)].sum(), 1)
