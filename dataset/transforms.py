@@ -158,7 +158,7 @@ class JointTransform:
         """What the crop keeps of a picture of ``size``; the crop is drawn in the mirrored picture if there is one."""
         if self.crop is None:
             return 0, 0, *size
-        left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop, strict=False))
+        left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, self.crop, strict=True))
         right, bottom = min(left + self.crop[0], size[0]), min(top + self.crop[1], size[1])
         return (size[0] - right, top, size[0] - left, bottom) if mirrored else (left, top, right, bottom)
 
