@@ -79,15 +79,13 @@ def plain_transform(
     layers = [image, Image.new("L", size, 255), Image.fromarray(label).resize(size, NEAREST)]
     if rotate:
         angle = rng.uniform(*rotate)
-        layers = [
-            x.rotate(angle, f, fillcolor=fill)
-            for x, f, fill in zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS, strict=False)
-        ]
+        how = zip(layers, (BILINEAR, NEAREST, NEAREST), FILLS, strict=True)
+        layers = [x.rotate(angle, resample, fillcolor=fill) for x, resample, fill in how]
     if flip and rng.random() < 0.5:
         layers = [x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in layers]
-    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop, strict=False))
-    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
-    for canvas, x in zip(canvases, layers, strict=False):
+    left, top = (int(rng.integers(0, max(0, have - want) + 1)) for have, want in zip(size, crop, strict=True))
+    canvases = [Image.new(x.mode, crop, fill) for x, fill in zip(layers, FILLS, strict=True)]
+    for canvas, x in zip(canvases, layers, strict=True):
         canvas.paste(x, (-left, -top))
     return canvases
 
@@ -106,9 +104,8 @@ def test_transform_of_the_window_is_the_window_of_the_transformed_picture(rotate
 
 def test_class_map_is_argmax_and_takes_the_first_of_several():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        logits = (
-            torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0)).to(dtype).mul(2).round()
-        )  # many are equal
+        logits = torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0))
+        logits = logits.to(dtype).mul(2).round()  # many are equal
         assert torch.equal(class_map(logits).long(), logits.argmax(1))
 
 

@@ -112,9 +112,8 @@ def test_torchvision_encoders_compute_what_torchvision_does():
     images = torch.randn(1, 3, 32, 48)
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
     with torch.no_grad():
-        for stage, feature in zip(
-            (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), ours(images), strict=True
-        ):
+        stages = theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4
+        for stage, feature in zip(stages, ours(images), strict=True):
             x = stage(x)
             assert torch.allclose(feature, x, rtol=1e-4, atol=1e-5)
 
