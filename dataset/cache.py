@@ -42,9 +42,8 @@ class PictureCache:
             try:
                 write_whole(path, lambda stream: np.save(stream, record))
             except OSError as error:
-                raise OSError(
-                    f"cannot write {path}: {error}. Make room, or set train.cache_dir to another folder or null"
-                ) from error
+                advice = "Make room, or set train.cache_dir to another folder or null"
+                raise OSError(f"cannot write {path}: {error}. {advice}") from error
         return record["image"], None if sample.label is None else record["label"]
 
     def _path(self, sample: Sample, kind: str) -> Path:

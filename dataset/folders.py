@@ -83,7 +83,7 @@ def find_samples(
         if len(lines) != len(images):
             raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
         found = [_locate(line, label_dir, root, label_list) for line in lines]
-    missing = [image for image, label in zip(images, found, strict=False) if not label.is_file()]
+    missing = [image for image, label in zip(images, found, strict=True) if not label.is_file()]
     if missing and labels == "required":
         raise DataError(
             f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {few(missing)}. "
@@ -159,10 +159,8 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
     for city in by_remainder[: count - sum(quota.values())]:
         quota[city] += 1
     rng = np.random.default_rng(seed)
-    held_out = {
-        members[i].name
-        for city, members in sorted(cities.items())
-        for i in rng.permutation(len(members))[: quota[city]]
-    }
+    held_out: set[str] = set()
+    for city, members in sorted(cities.items()):
+        held_out.update(members[i].name for i in rng.permutation(len(members))[: quota[city]])
     ordered = sorted(samples, key=lambda s: s.name)
     return [s for s in ordered if s.name not in held_out], [s for s in ordered if s.name in held_out]

@@ -74,24 +74,11 @@ _CITYSCAPES = (
     ("bicycle", 33, (119, 11, 32)),
 )
 _CITYSCAPES_IDS = {raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)}
+# fmt: off
 _SYNTHIA_IDS = {
-    1: 10,
-    2: 2,
-    3: 0,
-    4: 1,
-    5: 4,
-    6: 8,
-    7: 5,
-    8: 13,
-    9: 7,
-    10: 11,
-    11: 18,
-    12: 17,
-    15: 6,
-    17: 12,
-    19: 15,
-    21: 3,
+    1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3,
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -126,14 +113,14 @@ DATA_SETS = {
     "gtav": DataSet("images", "labels", ".png", ".png", "*", 8, _CITYSCAPES_IDS, _KNOWN),
     "synthia": DataSet("RGB", "GT/LABELS", ".png", ".png", "*", 16, _SYNTHIA_IDS, frozenset(range(23))),
     "cityscapes": DataSet(
-        "leftImg8bit/{split}",
-        "gtFine/{split}",
-        "_leftImg8bit.png",
-        "_gtFine_labelIds.png",
-        "*/*",
-        8,
-        _CITYSCAPES_IDS,
-        _KNOWN,
+        images="leftImg8bit/{split}",
+        labels="gtFine/{split}",
+        image_suffix="_leftImg8bit.png",
+        label_suffix="_gtFine_labelIds.png",
+        depth="*/*",
+        bits=8,
+        train_ids=_CITYSCAPES_IDS,
+        known_ids=_KNOWN,
     ),
 }
 

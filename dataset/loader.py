@@ -71,7 +71,7 @@ class SegmentationDataset(Dataset):
         tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
         if tensors[1] is None:
             tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
-        return dict(zip(("image", "label", "valid"), tensors, strict=False)) | {"name": sample.name}
+        return dict(zip(("image", "label", "valid"), tensors, strict=True)) | {"name": sample.name}
 
 
 def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:

@@ -68,7 +68,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     bits however many ranks share the images.
     """
     images, channels, *size = x.shape
-    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=False)
+    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=True)
     means, variances = (torch.stack(moment).double() for moment in each)
     pixels = math.prod(size)
     total, count = means.sum(0) * pixels, images * pixels
@@ -246,9 +246,8 @@ class PooledStatistics:
         for hook in self.hooks:
             hook.remove()
         for name, module in self.modules.items():
-            for statistic, before in zip(
-                (module.running_mean, module.running_var, module.updates), self.before[name], strict=False
-            ):
+            statistics = module.running_mean, module.running_var, module.updates
+            for statistic, before in zip(statistics, self.before[name], strict=True):
                 statistic.copy_(before)
 
     def apply(self) -> None:

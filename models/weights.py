@@ -22,16 +22,8 @@ COUNTER = "num_batches_tracked"
 OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 # What torch.load raises for files that it does not understand; its own message advises to run code from them.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
+_BROKEN_PICKLE = (EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (RuntimeError, OSError, *_BROKEN_PICKLE)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
@@ -47,10 +39,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        kind = type(error).__name__
-        raise WeightsError(
-            f"{path} is damaged or no file of tensors ({kind}): get it anew, or save plain tensors"
-        ) from error
+        problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
+        raise WeightsError(f"{problem}: get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content

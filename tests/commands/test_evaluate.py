@@ -20,17 +20,8 @@ from utils.scoring.pictures import confusion_picture
 
 
 def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):
-    evaluate.main(
-        command(
-            tmp_path,
-            "any",
-            "--weights",
-            str(source_run),
-            str(source_run / "last.pth"),
-            "--json",
-            str(tmp_path / "s.json"),
-        )
-    )
+    files = [str(source_run), str(source_run / "last.pth")]
+    evaluate.main(command(tmp_path, "any", "--weights", *files, "--json", str(tmp_path / "s.json")))
     first, second = json.loads((tmp_path / "s.json").read_text())
     assert first["name"] == str(source_run) and second["name"].endswith("last.pth") and first["miou"] == second["miou"]
     matrices = {}
@@ -39,10 +30,8 @@ def test_several_networks_in_one_table_and_the_best_is_starred(command, source_r
         matrices[name].update(torch.zeros(4, dtype=torch.long), torch.tensor([0] * right + [1] * (4 - right)))
     table = comparison(matrices, CITYSCAPES, None)
     assert "25.00       75.00*" in table.splitlines()[1] and max(map(len, capsys.readouterr().out.splitlines())) <= 160
-    assert (
-        max(map(len, comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None).splitlines()))
-        <= 100
-    )
+    wide = comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None)
+    assert max(map(len, wide.splitlines())) <= 100
 
 
 class Stub(torch.nn.Module):
@@ -65,26 +54,15 @@ def test_averaging_undoes_the_mirror_and_the_scale():
 def test_averaging_by_configuration_changes_the_prediction(command, source_run, tmp_path):
     results = []
     for name, keys in (("plain", []), ("averaged", ["tta.flip=true", "tta.scales=[0.5, 1.0]"])):
-        evaluate.main(
-            command(tmp_path, "any", "--weights", str(source_run), "--json", str(tmp_path / f"{name}.json"), *keys)
-        )
-        results.append(json.loads((tmp_path / f"{name}.json").read_text())["confusion_matrix"])
+        file = tmp_path / f"{name}.json"
+        evaluate.main(command(tmp_path, "any", "--weights", str(source_run), "--json", str(file), *keys))
+        results.append(json.loads(file.read_text())["confusion_matrix"])
     assert results[0] != results[1] and np.sum(results[0]) == np.sum(results[1])
 
 
 def test_saved_label_ids_score_as_the_network_did(command, city, source_run, tmp_path):
-    evaluate.main(
-        command(
-            tmp_path,
-            "any",
-            "--weights",
-            str(source_run),
-            "--save",
-            str(tmp_path / "p"),
-            "--json",
-            str(tmp_path / "a.json"),
-        )
-    )
+    outputs = ["--save", str(tmp_path / "p"), "--json", str(tmp_path / "a.json")]
+    evaluate.main(command(tmp_path, "any", "--weights", str(source_run), *outputs))
     files = tmp_path / "p/label_ids"
     evaluate.main(command(tmp_path, "any", "--predictions", str(files), "--json", str(tmp_path / "b.json")))
     a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")

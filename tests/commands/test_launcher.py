@@ -40,11 +40,11 @@ def test_several_nodes_by_variables_or_by_slurm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")]
+    ("arguments", "message"),
+    [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")],
 )
 def test_what_is_missing_is_named(arguments, message):
     environment = os.environ | {"NNODES": "2", "MASTER_ADDR": "node7"}
-    result = subprocess.run(
-        ["sh", str(ROOT / "run.sh"), *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["sh", str(ROOT / "run.sh"), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and message in result.stderr

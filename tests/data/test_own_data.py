@@ -34,12 +34,11 @@ def own(city: Path, tmp_path: Path) -> Path:
     (tmp_path / "source.txt").write_text("\n".join(source))
     for split in ("train", "val"):
         images = sorted((city / f"cityscapes/leftImg8bit/{split}").rglob("*.png"))
-        lines = [
-            f"{p} {str(p).replace('leftImg8bit', 'gtFine', 1).replace('_leftImg8bit', '_gtFine_labelIds')}"
-            for p in images
-        ]
-        if split == "train":
-            lines = [line.split()[0] for line in lines]  # unlabelled
+        lines = [str(path) for path in images]
+        if split == "val":  # the target training images are unlabelled
+            labels = [line.replace("leftImg8bit", "gtFine", 1) for line in lines]
+            labels = [label.replace("_leftImg8bit", "_gtFine_labelIds") for label in labels]
+            lines = [f"{image} {label}" for image, label in zip(lines, labels, strict=True)]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines))
     return tmp_path
 
@@ -48,12 +47,8 @@ def keys(own: Path, city: Path) -> list[str]:
     domains = {"source": "source", "target": "train", "test": "val"}
     found = ["num_classes=4"]
     for name, file in domains.items():
-        found += [
-            f"{name}.dataset=list",
-            f"{name}.id_table={own}/classes.yaml",
-            f"{name}.data_list={own}/{file}.txt",
-            f"{name}.data_dir={city}",
-        ]
+        found += [f"{name}.dataset=list", f"{name}.id_table={own}/classes.yaml"]
+        found += [f"{name}.data_list={own}/{file}.txt", f"{name}.data_dir={city}"]
     return found
 
 

@@ -91,8 +91,8 @@ def test_network_gives_the_numbers_of_the_released_code(case):
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     assert main.item() == pytest.approx(expected["train_loss_main"], rel=1e-4)
     assert aux.item() == pytest.approx(expected["train_loss_aux"], rel=1e-4)
-    # The released number is of float32, which in the deep network a change of the input by 1e-7 moves by up to 1 %; ours
-    # is of float64, which no number of threads moves. Whole gradients are held to 1e-8 by test_trajectory.py.
+    # The released number is of float32, which in the deep network a change of the input by 1e-7 moves by up to 1 %;
+    # ours is of float64, which no number of threads moves. Whole gradients are held to 1e-8 by test_trajectory.py.
     assert norm == pytest.approx(expected["train_grad_norm"], rel=1e-2 if "101" in spec["encoder"] else 1e-4)
     running_mean = model.encoder.bn1.running_mean[:4].tolist()
     assert running_mean == pytest.approx(expected["bn1_running_mean_after_one_step"], rel=1e-4)
@@ -123,9 +123,8 @@ def test_torchvision_encoders_compute_what_torchvision_does():
     images = torch.randn(1, 3, 32, 48)
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
     with torch.no_grad():
-        for stage, feature in zip(
-            (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), ours(images), strict=True
-        ):
+        stages = theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4
+        for stage, feature in zip(stages, ours(images), strict=True):
             x = stage(x)
             assert torch.allclose(feature, x, rtol=1e-4, atol=1e-5)
 

@@ -31,12 +31,8 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
         return iterate(self, *arguments)
 
     def record(self):
-        kept = (
-            (name, p.grad)
-            for name, p in trainers[0].model.named_parameters()
-            if p.grad is not None and p.numel() <= KEPT
-        )
-        gradients.append({name: grad.clone() for name, grad in kept})
+        grads = {name: p.grad for name, p in trainers[0].model.named_parameters() if p.grad is not None}
+        gradients.append({name: grad.clone() for name, grad in grads.items() if grad.numel() <= KEPT})
         return step(self)
 
     Segmentor.forward, Trainer._iterate, torch.optim.SGD.step = cast, note, record

@@ -20,9 +20,8 @@ def test_shares_are_those_of_the_labelled_entries():
 
 def test_padding_and_switched_off_layers_have_no_labels():
     curriculum = PyramidCurriculum(None, box_size=(4,), use_pixels=False)
-    counts = count_labels(
-        curriculum.pseudo_labels(torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)), 3
-    )
+    logits, valid = torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)
+    counts = count_labels(curriculum.pseudo_labels(logits, valid), 3)
     assert counts.keys() == {"square_4"}
     assert layer_shares(counts["square_4"].tolist(), ["a", "b", "c"]) == LayerShares(0, {"a": 0, "b": 0, "c": 0})
 

@@ -56,23 +56,18 @@ def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
 
 
 def test_panels_of_the_held_out_images_at_each_validation(run):
-    names = [
-        Path(line).name.removesuffix("_leftImg8bit.png") for line in (run / "lists/held_out.txt").read_text().split()
-    ]
+    listed = (run / "lists/held_out.txt").read_text().split()
+    names = [Path(line).name.removesuffix("_leftImg8bit.png") for line in listed]
     panels = [(step, value.tag, value.image) for step, value in values(run) if value.HasField("image")]
-    assert [(step, tag) for step, tag, _ in panels] == [
-        (2, f"panels/{name}") for name in names
-    ]  # one validation, three images
+    # One validation, three images.
+    assert [(step, tag) for step, tag, _ in panels] == [(2, f"panels/{name}") for name in names]
     picture = Image.open(io.BytesIO(panels[0][2].encoded_image_string))
     assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64)
 
 
 def test_configuration_is_there_once_as_text(run):
-    texts = {
-        value.tag: (step, value.tensor.string_val[0].decode())
-        for step, value in values(run)
-        if value.tag.endswith("text_summary")
-    }
+    written = {value.tag: (step, value) for step, value in values(run) if value.tag.endswith("text_summary")}
+    texts = {tag: (step, value.tensor.string_val[0].decode()) for tag, (step, value) in written.items()}
     step, config = texts["config/text_summary"]
     assert step == 0 and yaml.safe_load(config.strip("`")) == yaml.safe_load((run / "config.yaml").read_text())
     assert "10 to 11: sky" in texts["classes of the share histograms/text_summary"][1]
@@ -88,11 +83,8 @@ def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_pat
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1"))
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1", "val.held_out=0", "resume=off"))
     tags = [value.tag for _, value in values(tmp_path / "run")]
-    assert (
-        tags.count("config/text_summary") == 1
-        and "source/total" in tags
-        and not any(tag.startswith("panels/") for tag in tags)
-    )
+    assert tags.count("config/text_summary") == 1 and "source/total" in tags
+    assert not any(tag.startswith("panels/") for tag in tags)
 
 
 def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):

@@ -34,13 +34,9 @@ def target_samples(config: Config) -> tuple[list[Sample], list[Sample]]:
     )
     held_out: list[Sample] = []
     if v.data_list is not None:
+        data_dir = v.data_dir or t.data_dir
         held_out = find_samples(
-            t.dataset,
-            v.data_dir or t.data_dir,
-            split=t.split,
-            data_list=v.data_list,
-            label_list=v.label_list,
-            labels="required",
+            t.dataset, data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required"
         )
     elif v.held_out and any(sample.label for sample in found):
         _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
@@ -88,14 +84,9 @@ def domain_dataset(
     )
     t = config.train
     read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)
+    skip_bad, seed = t.skip_bad_samples > 0, config.seed
     return SegmentationDataset(
-        samples,
-        options.label_kind,
-        transform,
-        seed=config.seed,
-        domain=domain,
-        skip_bad=t.skip_bad_samples > 0,
-        read=read,
+        samples, options.label_kind, transform, seed=seed, domain=domain, skip_bad=skip_bad, read=read
     )
 
 

@@ -33,10 +33,9 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
     """
     model = build_network(config, device)
-    report = (
-        load_encoder_decoder(model, *map(str, files)) if len(files) == 2 else load_checkpoint_weights(model, files[0])
-    )
-    return model, report
+    if len(files) == 2:
+        return model, load_encoder_decoder(model, *map(str, files))
+    return model, load_checkpoint_weights(model, files[0])
 
 
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:

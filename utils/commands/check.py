@@ -69,9 +69,8 @@ class _Files(Dataset):
                 shape = label.shape[::-1]
                 counts += np.bincount(label.ravel(), minlength=IGNORE + 1)[: self.num_classes]
                 if not counts.any():
-                    findings.append(
-                        Finding(REMARK, self.split, str(sample.label), "nothing is labelled, all of it is void")
-                    )
+                    remark = "nothing is labelled, all of it is void"
+                    findings.append(Finding(REMARK, self.split, str(sample.label), remark))
             except DataError as error:
                 findings.append(Finding(ERROR, self.split, str(sample.label), str(error)))
         if size and shape and size != shape:
@@ -122,12 +121,9 @@ def describe(report: Report, split: str, table: ClassTable) -> str:
     lines = [f"{split}: {report.images} images, {report.labels} labels; {sizes}{more}"]
     total = report.counts.sum()
     if total:
-        shares = report.counts / total
-        lines.append(
-            "  "
-            + ", ".join(f"{name} {100 * share:.2f}%" for name, share in zip(table.names, shares, strict=True) if share)
-        )
-        rare = [name for name, share in zip(table.names, shares, strict=True) if share < RARE]
+        shares = dict(zip(table.names, report.counts / total, strict=True))
+        lines.append("  " + ", ".join(f"{name} {100 * share:.2f}%" for name, share in shares.items() if share))
+        rare = [name for name, share in shares.items() if share < RARE]
         if rare:
             lines.append(f"  absent or below {RARE:.3%} of the labelled pixels: {', '.join(rare)}")
     return "\n".join(lines + [f"  {f.level}: {f.path}: {f.message}" for f in report.findings])

@@ -48,20 +48,18 @@ class Stage:
 
 SOURCE_ONLY = Stage("source only", "source_only", "train_source_only.py", "source_only")
 PYCDA = Stage("PyCDA", "pycda", "train_pycda.py", "pycda")
+SPATIAL = Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial")
 DEMO = (
     SOURCE_ONLY,
     Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
     Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
     PYCDA,
-    Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
+    SPATIAL,
 )
 ORACLE_KEYS = ("source.dataset=cityscapes", "source.data_dir={data}/cityscapes", "val.held_out=0")
 ORACLE = (Stage("oracle: labelled target images", "oracle", "train_source_only.py", "source_only", ORACLE_KEYS),)
-TOP, SQUARES, PIXELS = (
-    "curriculum.lambda_balance=0",
-    "curriculum.box_size=[]",
-    "curriculum.use_pixels=false",
-)  # each switches one off
+# Each switches one layer off.
+TOP, SQUARES, PIXELS = "curriculum.lambda_balance=0", "curriculum.box_size=[]", "curriculum.use_pixels=false"
 ABLATION = (
     SOURCE_ONLY,
     Stage("control: no layer", "adabn", "train_adabn.py", "adabn"),
@@ -84,21 +82,14 @@ def paper_keys() -> tuple[str, ...]:
 
 
 PAPER_KEYS = paper_keys()
+SOURCE_TARGET = ("curriculum.image_target=source",)
 VARIANTS = (
     SOURCE_ONLY,
     replace(PYCDA, title="PyCDA as released"),
-    Stage(
-        "released, but the source histogram as image target",
-        "source_target",
-        "train_pycda.py",
-        "pycda",
-        ("curriculum.image_target=source",),
-    ),
-    Stage("PyCDA as in the paper", "paper", "train_pycda.py", "pycda", PAPER_KEYS),
-    Stage("PyCDA + spatial ratio as released", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
-    Stage(
-        "PyCDA + spatial ratio as in the paper", "paper_spatial", "train_pycda_spatial.py", "pycda_spatial", PAPER_KEYS
-    ),
+    replace(PYCDA, title="released, but the source histogram as image target", run="source_target", keys=SOURCE_TARGET),
+    replace(PYCDA, title="PyCDA as in the paper", run="paper", keys=PAPER_KEYS),
+    replace(SPATIAL, title="PyCDA + spatial ratio as released"),
+    replace(SPATIAL, title="PyCDA + spatial ratio as in the paper", run="paper_spatial", keys=PAPER_KEYS),
 )
 STAGES = {"oracle": ORACLE, "ablation": ABLATION, "variants": VARIANTS, "table": DEMO}
 
@@ -113,11 +104,9 @@ class Demo:
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
-        keys = [
-            key
-            for key in self.keys
-            if config in ("adabn", "pycda", "pycda_spatial") or not key.startswith("model.weights=")
-        ]
+        keys = self.keys
+        if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
+            keys = [key for key in keys if not key.startswith("model.weights=")]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode:
@@ -149,10 +138,9 @@ class Demo:
                 tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.label_kind), table)]
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
-                tiles += [
-                    colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), config.test.upsampling)[0].numpy(), table)
-                    for m in models
-                ]
+                size = tuple(pixels.shape[-2:])
+                predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
+            tiles += [colour_map(prediction, table) for prediction in predictions]
             rows.append(stack(tiles, horizontal=True))
         path = self.folder / "panel.png"
         stack(rows, horizontal=False).save(path)
@@ -162,9 +150,8 @@ class Demo:
 def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
     """The result table."""
     lines = ["| network | target mIoU | pixel accuracy |", "|---|---|---|"]
-    lines += [
-        f"| {s.title} | {r['miou']:.1f} | {r['pixel_accuracy']:.1f} |" for s, r in zip(stages, scores, strict=True)
-    ]
+    for stage, score in zip(stages, scores, strict=True):
+        lines.append(f"| {stage.title} | {score['miou']:.1f} | {score['pixel_accuracy']:.1f} |")
     return "\n".join(lines)
 
 
@@ -187,10 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
     if name == "table":
-        source = demo.scores(
-            [SOURCE_ONLY], "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
-        )
-        note += f"; source only on held-out source scenes: {source[0]['miou']:.1f} mIoU"
+        held_out = "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
+        (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
+        note += f"; source only on held-out source scenes: {source['miou']:.1f} mIoU"
         note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
     (demo.folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")

@@ -131,9 +131,9 @@ def _score_rows(
 ) -> str:
     rows = []
     for name, value in result.items():
-        title = (
-            f'<i style="background:{_hex(table, name)}"></i>{html.escape(name)}' if kind == "class" else _words(name)
-        )
+        title = _words(name)
+        if kind == "class":
+            title = f'<i style="background:{_hex(table, name)}"></i>{html.escape(name)}'
         cells, bars = f"<td>{title}<td>{_number(value)}", _bar(value, "own")
         if baseline is not None:
             before = baseline[name]
@@ -176,10 +176,8 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
     """
     c, samples = trained.curriculum, test_samples(config)
     options = {"conf_threshold": c.conf_threshold, "region_pool": c.region_pool, "use_pixels": c.use_pixels}
-    curriculum, resize = (
-        PyramidCurriculum(None, box_size=c.box_size, **options),
-        EvalTransform(trained.target.input_size),
-    )
+    curriculum = PyramidCurriculum(None, box_size=c.box_size, **options)
+    resize = EvalTransform(trained.target.input_size)
     figures = []
     for sample in samples[:: math.ceil(len(samples) / IMAGES)]:
         image = read_image(sample.image)
@@ -192,9 +190,8 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
         maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
         width = min(image.width, PICTURE_WIDTH)
         size = (width, round(width * image.height / image.width))
-        pictures = {"image": image.resize(size)} | {
-            caption: colour_map(labels, table) for caption, labels in maps.items()
-        }
+        pictures = {"image": image.resize(size)}
+        pictures |= {caption: colour_map(labels, table) for caption, labels in maps.items()}
         pictures["confidence"] = Image.fromarray((255 * own.softmax(1).amax(1)[0]).byte().numpy())
         for name, (_, label, mask) in layers.items():
             pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, label, IGNORE)[0].numpy(), table)
@@ -209,11 +206,9 @@ def configuration(text: str) -> str:
     """The keys whose values are not the defaults as a table, and all of them, folded up."""
     defaults = flatten(yaml.safe_load(to_yaml(Config())))
     changed = {name: value for name, value in flatten(yaml.safe_load(text)).items() if value != defaults[name]}
-    rows = [
-        f"<tr><td>{name.replace('.', '.<wbr>')}<td>{_yaml(value)}<td>{_yaml(defaults[name])}</tr>"
-        for name, value in changed.items()
-    ]
-    table = f'<table class="keys"><tr><th>key<th>value<th>default</tr>{"".join(rows)}</table>'
+    rows = [(name.replace(".", ".<wbr>"), _yaml(value), _yaml(defaults[name])) for name, value in changed.items()]
+    lines = "".join(f"<tr><td>{name}<td>{value}<td>{default}</tr>" for name, value, default in rows)
+    table = f'<table class="keys"><tr><th>key<th>value<th>default</tr>{lines}</table>'
     return f"{table}<details><summary>all keys</summary><pre>{html.escape(text)}</pre></details>"
 
 
@@ -230,18 +225,16 @@ def write_report(config: Config, baseline: str | None) -> Path:
     own, before = scored["this run"], scored.get("baseline")
     trained = (folder / "config.yaml").read_text()
     networks = {name: result.model for name, result in scored.items()}
+    panels = pseudo_label_panels(config, build_config(folder / "config.yaml"), networks, table)
     sections = {
         "Scores on the test split, percent": score_table(own, before, table),
         "Curves": curves(folder / RECORDS),
-        "Pseudo-labels on target images": pseudo_label_panels(
-            config, build_config(folder / "config.yaml"), networks, table
-        ),
+        "Pseudo-labels on target images": panels,
         "Configuration of the run": configuration(trained),
     }
     files = "; ".join(f"{name}: {path}" for name, path in reversed(weights.items()))
-    body = [f"<p>{html.escape(files)}</p>"] + [
-        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()
-    ]
+    body = [f"<p>{html.escape(files)}</p>"]
+    body += [f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()]
     path = folder / "report.html"
     path.write_text(PAGE.format(title=html.escape(config.exp_name), body="\n".join(body)))
     return path

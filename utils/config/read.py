@@ -159,7 +159,7 @@ def _convert(value: Any, type_: Any) -> Any:
             return tuple(_convert(item, args[0]) for item in items)
         if len(items) != len(args):
             raise ValueError
-        return tuple(_convert(item, arg) for item, arg in zip(items, args, strict=False))
+        return tuple(_convert(item, arg) for item, arg in zip(items, args, strict=True))
     if type_ is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return float(value)  # YAML 1.1 reads 1e-4 as a string
     if type_ is int and isinstance(value, str):
@@ -173,11 +173,9 @@ def _convert(value: Any, type_: Any) -> Any:
 
 def type_name(type_: Any) -> str:
     """``type_`` as people write it."""
-    return (
-        type_.__name__
-        if isinstance(type_, type) and not typing.get_args(type_)
-        else str(type_).replace("NoneType", "null")
-    )
+    if isinstance(type_, type) and not typing.get_args(type_):
+        return type_.__name__
+    return str(type_).replace("NoneType", "null")
 
 
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
@@ -185,16 +183,13 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     known = key_types()
     if name not in known:
         same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        raise ConfigError(
-            f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or [nearest(name, known)])[0]}'"
-        )
+        close = same_leaf[0] if same_leaf else nearest(name, known)
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{close}'")
     try:
         value = _convert(value, known[name])
     except (TypeError, ValueError):
-        expected = type_name(known[name])
-        raise ConfigError(
-            f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})"
-        ) from None
+        expected, given = type_name(known[name]), f"{value!r} ({type(value).__name__})"
+        raise ConfigError(f"{origin}: key '{name}' must be {expected}, got {given}") from None
     *groups, leaf = name.split(".")
     owner = config
     for group in groups:

@@ -105,9 +105,7 @@ class RunLog:
         if not self.enabled:
             return
         shares = shares or {}
-        flat = {
-            f"{histogram}/{name}": share for histogram, classes in shares.items() for name, share in classes.items()
-        }
+        flat = {f"{layer}/{name}": share for layer, classes in shares.items() for name, share in classes.items()}
         self._json.write(json.dumps({"step": step, **values, **flat}) + "\n")
         self._json.flush()
         for name, value in values.items():

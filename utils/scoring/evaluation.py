@@ -116,11 +116,9 @@ def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
     """One column a network; of several, the best of each row is starred. Names are cut from the left to fit."""
     columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
-    lines = (
-        [" " * NAME_WIDTH + "".join(f"{name[-COLUMN + 1 :]:>{COLUMN}}" for name in matrices)]
-        if len(matrices) > 1
-        else []
-    )
+    lines = []
+    if len(matrices) > 1:
+        lines.append(" " * NAME_WIDTH + "".join(f"{name[1 - COLUMN :]:>{COLUMN}}" for name in matrices))
     for row in columns[0]:
         values = [column[row] for column in columns]
         best = max((v for v in values if v is not None), default=None) if len(values) > 1 else None

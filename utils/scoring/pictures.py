@@ -31,7 +31,7 @@ def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: 
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
     """Pictures side by side or one below the other, on white."""
-    widths, heights = zip(*(tile.size for tile in tiles), strict=False)
+    widths, heights = zip(*(tile.size for tile in tiles), strict=True)
     gaps = gap * (len(tiles) - 1)
     size = (sum(widths) + gaps, max(heights)) if horizontal else (max(widths), sum(heights) + gaps)
     sheet = Image.new("RGB", size, "white")

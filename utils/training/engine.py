@@ -123,9 +123,8 @@ class Trainer:
         with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
             for index in bar:
                 iteration = self._iterate(index, batches)
-                totals = ", ".join(
-                    f"{k.split('/')[0]} {v:.3f}" for k, v in iteration.losses.items() if k.endswith("/total")
-                )
+                losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
+                totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
                 bar.set_postfix_str(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 done = index + 1
                 if done % t.print_freq == 0:
@@ -208,9 +207,8 @@ class Trainer:
 
     def _numbers(self, outcome: Outcome) -> tuple[dict[str, float], dict[str, LayerShares]]:
         """Tensors as numbers, in one transfer from the device."""
-        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()] + list(
-            outcome.label_counts.values()
-        )
+        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()]
+        tensors += outcome.label_counts.values()
         values = torch.cat(tensors).tolist() if tensors else []
         losses, counts = values[: len(outcome.losses)], values[len(outcome.losses) :]
         size = len(self.class_names) + 1

@@ -75,9 +75,8 @@ def train(config: Config, make_phases: Callable[[Experiment], Sequence[Phase]]) 
         phases = make_phases(Experiment(config, source, target, device, log, start))
         validation = None
         if held_out:
-            validation = Validation(
-                config, held_out, data.evaluation_loader(config, held_out, config.target), device, log
-            )
+            loader = data.evaluation_loader(config, held_out, config.target)
+            validation = Validation(config, held_out, loader, device, log)
         else:
             log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
         trainer = Trainer(config, model, network.build_optimizer(config, model), phases, validation, device, log)

@@ -34,9 +34,8 @@ def layer_shares(counts: Sequence[float], names: Sequence[str]) -> LayerShares:
     """Shares from one layer's (C + 1,) counts, see ``count_labels``; ``names`` are the classes."""
     *per_class, entries = counts
     labelled = sum(per_class)
-    return LayerShares(
-        labelled / entries, {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)}
-    )
+    classes = {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)}
+    return LayerShares(labelled / entries, classes)
 
 
 class CollapseWatch:

@@ -43,9 +43,8 @@ class PartwiseForward:
 
     def backward(self) -> None:
         """Accumulate the parameters' gradients from those of the outputs."""
-        grads = {
-            name: output.grad.chunk(self.parts) for name, output in self.outputs.items() if output.grad is not None
-        }
+        reached = {name: output.grad for name, output in self.outputs.items() if output.grad is not None}
+        grads = {name: grad.chunk(self.parts) for name, grad in reached.items()}
         with frozen_statistics(self.model):  # these forwards are no further batches
             for index in range(self.parts):
                 outputs = self._part(index)

@@ -34,9 +34,8 @@ class Validation:
         self.config, self.loader, self.device, self.log = config, loader, device, log
         self.table, self.classes = config.class_table, config.test.eval_classes
         seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-        self.pictured = {
-            sample.name: sample.image for sample in seen[:: math.ceil(len(seen) / PANELS)]
-        }  # spread over the cities
+        spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
+        self.pictured = {sample.name: sample.image for sample in spread}
 
     def __call__(self, model: Segmentor, done: int, best_before: float) -> float:
         """mIoU in percent after step ``done``; scores and pictures go into the logs."""
@@ -45,9 +44,8 @@ class Validation:
         result = scores(matrix, self.table, self.classes)
         self.log.record(done, {f"val/{name}": value for name, value in result.items()})
         best = max(result["miou"], best_before)
-        self.log.text(
-            f"validation at step {done} (best so far {best:.2f})\n{iou_table(matrix, self.table, self.classes)}"
-        )
+        table = iou_table(matrix, self.table, self.classes)
+        self.log.text(f"validation at step {done} (best so far {best:.2f})\n{table}")
         return result["miou"]
 
     def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
