@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 # What is noted comes before the times, so that it still fits into 80 columns; the bar takes what is left.
-FORMAT = "{desc}{n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt}] {bar}"
+FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt}] {bar}"
 TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
 REDRAW = 0.5  # seconds between two states of a bar
 LINE_EVERY = 60  # seconds between two lines where there is no terminal
