@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dataset.labels import DATA_SETS, DataSet
-from dataset.messages import few
+from dataset.messages import UserError, few
 
 
-class DataError(RuntimeError):
+class DataError(UserError, RuntimeError):
     """A data set that cannot be used as it is; the message names the file and says what to do."""
 
 

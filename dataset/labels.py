@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dataset.messages import nearest
+from dataset.messages import ChoiceError, nearest
 
 IGNORE = 255  # train id of what is not scored and not trained on
 UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
@@ -47,7 +47,7 @@ class ClassTable:
                 found.append(c)
             else:
                 close = nearest(str(c), self.names)
-                raise ValueError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
+                raise ChoiceError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
         return tuple(found)
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.folders import DataError, Sample
 from dataset.labels import IGNORE
+from dataset.messages import ChoiceError
 from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 
@@ -92,7 +93,7 @@ class EndlessBatchSampler(Sampler[list[Key]]):
         self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
     ) -> None:
         if batch_size % world_size:
-            raise ValueError(
+            raise ChoiceError(
                 f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC"
             )
         self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
@@ -114,7 +115,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
     ) -> None:
         per_epoch = math.ceil(num_samples / batch_size)
         if num_samples // per_epoch < world_size:
-            raise ValueError(
+            raise ChoiceError(
                 f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
             )
         self.batches = []

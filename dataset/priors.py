@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset.files import write_whole
 from dataset.folders import DataError, Sample
 from dataset.labels import id_lookup
+from dataset.progress import Progress
 from dataset.reading import read_label
 
 CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
@@ -55,7 +55,8 @@ def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
 
 def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray) -> np.ndarray:
     """``total`` plus the sums of all chunks, in place; its type holds them all."""
-    for part in tqdm(DataLoader(chunks, batch_size=None, num_workers=num_workers), desc=title, unit=f"{CHUNK} labels"):
+    loader = DataLoader(chunks, batch_size=None, num_workers=num_workers)
+    for part in Progress(loader, title, unit=f"{CHUNK} labels"):
         total += np.asarray(part)
     return total
 

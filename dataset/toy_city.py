@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from dataset.failures import exit_after
 from dataset.labels import CITYSCAPES, IGNORE, id_lookup
+from dataset.progress import Progress
 from dataset.toy_scene import render_scene
 
 MARKER = "toy_city.json"
@@ -53,7 +54,7 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
         problem = f"{root} holds a toy city of another plan, see {marker}"
         raise FileExistsError(f"{problem}: delete it or choose another folder")
     jobs = _jobs(root, plan)
-    for stream, domain, index, write in tqdm(jobs, desc="toy city"):
+    for stream, domain, index, write in Progress(jobs, "toy city"):
         write(*render_scene(np.random.default_rng([plan.seed, stream, index]), domain, plan.size))
     marker.write_text(json.dumps(wanted))
 
@@ -129,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dataset.messages import few
+from dataset.messages import ChoiceError, few
 
 
 def world_size() -> int:
@@ -104,11 +104,11 @@ class BatchNorm2d(nn.SyncBatchNorm):
         nn.Module._load_from_state_dict(self, *args)  # the parent would invent num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape. Raises ValueError for fewer than two values a channel in training."""
+        """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values a channel in training."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
-            raise ValueError(
+            raise ChoiceError(
                 f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size"
             )
         if not x.is_cuda:

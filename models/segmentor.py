@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.messages import nearest
+from dataset.messages import ChoiceError, nearest
 from models.encoder import Encoder
 from models.heads import HEADS, Head
 from models.mobilenet import OUTPUT_STRIDES, MobileNetV2
@@ -75,7 +75,7 @@ class Segmentor(nn.Module):
 
 def _choose(kind: str, name: str, choices: Collection[str]) -> None:
     if name not in choices:
-        raise ValueError(
+        raise ChoiceError(
             f"no {kind} named {name!r} (the nearest is {nearest(name, choices)!r}): choose one of {', '.join(choices)}"
         )
 
@@ -94,16 +94,16 @@ def build_segmentor(
         use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 
     Raises:
-        ValueError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
+        ChoiceError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
     """
     _choose("encoder", encoder, ENCODERS)
     _choose("decoder", decoder, HEADS)
     backbone, head = ENCODERS[encoder](), HEADS[decoder]
     if not head.accepts(backbone.strides):
-        raise ValueError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
+        raise ChoiceError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
     channels = backbone.channels[-1]
     if fc_dim not in (None, channels):
-        raise ValueError(
+        raise ChoiceError(
             f"fc_dim is {fc_dim}, but {encoder} ends with {channels} channels: set model.fc_dim to that, or to null"
         )
     decoder_module = head(backbone.channels, num_classes, use_aux)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset.messages import few
+from dataset.messages import UserError, few
 from models.batchnorm import set_bn_updates
 from models.heads import FCN8s
 from models.segmentor import Segmentor
@@ -27,7 +27,7 @@ UNREADABLE = (RuntimeError, OSError, *_BROKEN_PICKLE)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError, RuntimeError):
     """A file whose tensors are not those of the network; the message lists the keys."""
 
 

@@ -6,8 +6,10 @@ import pytest
 
 import evaluate
 import train_pycda
+from utils.config.declare import ConfigError
 from utils.config.keys import describe_keys, keys_markdown
-from utils.config.read import ConfigError, build_config, key_types, to_yaml
+from utils.config.read import build_config, to_yaml
+from utils.config.values import key_types
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "cfgs").rglob("*.yaml"))
@@ -79,7 +81,7 @@ def test_help_lists_the_keys_and_print_config_the_values(script, tmp_path, capsy
         script.main(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert "curriculum.conf_threshold (float, default 0.5)" in text and "poly | drop" in text
+    assert "curriculum.conf_threshold (float, 0 to 1, default 0.5)" in text and "poly | drop" in text
     with pytest.raises(SystemExit) as stopped:
         script.main(["--config", str(write(tmp_path, "seed: 3")), "--print-config", "train.num_steps=7"])
     printed = write(tmp_path, capsys.readouterr().out)

@@ -15,7 +15,7 @@ from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.config.schema import AtTestTime
 from utils.metrics import ConfusionMatrix
-from utils.scoring.evaluation import comparison, predict
+from utils.scoring.evaluation import comparison, predict, short_names
 from utils.scoring.pictures import confusion_picture
 
 
@@ -32,6 +32,27 @@ def test_several_networks_in_one_table_and_the_best_is_starred(command, source_r
     assert "25.00       75.00*" in table.splitlines()[1] and max(map(len, capsys.readouterr().out.splitlines())) <= 160
     wide = comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None)
     assert max(map(len, wide.splitlines())) <= 100
+
+
+def test_columns_of_a_comparison_have_names_of_their_own():
+    matrix = ConfusionMatrix(19)
+    matrix.update(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long))
+
+    def lines(*paths: str) -> list[str]:
+        return comparison(dict.fromkeys(paths, matrix), CITYSCAPES, None).splitlines()
+
+    assert lines("runs/a_long_name_of_a_run_1", "other/a_long_name_of_a_run_2")[0].split() == [
+        "a_long_name_of_a_run_1",
+        "a_long_name_of_a_run_2",
+    ]
+    assert lines("runs/a/", "runs/a/adabn.pth", "runs/b/adabn.pth")[0].split() == ["a", "a/adabn.pth", "b/adabn.pth"]
+    assert lines("first/run", "second/run")[0].split() == ["first/run", "second/run"]
+    table = lines("first/run", "second/run")
+    assert len(table[0]) == len(table[1].rstrip("*")) and table[1].split() == ["road", "100.00*", "100.00*"]
+    many = lines(*(f"runs/network_with_a_name_{i}" for i in range(7)))
+    assert many[0] == "(1) network_with_a_name_0" and many[7].split() == [f"({i})" for i in range(1, 8)]
+    assert max(map(len, many)) <= 120
+    assert short_names(["/", "x"]) and short_names(["a", "a"]) == ["a", "a"]
 
 
 class Stub(torch.nn.Module):

@@ -1,6 +1,6 @@
 """Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes.
 
-``tests/training/recorded.py --config JOBS`` trains those of a JSON file, a list of arguments of ``train``.
+``tests/training/recorded.py JOBS`` trains those of a JSON file, a list of arguments of ``train``.
 """
 
 import importlib
@@ -49,6 +49,6 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 if __name__ == "__main__":
     # One process group for all: torchrun has one meeting.
     leave, distributed.shutdown = distributed.shutdown, lambda: None
-    for job in json.loads(Path(sys.argv[2]).read_text()):
+    for job in json.loads(Path(sys.argv[1]).read_text()):
         train(**job)
     leave()

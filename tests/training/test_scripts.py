@@ -23,6 +23,7 @@ from dataset.folders import find_samples
 from dataset.labels import id_lookup
 from dataset.reading import read_label
 from models.weights import WeightsError
+from utils.config.declare import ConfigError
 from utils.metrics import ConfusionMatrix
 
 WHOLE = ["target.crop_size=null", "target.input_size=[96, 64]"]
@@ -105,7 +106,7 @@ def test_spatial_ratio_computes_its_prior_beside_the_run(command, source_run, tm
     ],
 )
 def test_wrong_script_says_which_is_right(command, source_run, tmp_path, script, keys, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ConfigError, match=message):
         script.main(command(tmp_path, "wrong", f"model.weights={source_run}", *keys))
 
 

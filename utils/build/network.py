@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from dataset.messages import ChoiceError
 from models import build_segmentor
 from models.batchnorm import configure_batchnorm
 from models.segmentor import Segmentor, parameter_groups, set_dropout
@@ -42,7 +43,7 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
     """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
     m, t = config.model, config.train
     if t.compile and t.checkpoint_encoder:
-        raise ValueError(
+        raise ChoiceError(
             "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)

@@ -4,7 +4,6 @@ Reads all images and labels of the source, the target training images and the te
 is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from dataset.failures import exit_after
 from dataset.folders import DataError, Sample, find_samples, known_labels
 from dataset.labels import IGNORE, ClassTable
+from dataset.progress import Progress
 from dataset.reading import read_image, read_label
-from utils.config.read import build_config
+from utils.commands import arguments
 from utils.config.schema import Config
 
 ERROR, REMARK = "error", "remark"
@@ -94,7 +94,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     files = _Files(samples, split, options.label_kind, config.num_classes)
     loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
     sizes, counts = Counter(), empty.counts
-    for found, size, labelled in tqdm(loader, desc=split):
+    for found, size, labelled in Progress(loader, split):
         findings += found
         sizes[size] += size is not None
         counts = counts + labelled
@@ -129,20 +129,19 @@ def describe(report: Report, split: str, table: ClassTable) -> str:
     return "\n".join(lines + [f"  {f.level}: {f.path}: {f.message}" for f in report.findings])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sh run.sh check", description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read files")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_intermixed_args(argv)
-    config = build_config(args.config, args.overrides)
+def run(config: Config, workers: int) -> int:
+    """Print the table; returns the exit status."""
     table = config.class_table
-    reports = {split: check_split(config, split, args.workers) for split in ("source", "target", "test")}
+    reports = {split: check_split(config, split, workers) for split in ("source", "target", "test")}
     levels = Counter(finding.level for report in reports.values() for finding in report.findings)
     print("\n".join(describe(report, split, table) for split, report in reports.items()))
     print(f"{levels[ERROR]} errors, {levels[REMARK]} remarks")
     return 1 if levels[ERROR] else 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(*arguments.check(sys.argv[1:] if argv is None else argv))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dataset.failures import exit_after
 from dataset.reading import read_label
 from dataset.toy_city import Plan, write_toy_city
 from dataset.transforms import normalise
 from utils.build.data import test_samples
 from utils.build.network import load_network
+from utils.commands import arguments
 from utils.config.read import build_config, read_yaml, value_text
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.scoring.evaluation import predict
@@ -109,8 +111,10 @@ class Demo:
             keys = [key for key in keys if not key.startswith("model.weights=")]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
-        if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode:
-            sys.exit(f"demo: {script} with {config} failed, see the message above")
+        status = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode
+        if status:
+            print(f"demo: {script} with {config} ended with status {status}, see above", file=sys.stderr)
+            raise SystemExit(status)
 
     def train(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
@@ -155,16 +159,8 @@ def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="sh run.sh demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of data, runs and results")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
-    kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")
-    kind.add_argument("--variants", action="store_true", help="as released and as in the paper")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key in every stage")
-    args = parser.parse_intermixed_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """All stages of what the options ask for, then the table."""
     started = time.time()
     demo = Demo((args.out / f"seed{args.seed}").resolve(), args.seed, args.overrides)
     write_toy_city(demo.data, Plan(seed=args.seed))
@@ -182,5 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*arguments.demo(sys.argv[1:] if argv is None else argv))
+
+
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -9,6 +9,7 @@ import html
 import io
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +20,15 @@ import torch
 import yaml
 from PIL import Image
 
+from dataset.failures import exit_after
 from dataset.labels import IGNORE, ClassTable
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from utils.build.data import test_samples
 from utils.build.network import load_network
+from utils.commands import arguments
 from utils.commands.chart import Points, chart
-from utils.config.command_line import make_parser, parse_config
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.curriculum import PyramidCurriculum
@@ -240,12 +242,13 @@ def write_report(config: Config, baseline: str | None) -> Path:
     return path
 
 
+def run(config: Config, baseline: str | None) -> None:
+    print(write_report(config, baseline))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--baseline", help="run folder to compare with, such as the source-only run")
-    args = parser.parse_intermixed_args(argv)
-    print(write_report(parse_config(args, "evaluate"), args.baseline))
+    run(*arguments.report(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from dataset.files import write_whole
+from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
@@ -30,7 +31,7 @@ FREE_KEYS = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or gone on from; the message says what to do."""
 
 
@@ -139,11 +140,11 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Name -> files of each network that ``weights`` lists: runs of this project, or an official encoder, then decoder.
 
     Raises:
-        ValueError: an encoder file without a decoder file after it, or a network given twice.
+        ChoiceError: an encoder file without a decoder file after it, or a network given twice.
     """
     repeated = sorted({given for given in weights if weights.count(given) > 1})
     if repeated:
-        raise ValueError(f"weights list {', '.join(repeated)} more than once")
+        raise ChoiceError(f"weights list {', '.join(repeated)} more than once")
     networks: dict[str, tuple[str, ...]] = {}
     encoder = None
     for given in weights:
@@ -157,7 +158,7 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
         else:
             networks[encoder], encoder = (encoder, given), None
     if encoder is not None:
-        raise ValueError(
+        raise ChoiceError(
             f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it"
         )
     return networks

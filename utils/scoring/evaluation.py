@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dataset.folders import Sample
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
+from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.build.data import evaluation_loader
@@ -19,7 +20,8 @@ from utils.metrics import ConfusionMatrix
 from utils.scoring.upsampling import View, classes_at
 
 OnImage = Callable[[str, Tensor, Tensor], None]
-NAME_WIDTH, COLUMN = 24, 12  # characters
+NAME_WIDTH, COLUMN = 24, 12  # characters at least
+TABLE_WIDTH = 120  # characters; a wider table gets numbers as headings, and a legend
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def evaluate(
     matrix = ConfusionMatrix(config.num_classes)
     training = model.training
     model.eval()
-    for batch in tqdm(loader, desc=title, disable=not distributed.is_main(), leave=False):
+    for batch in Progress(loader, title, enabled=distributed.is_main(), leave=False):
         label, image = batch["label"], batch["image"].to(device)
         prediction = predict(model, image, tuple(label.shape[-2:]), config.test.upsampling, tta).cpu()
         matrix.update(label, prediction)
@@ -114,14 +116,39 @@ def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 
 
 def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
-    """One column a network; of several, the best of each row is starred. Names are cut from the left to fit."""
+    """One column a network, named by what its path alone has; of several, the best of each row is starred.
+
+    Args:
+        matrices: by the path of each network.
+    """
     columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
-    lines = []
+    lines, width = [], COLUMN
     if len(matrices) > 1:
-        lines.append(" " * NAME_WIDTH + "".join(f"{name[1 - COLUMN :]:>{COLUMN}}" for name in matrices))
+        lines, headings = _headings(list(matrices))
+        width = max(COLUMN, *(len(heading) + 2 for heading in headings))
+        lines.append(" " * NAME_WIDTH + "".join(f"{heading:>{width - 1}} " for heading in headings).rstrip())
     for row in columns[0]:
         values = [column[row] for column in columns]
         best = max((v for v in values if v is not None), default=None) if len(values) > 1 else None
         cells = [f"{'-' if v is None else f'{v:.2f}'}{'*' if v is not None and v == best else ' '}" for v in values]
-        lines.append(f"{row:<{NAME_WIDTH}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells).rstrip())
+        lines.append(f"{row:<{NAME_WIDTH}}" + "".join(f"{cell:>{width}}" for cell in cells).rstrip())
     return "\n".join(lines)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The fewest last parts of each path that tell them all apart; a file keeps the folder that it lies in."""
+    parts = [PurePath(path).parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = [str(PurePath(*own[-(count + bool(PurePath(own[-1]).suffix)) :])) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def _headings(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Lines above a comparison, and the headings of its columns."""
+    names = short_names(paths)
+    if NAME_WIDTH + len(names) * max(COLUMN, *(len(name) + 2 for name in names)) <= TABLE_WIDTH:
+        return [], names
+    numbers = [f"({number})" for number in range(1, len(names) + 1)]
+    return [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.folders import DataError, Sample
 from dataset.labels import ClassTable
+from dataset.progress import Progress
 from dataset.reading import read_label, read_prediction
 from utils import distributed
 from utils.metrics import ConfusionMatrix
@@ -55,7 +55,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
     """
     matrix = ConfusionMatrix(num_classes)
     files = sorted(folder.rglob("*.png"))
-    for sample in tqdm(samples, desc="predictions", disable=not distributed.is_main()):
+    for sample in Progress(samples, "predictions", enabled=distributed.is_main()):
         stem = Path(sample.name).name
         found = [path for path in files if path.stem == stem or path.name.startswith(f"{stem}_")]
         if len(found) != 1:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.folders import DataError
 from dataset.messages import few
+from dataset.progress import Progress
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from utils import distributed
@@ -119,13 +119,13 @@ class Trainer:
         self.model.train()
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(self.start, t.num_steps)
-        options = {"initial": self.start, "total": t.num_steps, "mininterval": 1, "disable": not distributed.is_main()}
-        with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
+        options = {"start": self.start, "enabled": distributed.is_main(), "lines": False}  # the log has the steps
+        with StopSignals() as signals, Progress(indices, self.config.exp_name, **options) as bar:
             for index in bar:
                 iteration = self._iterate(index, batches)
                 losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
                 totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
-                bar.set_postfix_str(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
+                bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 done = index + 1
                 if done % t.print_freq == 0:
                     self._log_iteration(done, iteration)
