@@ -14,7 +14,7 @@ from torch import Tensor
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
-from utils.build.data import test_samples
+from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
 from utils.config.command_line import make_parser, parse_config
 from utils.config.schema import Config
@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, config = parse(argv)
     device = distributed.setup()
     samples, table = test_samples(config), config.class_table
+    remark = "" if args.predictions else first_shape_remark(config, samples)
+    if remark and distributed.is_main():
+        print(remark)
     if args.predictions:
         matrices = {
             str(args.predictions): score_files(args.predictions, samples, config.test.label_kind, config.num_classes)

@@ -1,9 +1,17 @@
-"""Names in error messages: the first of many, and the one that was probably meant."""
+"""What is wrong with data: the error, and names in messages: the first of many, the one that was probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 5  # names
+
+
+class DataError(RuntimeError):
+    """A data set that cannot be used as it is; the message names the file and says what to do."""
+
+
+class IdTableError(DataError, ValueError):
+    """A YAML id table that cannot be used; the message names the file."""
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.files import write_whole
-from dataset.folders import DataError, Sample
+from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.messages import DataError
 from dataset.reading import read_label
 
 CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8

@@ -14,7 +14,7 @@ import yaml
 
 from dataset.messages import nearest
 from utils.config.official import OfficialKeyError, translate
-from utils.config.schema import Config
+from utils.config.schema import LIST, Config
 
 OFFICIAL = "common"  # the group of the authors' keys
 BASE = "base"  # names the file that this one inherits from
@@ -232,7 +232,7 @@ def build_config(
     Raises:
         ConfigError: names the key, and the file of the chain in which it stands.
     """
-    config = Config()
+    config, given = Config(), set()
     for origin, values in (
         ("script", defaults or {}),
         *((str(file.path), file.keys) for file in read_chain(path, script)),
@@ -240,8 +240,11 @@ def build_config(
     ):
         for name, value in values.items():
             set_key(config, name, value, origin)
+            given.add(name)
     if not config.exp_name:
         config.exp_name = Path(path).stem
+    if config.test.dataset == LIST and "test.input_size" not in given:
+        config.test.input_size = None  # the default is Cityscapes' shape
     return config
 
 

@@ -100,7 +100,11 @@ class Evaluation(_Labelled):
     split: str = key("val", "split folder (Cityscapes layout only)")
     data_list: str | None = key(None, "text file with one image path a line (list: and its label path)")
     label_list: str | None = key(None, "text file with one label path a line")
-    input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
+    input_size: Size | None = key(
+        (1024, 512),
+        "network input [W, H]; null keeps the size, which dataset list does unless this is set; scores are at the "
+        "label's own size",
+    )
     upsampling: str = key(
         "released",
         "logits to the label's size: released: to the input's size first, then with align_corners; direct: in one step",
