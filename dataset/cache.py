@@ -13,6 +13,8 @@ from dataset.labels import id_lookup, known_ids
 from dataset.reading import read_pair
 from dataset.transforms import NEAREST, resized_window
 
+DECODING = 2  # counts up when ``read_pair`` gives other pixels for a file, so that older files are not used
+
 
 class PictureCache:
     """``read_pair`` that remembers: what it gives is exactly that, resized to ``size`` where one is given.
@@ -49,7 +51,9 @@ class PictureCache:
     def _path(self, sample: Sample, kind: str) -> Path:
         files = [(os.path.abspath(path), _version(path)) for path in (sample.image, sample.label) if path is not None]
         tables = id_lookup(kind).tobytes() + known_ids(kind).tobytes()
-        return self.folder / f"{hashlib.sha256(repr((files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
+        return (
+            self.folder / f"{hashlib.sha256(repr((DECODING, files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
+        )
 
     def _decode(self, sample: Sample, kind: str) -> np.ndarray:
         image, label = read_pair(sample, kind)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.folders import DataError, Sample
+from dataset.folders import Sample
 from dataset.labels import IGNORE
-from dataset.messages import ChoiceError
+from dataset.messages import ChoiceError, DataError
 from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 
@@ -28,7 +28,8 @@ class SegmentationDataset(Dataset):
     Args:
         kind: how labels are encoded, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
-        skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
+        skip_bad: give the next readable sample instead of one that cannot be read, and say so under ``skipped``; of
+            at most this many in a row. 0: an unreadable one is an error.
         read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
     """
 
@@ -40,7 +41,7 @@ class SegmentationDataset(Dataset):
         *,
         seed: int,
         domain: int,
-        skip_bad: bool = False,
+        skip_bad: int = 0,
         read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
     ) -> None:
         self.samples, self.kind, self.transform, self.read = list(samples), kind, transform, read
@@ -55,15 +56,16 @@ class SegmentationDataset(Dataset):
         Returns:
             image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there
             is none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose
-            place this one stands, or "".
+            place this one stands, or "". Those in between count when it is their own turn.
         """
         index, position = key if isinstance(key, tuple) else (key, key)
-        try:
-            return self._read(index, position) | {"skipped": ""}
-        except DataError as error:
-            if not self.skip_bad:
-                raise
-            return self._read((index + 1) % len(self), position) | {"skipped": str(error)}
+        skipped = ""
+        for further in range(self.skip_bad):
+            try:
+                return self._read((index + further) % len(self), position) | {"skipped": skipped}
+            except DataError as error:
+                skipped = skipped or str(error)
+        return self._read((index + self.skip_bad) % len(self), position) | {"skipped": skipped}
 
     def _read(self, index: int, position: int) -> dict[str, Any]:
         sample = self.samples[index]

@@ -9,12 +9,20 @@ SHOWN = 5  # names
 class UserError(Exception):
     """What the user can mend. The message is one line that names the file, key or image, and says what to do.
 
-    A program that ends by it prints that line, without a traceback (``utils.config.failures``).
+    A program that ends by it prints that line, without a traceback (``dataset.failures``).
     """
 
 
 class ChoiceError(UserError, ValueError):
     """A name or a combination of options that does not exist or does not go together."""
+
+
+class DataError(UserError, RuntimeError):
+    """A data set that cannot be used as it is; the message names the file and says what to do."""
+
+
+class IdTableError(DataError, ValueError):
+    """A YAML id table that cannot be used; the message names the file."""
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:

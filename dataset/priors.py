@@ -11,8 +11,9 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.files import write_whole
-from dataset.folders import DataError, Sample
+from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.messages import DataError
 from dataset.progress import Progress
 from dataset.reading import read_label
 

@@ -84,8 +84,8 @@ def test_ids_become_classes_and_unknown_ones_are_named(city, own):
         (("ids: [21]", "ids: [21, 7]"), "more than once: .7"),
         (("ids: [21]", "ids: [300]"), "wrong: .300"),
         (("ids: [21]", "ids: []"), "at least one raw id"),
-        (("colour: [70, 70, 70], ", ""), "KeyError"),
-        (("classes:", "klasses:"), "KeyError"),
+        (("colour: [70, 70, 70], ", ""), "class 2 has no colour"),
+        (("classes:", "klasses:"), "unknown key 'klasses'; the nearest is 'classes'"),
     ],
 )
 def test_bad_id_table_is_named(tmp_path, change, message):

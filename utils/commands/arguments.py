@@ -35,14 +35,15 @@ def demo(argv: Sequence[str]) -> tuple[argparse.Namespace]:
     return (args,)
 
 
-def check(argv: Sequence[str]) -> tuple[Config, int]:
-    """The configuration to check, and how many processes read files."""
+def check(argv: Sequence[str]) -> tuple[Config, int, bool]:
+    """The configuration to check, how many processes read files, and whether what repeats is folded."""
     parser = make_parser(CHECK, "sh run.sh check")
     parser.add_argument("--workers", type=int, default=2, help="processes that read files")
+    parser.add_argument("--all", action="store_true", help="a line for each file, also where many have the same fault")
     args = parse_arguments(parser, argv)
     if args.workers < 0:
         raise ConfigError(f"command line: --workers must be at least 0, got {args.workers}")
-    return parse_config(args, "evaluate"), args.workers
+    return parse_config(args, "evaluate"), args.workers, not args.all
 
 
 def report(argv: Sequence[str]) -> tuple[Config, str | None]:

@@ -13,7 +13,7 @@ import yaml
 from dataset.messages import nearest
 from utils.config.declare import ConfigError
 from utils.config.official import OfficialKeyError, translate
-from utils.config.schema import Config
+from utils.config.schema import LIST, Config
 from utils.config.values import admitted, check_exp_name, from_text, key_types
 from utils.config.yaml_text import parse, read_text
 
@@ -178,7 +178,7 @@ def build_config(
     Raises:
         ConfigError: names the key, and the file of the chain in which it stands.
     """
-    config = Config()
+    config, given = Config(), set()
     for origin, values in (
         ("script", defaults or {}),
         *((str(file.path), file.keys) for file in read_chain(path, script)),
@@ -186,9 +186,12 @@ def build_config(
     ):
         for name, value in values.items():
             set_key(config, name, value, origin)
+            given.add(name)
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
+    if config.test.dataset == LIST and "test.input_size" not in given:
+        config.test.input_size = None  # the default is Cityscapes' shape
     return config
 
 

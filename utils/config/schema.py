@@ -114,7 +114,10 @@ class Evaluation(_Labelled):
     data_list: str | None = key(None, "text file with one image path a line (list: and its label path)", path=True)
     label_list: str | None = key(None, "text file with one label path a line", path=True)
     input_size: Size | None = key(
-        (1024, 512), "network input [W, H]; scores are at the label's own size", within=POSITIVE
+        (1024, 512),
+        "network input [W, H]; null keeps the size, which dataset list does unless this is set; scores are at the "
+        "label's own size",
+        within=POSITIVE,
     )
     upsampling: str = key(
         "released",

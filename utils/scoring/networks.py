@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
-from utils.build.data import test_samples
+from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
@@ -35,6 +35,9 @@ def score(
     if predictions:
         matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
     else:
+        remark = first_shape_remark(config, samples)
+        if remark and distributed.is_main():
+            print(remark)
         matrices = {}
         networks = pair_up(weights or [str(config.run_folder)])
         for name, files in networks.items():

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw
 
 from dataset.labels import IGNORE, ClassTable
 
+LABEL_IDS = "label_ids"  # the folder of a saved prediction that can be scored
+
 
 def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
     """Train ids (H, W) as an RGB picture; what is not a class is black."""
@@ -45,15 +47,16 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
 def save_prediction(
     folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable
 ) -> None:
-    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image below ``folder``."""
+    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image; ``name`` may have sub-folders."""
     pictures = {
         "colour": colour_map(prediction, table),
-        "label_ids": label_id_map(prediction, table),
+        LABEL_IDS: label_id_map(prediction, table),
         "panels": panel(image, label, prediction, table),
     }
     for kind, picture in pictures.items():
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        picture.save(folder / kind / f"{name}.png")
+        path = folder / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:

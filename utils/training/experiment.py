@@ -68,13 +68,15 @@ def train(config: Config, make_phases: Callable[[Experiment], Sequence[Phase]]) 
         start = state["step"] if state else 0
         prepare_folder(config, table.names, log, start)
         source = data.source_samples(config)
-        target, held_out = data.target_samples(config)
+        target, held_out = data.target_samples(config, log.text)
         data.write_lists(config, source=source, target=target, held_out=held_out)
         log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
         model = network.build_model(config, log, device, pretrained=state is None)
         phases = make_phases(Experiment(config, source, target, device, log, start))
         validation = None
         if held_out:
+            if remark := data.first_shape_remark(config, held_out):
+                log.text(remark)
             loader = data.evaluation_loader(config, held_out, config.target)
             validation = Validation(config, held_out, loader, device, log)
         else:
