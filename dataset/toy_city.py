@@ -126,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--synthia", action="store_true", help="the source scenes in SYNTHIA's 16-bit layout too")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error("--seed must be at least 0")
     write_toy_city(args.out, Plan(seed=args.seed, synthia=args.synthia))
 
 

@@ -13,6 +13,8 @@ import evaluate
 from dataset.folders import DataError
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
+from utils.config.command_line import ROOT, find_config
+from utils.config.declare import ConfigError
 from utils.config.schema import AtTestTime
 from utils.metrics import ConfusionMatrix
 from utils.scoring.evaluation import comparison, predict, short_names
@@ -53,6 +55,32 @@ def test_columns_of_a_comparison_have_names_of_their_own():
     assert many[0] == "(1) network_with_a_name_0" and many[7].split() == [f"({i})" for i in range(1, 8)]
     assert max(map(len, many)) <= 120
     assert short_names(["/", "x"]) and short_names(["a", "a"]) == ["a", "a"]
+
+
+def test_overrides_may_stand_behind_an_option_of_several_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "lr=1").mkdir()
+    weights = ["--weights", "runs/lr=0.1", "lr=1", "~/run"]
+    args, config = evaluate.parse(["pycda_exp001", *weights, "test.input_size=null", "--json", "s.json", "seed=4"])
+    assert args.weights == ["runs/lr=0.1", "lr=1", "/home/somebody/run"] and str(args.json) == "s.json"
+    assert config.test.input_size is None and config.seed == 4 and config.exp_name == "pycda_exp001"
+    long = f"test.eval_classes=[{', '.join(CITYSCAPES.names * 2)}]"
+    _, config = evaluate.parse(["--weights", "a", long, "--config", "pycda_exp001"])
+    assert len(config.test.eval_classes) == 38
+    for argument, message in (("seed", "'seed' is not key=value"), ("test.input-size=1", "unknown key")):
+        with pytest.raises(ConfigError, match=message):
+            evaluate.parse(["pycda_exp001", argument])
+
+
+def test_configuration_is_found_here_then_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pycda_paper", "cfgs/pycda_paper", "cfgs/pycda_paper.yaml"):
+        assert find_config(name) == ROOT / "cfgs/pycda_paper.yaml"
+    (tmp_path / "pycda_paper.yaml").write_text("seed: 1")
+    assert str(find_config("pycda_paper")) == "pycda_paper.yaml"
+    with pytest.raises(ConfigError, match="no config file pycda_papr; the nearest is pycda_paper.yaml"):
+        find_config("pycda_papr")
 
 
 class Stub(torch.nn.Module):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from utils.build.curriculum import build_curriculum
+from utils.config.command_line import load_config
 from utils.config.declare import ConfigError
 from utils.config.keys import describe_keys
 from utils.config.read import build_config
+from utils.run_folder.log import RunLog
 
 OUT_OF_RANGE = {
     "seed=-1": "at least 0",
@@ -111,6 +114,16 @@ def test_broken_override_names_its_key(config_file, override):
     assert "\n" not in str(error.value)
 
 
+def test_classes_and_squares_are_checked_at_the_start(config_file, tmp_path):
+    with pytest.raises(ConfigError, match="test.eval_classes: unknown class 'rode'; the nearest is 'road'"):
+        load_config([str(config_file), "test.eval_classes=[rode]"], "", "evaluate")
+    with pytest.raises(ConfigError, match="num_classes is 5, the data sets have 19"):
+        load_config([str(config_file), "num_classes=5"], "", "evaluate")
+    config = build_config(config_file, ["target.crop_size=[64, 32]", "curriculum.box_size=[4, 40]"])
+    with pytest.raises(ConfigError, match=r"curriculum.box_size is \[4, 40\], .* images of \(64, 32\)"):
+        build_curriculum(config, [], RunLog(tmp_path, enabled=False))
+
+
 @pytest.mark.parametrize("name", ["a/../../escape", "..", "/somewhere", ".", "a/.."])
 def test_run_folder_lies_below_snapshot_dir(config_file, name):
     with pytest.raises(ConfigError, match="must lie below snapshot_dir"):
@@ -141,7 +154,7 @@ def test_byte_order_mark_is_dropped(config_file):
         (b"common: 3\n", "common: expected keys and values, got int"),
         (b"common: {1: 2, x: 3}\n", "no key of the released scripts: 1, x"),
         (b"common: {decrease_lr: x}\n", "common.decrease_lr must be int"),
-        (b"common: {num_steps: 0}\n", "'train.num_steps' must be at least 1"),
+        (b"common: {num_steps: 0}\n", "common.num_steps: key 'train.num_steps' must be at least 1"),
     ],
 )
 def test_file_that_is_no_configuration_is_named_on_one_line(config_file, content, message):

@@ -8,6 +8,7 @@ from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import target_samples
+from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
 from utils.curriculum import PyramidCurriculum
 from utils.run_folder.log import RunLog
@@ -21,9 +22,17 @@ def _whole_target_size(config: Config) -> Size:
     return size
 
 
+def _check_boxes(config: Config) -> None:
+    size = config.target.crop_size or config.target.input_size
+    boxes = config.curriculum.box_size
+    if size and boxes and max(boxes) > min(size):
+        raise ConfigError(f"curriculum.box_size is {list(boxes)}, which does not fit into images of {size} (W, H)")
+
+
 def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
     c = config.curriculum
+    _check_boxes(config)
     options = dict(cache_dir=config.run_folder / "priors", num_workers=config.train.num_workers)
     class_prior = spatial_prior = None
     if c.class_prior is not None:

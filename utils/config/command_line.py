@@ -1,13 +1,14 @@
 """The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.messages import nearest
+from dataset.messages import ChoiceError, nearest
 from utils.config.declare import ConfigError
 from utils.config.keys import keys_help
 from utils.config.read import build_config, to_yaml
@@ -15,7 +16,7 @@ from utils.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cfgs"
-OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 SUFFIX = ".yaml"
 
 
@@ -47,7 +48,7 @@ def make_parser(description: str | None, prog: str | None = None) -> Parser:
 
 def is_override(argument: str) -> bool:
     """Whether an argument is ``key=value`` and not the name of a file that has such a name."""
-    return bool(OVERRIDE.match(argument)) and not Path(argument).exists()
+    return bool(OVERRIDE.match(argument)) and not os.path.exists(argument)
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,12 +87,25 @@ def find_config(given: str) -> Path:
 
 
 def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any] | None = None) -> Config:
-    """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``."""
+    """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``.
+
+    Raises:
+        ConfigError: a key, a value, or classes that do not go together.
+    """
     config = build_config(find_config(args.config), args.overrides, defaults, script)
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    _check_classes(config)
     return config
+
+
+def _check_classes(config: Config) -> None:
+    """What else would only be known at the first validation. Raises ConfigError."""
+    try:
+        config.class_table.ids(config.test.eval_classes or ())
+    except ChoiceError as error:
+        raise ConfigError(f"test.eval_classes: {error}") from error
 
 
 def load_config(

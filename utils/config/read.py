@@ -12,7 +12,7 @@ import yaml
 
 from dataset.messages import nearest
 from utils.config.declare import ConfigError
-from utils.config.official import OfficialKeyError, translate
+from utils.config.official import RENAMED, OfficialKeyError, translate
 from utils.config.schema import LIST, Config
 from utils.config.values import admitted, check_exp_name, from_text, key_types
 from utils.config.yaml_text import parse, read_text
@@ -52,11 +52,17 @@ class YamlFile:
     Attributes:
         base: the file that it inherits from.
         keys: its values by dotted name, not yet checked; the authors' keys under our names.
+        theirs: the authors' name of each of those.
     """
 
     path: Path
     base: Path | None
     keys: dict[str, Any]
+    theirs: dict[str, str]
+
+    def origin(self, name: str) -> str:
+        """Where the key ``name`` stands, for messages."""
+        return f"{self.path}, {OFFICIAL}.{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
 def read_yaml(path: str | Path, script: str) -> YamlFile:
@@ -74,7 +80,9 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
             keys = translate(official, script, repeated)
         except OfficialKeyError as error:
             raise ConfigError(f"{path}: {error}") from error
-    return YamlFile(path, base, keys | flatten(tree))
+    own = flatten(tree)
+    theirs = {RENAMED[name]: name for name in official or () if RENAMED.get(name, "") in keys.keys() - own.keys()}
+    return YamlFile(path, base, keys | own, theirs)
 
 
 def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
@@ -178,15 +186,14 @@ def build_config(
     Raises:
         ConfigError: names the key, and the file of the chain in which it stands.
     """
-    config, given = Config(), set()
-    for origin, values in (
-        ("script", defaults or {}),
-        *((str(file.path), file.keys) for file in read_chain(path, script)),
-        ("command line", parse_overrides(overrides)),
-    ):
-        for name, value in values.items():
-            set_key(config, name, value, origin)
-            given.add(name)
+    config = Config()
+    settings = [(name, value, "script") for name, value in (defaults or {}).items()]
+    for file in read_chain(path, script):
+        settings += [(name, value, file.origin(name)) for name, value in file.keys.items()]
+    settings += [(name, value, "command line") for name, value in parse_overrides(overrides).items()]
+    for name, value, origin in settings:
+        set_key(config, name, value, origin)
+    given = {name for name, _, _ in settings}
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
