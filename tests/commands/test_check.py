@@ -195,3 +195,14 @@ def test_turned_images_and_a_test_split_without_labels_are_remarked(command, dat
     assert status == 0 and lines[-1] == "0 errors, 2 remarks"
     assert "1 images have an EXIF orientation, which is applied" in findings(lines)[0]
     assert "no image has a label: training needs none" in findings(lines)[1]
+
+
+def test_the_list_of_held_out_images_is_checked_too(command, data, capsys):
+    labels = sorted((data / "cityscapes/gtFine/train").rglob("*.png"))[:2]
+    images = [str(p).replace("gtFine", "leftImg8bit", 1).replace("_gtFine_labelIds", "_leftImg8bit") for p in labels]
+    (data / "held_out.txt").write_text("\n".join(images))
+    for path in labels:
+        write(path, np.zeros((64, 96)))
+    status, lines = run(command, data, capsys, f"val.data_list={data}/held_out.txt")
+    assert status == 0 and "held_out: 2 images, 2 labels; 2 of 96x64" in lines
+    assert "remark: no pixel of all labels is of a class: they count as no labels" in findings(lines)

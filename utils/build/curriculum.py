@@ -24,7 +24,11 @@ def _whole_target_size(config: Config) -> Size:
 def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
     c = config.curriculum
-    options = dict(cache_dir=config.run_folder / "priors", num_workers=config.train.num_workers)
+    options = dict(
+        cache_dir=config.run_folder / "priors",
+        num_workers=config.train.num_workers,
+        skip_bad=config.train.skip_bad_samples,
+    )
     class_prior = spatial_prior = None
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
