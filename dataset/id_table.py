@@ -51,13 +51,14 @@ def parse_id_table(path: str | Path) -> tuple[list[IdClass], list[int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise IdTableError(f"{path}{where}, is not YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise IdTableError(f"{path}{where}, is not YAML: {problem}") from error
     except RecursionError as error:
         raise IdTableError(f"{path} is nested too deeply: {SHAPE}") from error
     except IdTableError as error:
-        raise IdTableError(f"{path}: {error}") from error
+        raise IdTableError(f"{path}: {error}") from None
     except DataError as error:  # of its encoding, which names the file
-        raise IdTableError(str(error)) from error
+        raise IdTableError(str(error)) from None
 
 
 def _parse(content: Any) -> tuple[list[IdClass], list[int]]:

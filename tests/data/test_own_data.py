@@ -107,3 +107,11 @@ def test_bad_lists_and_settings_are_named(command, city, own):
     with pytest.raises(ValueError, match="dataset list needs one"):
         train_source_only.main(command(own, "x", "source.dataset=list"))
     assert build_config(command(own, "x")[1]).source.id_table is None
+
+
+def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
+    config = command(own, "x")[1]
+    mine = [key for key in keys(own, city) if not key.startswith("test.input_size")]
+    assert build_config(config).test.input_size == (1024, 512)
+    assert build_config(config, mine).test.input_size is None
+    assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)

@@ -101,3 +101,25 @@ def test_bad_files_are_named(tmp_path):
     for load in (priors.load_class_prior, priors.load_spatial_prior):
         with pytest.raises(DataError, match="to null to compute it"):
             load(tmp_path / "nowhere", C)
+
+
+def test_unreadable_labels_are_left_out_as_far_as_a_training_tolerates_them(samples, tmp_path, capsys):
+    samples[1].label.write_bytes(samples[1].label.read_bytes()[:50])
+    expected = priors.class_histogram(samples[:1], "gtav", C)
+    assert np.array_equal(priors.class_histogram(samples * 2, "gtav", C, skip_bad=1), expected)
+    assert capsys.readouterr().out.count(f"left out of the class histogram: cannot read label {samples[1].label}") == 1
+    assert priors.spatial_histogram(samples, "gtav", C, (4, 2), skip_bad=1)[:, 0].sum() == 4
+    with pytest.raises(DataError, match="2.png"):
+        priors.class_histogram(samples, "gtav", C)
+
+
+def test_damaged_and_strange_prior_files_are_named(tmp_path):
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "half.npy", np.zeros((8, 8, C)))
+    (tmp_path / "half.npy").write_bytes((tmp_path / "half.npy").read_bytes()[:200])
+    for name in ("words.npy", "half.npy"):
+        for load in (priors.load_class_prior, priors.load_spatial_prior):
+            with pytest.raises(DataError, match=f"cannot read .*{name} as .npy"):
+                load(tmp_path / name, C)
+    (tmp_path / "prior.txt").write_bytes(b"\xef\xbb\xbf" + b"1 " * C)
+    assert np.allclose(priors.load_class_prior(tmp_path / "prior.txt", C), 1 / C)

@@ -33,7 +33,8 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
     c = config.curriculum
     _check_boxes(config)
-    options = dict(cache_dir=config.run_folder / "priors", num_workers=config.train.num_workers)
+    t = config.train
+    options = dict(cache_dir=config.run_folder / "priors", num_workers=t.num_workers, skip_bad=t.skip_bad_samples)
     class_prior = spatial_prior = None
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)

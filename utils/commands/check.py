@@ -1,13 +1,13 @@
 """``sh run.sh check CONFIG``: every problem of the data that a configuration names, in one table.
 
-Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status
-is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
+Reads all images and labels of the source, the target training images, those of val.data_list and the test split, in
+parallel. The exit status is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
 """
 
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,10 @@ from dataset.progress import Progress
 from dataset.reading import is_turned, read_image, read_raw_label, remedy, turned
 from utils.build.data import shape_remark
 from utils.commands import arguments
-from utils.config.schema import Config
+from utils.config.schema import Config, Domain, Evaluation
 
 ERROR, REMARK = "error", "remark"
+HELD_OUT = "held_out"
 SHOWN_IDS = 10
 RARE = 1e-5  # share of the labelled pixels below which a class is hardly learned
 
@@ -111,13 +112,29 @@ class _Files(Dataset):
             seen.findings.append(Finding(REMARK, str(path), "nothing is labelled, all of it is void", "all void"))
 
 
+def splits(config: Config) -> list[str]:
+    """What a configuration names: training images, those of val.data_list, and the test split."""
+    return ["source", "target", *([HELD_OUT] if config.val.data_list else []), "test"]
+
+
+def _options(config: Config, split: str) -> Domain | Evaluation:
+    if split != HELD_OUT:
+        return getattr(config, split)
+    v, t = config.val, config.target
+    return replace(t, data_dir=v.data_dir or t.data_dir, data_list=v.data_list, label_list=v.label_list)
+
+
 def check_split(config: Config, split: str, num_workers: int) -> Report:
-    """Everything about ``split``: "source", "target" (training images) or "test"."""
-    options = getattr(config, split)
+    """Everything about one of ``splits``."""
+    options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
     report = Report([], np.zeros(config.num_classes, np.int64))
     try:
-        lists = {"data_list": options.data_list, "label_list": options.label_list, "repeats": split != "test"}
+        lists = {
+            "data_list": options.data_list,
+            "label_list": options.label_list,
+            "repeats": split in ("source", "target"),
+        }
         samples = find_samples(options.dataset, data_dir, split=options.split, **lists, labels="optional")
     except DataError as error:
         report.findings.append(Finding(ERROR, str(data_dir), str(error), "not found"))
@@ -153,7 +170,7 @@ def _pairs(config: Config, split: str, samples: Sequence[Sample]) -> Iterator[Fi
         for sample in unlabelled:
             level = REMARK if split == "target" else ERROR
             yield Finding(level, str(sample.image), "has no label", "image without label")
-    options = getattr(config, split)
+    options = _options(config, split)
     if options.dataset != "list" and options.data_list is None:
         labels = known_labels(options.dataset, options.data_dir or config.target.data_dir, options.split)
         for path in sorted(labels - {sample.label for sample in samples}):
@@ -231,7 +248,7 @@ def _lines(findings: Sequence[Finding], fold: bool) -> list[str]:
 def run(config: Config, workers: int, fold: bool) -> int:
     """Print the table; returns the exit status."""
     table = config.class_table
-    reports = {split: check_split(config, split, workers) for split in ("source", "target", "test")}
+    reports = {split: check_split(config, split, workers) for split in splits(config)}
     levels = Counter(finding.level for report in reports.values() for finding in report.findings)
     print("\n".join(describe(report, split, table, fold) for split, report in reports.items()))
     print(f"{levels[ERROR]} errors, {levels[REMARK]} remarks")

@@ -62,7 +62,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
     """
     matrix = ConfusionMatrix(num_classes)
     kind = prediction_kind(dataset)
-    counts = np.zeros(len(id_lookup(kind)), np.int64)  # pixels of each raw id
+    counts = np.zeros(len(id_lookup(kind)), np.int64)  # labelled pixels that are given each raw id
     files = find_predictions(folder, samples)
     for sample in Progress(samples, "predictions", enabled=distributed.is_main()):
         path = files[sample.name]
@@ -71,7 +71,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
         if label.shape != prediction.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (prediction.shape, label.shape))
             raise DataError(f"prediction {path} and label {sample.label} differ in size (W x H): {sizes}")
-        counts += np.bincount(raw.ravel(), minlength=len(counts))
+        counts += np.bincount(raw[label != IGNORE], minlength=len(counts))
         matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
     _judge_ids(counts, folder, kind)
     return matrix
@@ -87,7 +87,7 @@ def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
         )
     share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
     if share > NO_CLASS and distributed.is_main():
-        print(f"{share:.1%} of the predicted pixels have ids that are no class, which counts as wrong")
+        print(f"{share:.1%} of the labelled pixels are predicted as ids that are no class, which counts as wrong")
 
 
 def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
