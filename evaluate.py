@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from utils.config.command_line import make_parser, parse_config
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
 from utils.scoring.predictions import Gallery, score_files
 
@@ -68,7 +68,7 @@ def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix],
         }
         results.append(result | {"confusion_matrix": matrix.counts.tolist()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results[0] if len(results) == 1 else results))
+    path.write_text(plain_json(results[0] if len(results) == 1 else results))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -32,13 +32,16 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "test_adabn")
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
-    with start_run(config) as (device, log):
+    with start_run(config) as run:
+        device, log = run.device, run.log
         model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
         log.text(report)
         samples = data.test_samples(config)
 
         before = evaluate_test_split(config, model, samples, device, title="before")
         log.text(f"before conversion\n{iou_table(before, table, classes)}")
+
+        run.begin()
 
         def score(forwards: int) -> None:
             matrix = evaluate_test_split(config, model, samples, device, title=f"after {forwards}")
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         convert_statistics(model, statistics_loaders(config), a.mode, device, score_every=a.score_every, score=score)
         if distributed.is_main():
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
-            save_atomic(model_state(config, model), folder / CONVERTED)
+            save_atomic(model_state(config, model) | {"method": "test_adabn"}, folder / CONVERTED)
         after = evaluate_test_split(config, model, samples, device, title="after")
         log.text(
             f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}"

@@ -17,7 +17,7 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_adabn"), phases)
+    train(load_config(argv, __doc__, "train_adabn"), phases, "train_adabn")
 
 
 if __name__ == "__main__":

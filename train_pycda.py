@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_pycda", DEFAULTS)
     if config.curriculum.lambda_eq:
         raise SystemExit("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
-    train(config, phases)
+    train(config, phases, "train_pycda", self_trained=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(
             "the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null"
         )
-    train(config, phases)
+    train(config, phases, "train_pycda_spatial", self_trained=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_source_only"), phases)
+    train(load_config(argv, __doc__, "train_source_only"), phases, "train_source_only")
 
 
 if __name__ == "__main__":

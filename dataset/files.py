@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all, and what tells a changed file from the one before."""
 
 import os
 from collections.abc import Callable
@@ -34,3 +34,12 @@ def write_whole(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_version(path: Path) -> tuple[int, int] | None:
+    """Time of the last change in ns and size in bytes; None for a file that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

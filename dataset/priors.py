@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.files import write_whole
+from dataset.files import file_version, write_whole
 from dataset.folders import DataError, Sample
 from dataset.labels import id_lookup
 from dataset.reading import read_label
@@ -40,6 +40,23 @@ class _Chunks(Dataset):
         for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
             self.add(total, read_label(sample.label, self.kind))
         return total
+
+
+def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, limit: int) -> np.ndarray | None:
+    """Which classes have a labelled pixel in at most ``limit`` label files, spread over all: bool (C,).
+
+    Reading ends as soon as every class was seen. None where a file cannot be read, which the loader names or replaces.
+    """
+    seen = np.zeros(num_classes, bool)
+    for sample in samples[:: math.ceil(len(samples) / limit)]:
+        try:
+            label = read_label(sample.label, kind)
+        except DataError:
+            return None
+        seen |= np.array(Image.fromarray(label).histogram()[:num_classes]) > 0
+        if seen.all():
+            break
+    return seen
 
 
 def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
@@ -162,6 +179,7 @@ def spatial_prior(
 
 
 def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
-    """Names a cache file by all that its content depends on."""
-    text = repr((kind, id_lookup(kind).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
+    """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
+    labels = [(str(sample.label), file_version(sample.label)) for sample in samples]
+    text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,6 +3,8 @@
 import math
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ UNREADABLE = (
     TypeError,
     AttributeError,
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
@@ -40,11 +44,17 @@ class WeightsError(RuntimeError):
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Content of a .pth file, without running code from it."""
+    """Content of a .pth file, without running code from it.
+
+    Raises:
+        WeightsError: no such file, one that is damaged (by its checksums too, which torch does not look at), or one
+            that holds something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         kind = type(error).__name__
@@ -54,6 +64,15 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a tensor is not what its checksum says. Files of torch < 1.6 are no zip and have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} does not match")
 
 
 def read_torchvision(name: str) -> dict[str, Tensor]:

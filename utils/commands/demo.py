@@ -113,11 +113,9 @@ class Demo:
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
-        keys = [
-            key
-            for key in self.keys
-            if config in ("adabn", "pycda", "pycda_spatial") or not key.startswith("model.weights=")
-        ]
+        keys = list(self.keys)
+        if config not in ("adabn", "pycda", "pycda_spatial"):
+            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode:

@@ -15,6 +15,7 @@ def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata=metadata)
 
 
+SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
 DATASETS = (*DATA_SETS, LIST)
 Size = tuple[int, int]  # (W, H) in pixels
@@ -28,7 +29,9 @@ class Model:
     fc_dim: int | None = key(None, "channels of the last encoder stage, to be checked; null: the encoder's own")
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
-        None, "start from a run of this project: run folder (its best.pth, else last.pth) or file"
+        None,
+        "start from a run of this project: run folder (its best.pth, else last.pth) or file; "
+        "scratch: from random weights, which PyCDA does only when told so",
     )
     weights_encoder: str | None = key(None, "encoder file: ImageNet or official checkpoint, or torchvision enum name")
     weights_decoder: str | None = key(None, "decoder file of an official checkpoint")
