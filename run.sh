@@ -62,4 +62,8 @@ elif [ "$processes" -gt 1 ] || [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
 else
     exec "$PYTHON" "$script" --config "$config" "$@"
 fi
+# The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
+if sh -c 'kill -HUP $$' 2>/dev/null; then
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+fi
 exec "$PYTHON" -m torch.distributed.run "$@"

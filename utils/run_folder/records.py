@@ -47,7 +47,7 @@ def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[
     """(step, finite scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
     for record in read_records(path, report):
         step = record.pop("step")
-        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+        numbers = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
         yield step, {name: value for name, value in numbers.items() if f"/{SHARE}/" not in name}
 
 
