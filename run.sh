@@ -89,5 +89,9 @@ case ${script#"$here/"} in
     */*) ;;
     *) "$PYTHON" -W ignore "$script" "$@" --print-config >/dev/null || exit ;; # a mistake is said once, not by each
 esac
+# The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
+if sh -c 'kill -HUP $$' 2>/dev/null; then
+    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+fi
 # shellcheck disable=SC2086 # numbers and a host name
 module utils.commands.launch $meeting --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" "$@"

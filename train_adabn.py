@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_adabn")
     from utils.training.experiment import train  # torch, once the configuration is known to be right
 
-    train(config, phases)
+    train(config, phases, "train_adabn")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
     from utils.training.experiment import train  # torch, once the configuration is known to be right
 
-    train(config, phases)
+    train(config, phases, "train_pycda", self_trained=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from utils.training.experiment import train  # torch, once the configuration is known to be right
 
-    train(config, phases)
+    train(config, phases, "train_pycda_spatial", self_trained=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_source_only")
     from utils.training.experiment import train  # torch, once the configuration is known to be right
 
-    train(config, phases)
+    train(config, phases, "train_source_only")
 
 
 if __name__ == "__main__":

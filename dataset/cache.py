@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.files import write_whole
+from dataset.files import file_version, write_whole
 from dataset.folders import Sample
 from dataset.labels import id_lookup, known_ids
 from dataset.reading import read_pair
@@ -49,7 +49,9 @@ class PictureCache:
         return record["image"], None if sample.label is None else record["label"]
 
     def _path(self, sample: Sample, kind: str) -> Path:
-        files = [(os.path.abspath(path), _version(path)) for path in (sample.image, sample.label) if path is not None]
+        files = [
+            (os.path.abspath(path), file_version(path)) for path in (sample.image, sample.label) if path is not None
+        ]
         tables = id_lookup(kind).tobytes() + known_ids(kind).tobytes()
         return (
             self.folder / f"{hashlib.sha256(repr((DECODING, files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
@@ -67,15 +69,6 @@ class PictureCache:
         if label is not None:
             record["label"] = Image.fromarray(label).resize(image.size, NEAREST)
         return record
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Time of the last change in ns and size in bytes; None for what ``read_pair`` will refuse as missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def _load(path: Path) -> np.ndarray | None:

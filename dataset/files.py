@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all; text files of people, read strictly."""
+"""Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
 
 import codecs
 import os
@@ -55,3 +55,12 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path}, line {line}, is not UTF-8 (byte 0x{content[error.start]:02x}; Latin-1?): save it as UTF-8"
         ) from error
+
+
+def file_version(path: Path) -> tuple[int, int] | None:
+    """Time of the last change in ns and size in bytes; None for a file that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

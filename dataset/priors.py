@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.files import read_text, write_whole
+from dataset.files import file_version, read_text, write_whole
 from dataset.folders import Sample
 from dataset.labels import id_lookup
 from dataset.messages import DataError
@@ -199,6 +199,7 @@ def spatial_prior(
 
 
 def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
-    """Names a cache file by all that its content depends on."""
-    text = repr((kind, id_lookup(kind).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
+    """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
+    labels = [(str(sample.label), file_version(sample.label)) for sample in samples]
+    text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

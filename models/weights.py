@@ -3,6 +3,8 @@
 import math
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 # What torch.load raises for files that it does not understand; its own message advises to run code from them.
 _BROKEN_PICKLE = (EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
-UNREADABLE = (RuntimeError, OSError, *_BROKEN_PICKLE)
+UNREADABLE = (RuntimeError, OSError, zipfile.BadZipFile, zlib.error, *_BROKEN_PICKLE)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
@@ -32,11 +34,17 @@ class WeightsError(UserError, RuntimeError):
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Content of a .pth file, without running code from it."""
+    """Content of a .pth file, without running code from it.
+
+    Raises:
+        WeightsError: no such file, one that is damaged (by its checksums too, which torch does not look at), or one
+            that holds something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
@@ -44,6 +52,15 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a tensor is not what its checksum says. Files of torch < 1.6 are no zip and have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} does not match")
 
 
 def read_torchvision(name: str) -> dict[str, Tensor]:

@@ -70,6 +70,14 @@ def test_cache_is_used_and_depends_on_what_it_was_made_of(samples, tmp_path):
     assert np.array_equal(*spatial)
 
 
+def test_label_edited_in_place_is_counted_anew(samples, tmp_path):
+    made = [priors.class_prior(samples, "gtav", C, cache_dir=tmp_path / "cache")]
+    Image.fromarray(np.full((4, 8), 23, np.uint8)).save(samples[0].label)
+    made.append(priors.class_prior(samples, "gtav", C, cache_dir=tmp_path / "cache"))
+    road, sky = CITYSCAPES.ids(["road", "sky"])
+    assert made[0][road] > 0 == made[1][road] and made[1][sky] == pytest.approx(2 / 3)
+
+
 def test_authors_formats(tmp_path):
     (tmp_path / "prior.txt").write_text("\n".join(["2.0"] + ["1.0"] * 18))
     assert np.isclose(priors.load_class_prior(tmp_path / "prior.txt", C)[0], 0.1)

@@ -1,10 +1,23 @@
 """Shares of the pseudo-labels are those of the labels; a collapse is told once."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import train_source_only
+from utils.build import data
 from utils.curriculum import PyramidCurriculum
-from utils.training.label_watch import PATIENCE, CollapseWatch, LayerShares, count_labels, layer_shares
+from utils.training.label_watch import (
+    PATIENCE,
+    CollapseWatch,
+    LayerShares,
+    UnlabelledWatch,
+    count_labels,
+    layer_shares,
+)
 
 
 def test_shares_are_those_of_the_labelled_entries():
@@ -43,3 +56,20 @@ def test_interrupted_streak_and_missing_labels():
     few = {"target/pixel": LayerShares(0.005, {}), "target/square_4": LayerShares(0.2, {})}
     assert "of target/pixel 0.50% is labelled" in watch.update(few)
     assert watch.update(few) is None
+
+
+def test_source_batches_without_a_label_are_told_once():
+    watch = UnlabelledWatch(patience=3)
+    told = [watch.update(count) for count in (0, 0, 5, 0, 0, 0, 0, 1)]
+    assert [bool(warning) for warning in told] == [False] * 5 + [True, False, False]
+    assert "no pixel of the source batches of 3 steps is labelled" in told[5]
+
+
+def test_run_on_source_crops_without_a_label_says_so(command, city, tmp_path, monkeypatch):
+    """The labels have something, but the crops that a run sees do not."""
+    monkeypatch.setattr(data, "any_labelled", lambda *arguments: True)
+    shutil.copytree(city / "gtav", tmp_path / "gtav")
+    for path in (tmp_path / "gtav/labels").iterdir():
+        Image.fromarray(np.zeros((64, 96), np.uint8)).save(path)
+    train_source_only.main(command(tmp_path, "run", f"source.data_dir={tmp_path}/gtav", "val.held_out=0"))
+    assert (tmp_path / "run/log.txt").read_text().count("WARNING: no pixel of the source batches of 2 steps") == 1

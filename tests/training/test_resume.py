@@ -28,7 +28,7 @@ import os, signal, sys, torch, train_source_only
 whole, calls = torch.save, []
 def half(state, stream):
     calls.append(1)
-    if len(calls) == 3:  # the first validation writes best.pth and last.pth
+    if len(calls) == 3:  # last.pth before the first validation, best.pth, last.pth
         stream.write(b"PK half a file")
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -87,9 +87,10 @@ def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path):
     process = start(command(tmp_path, "run", *KEYS), KILLED_WRITING)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
-    assert list((tmp_path / "run").glob("*.tmp"))
+    assert list((tmp_path / "run").glob("*.pth.*.tmp"))
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert "after step 2" in (tmp_path / "run/log.txt").read_text()
+    assert not list((tmp_path / "run").glob("*.tmp"))
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -161,7 +162,8 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
     assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
     train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))
-    assert "removed the earlier run's best.pth, last.pth" in (tmp_path / "run/log.txt").read_text()
+    assert f"the earlier run's results are now in {tmp_path}/run/earlier-1" in (tmp_path / "run/log.txt").read_text()
+    assert (tmp_path / "run/earlier-1/last.pth").stat().st_mtime_ns == before
     assert_same_run(tmp_path / "run", uninterrupted)
 
 

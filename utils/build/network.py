@@ -11,7 +11,7 @@ from models.batchnorm import configure_batchnorm
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.config.schema import Config
+from utils.config.schema import SCRATCH, Config
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 
@@ -47,7 +47,7 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
             "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)
-    if pretrained and m.weights is not None:
+    if pretrained and m.weights not in (None, SCRATCH):
         log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
     if pretrained and (m.weights_encoder or m.weights_decoder):
         log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))

@@ -108,7 +108,7 @@ class Demo:
         """One command of the README; a failing one ends the demo with its own message above."""
         keys = self.keys
         if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
-            keys = [key for key in keys if not key.startswith("model.weights=")]
+            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         status = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode

@@ -33,7 +33,7 @@ from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.curriculum import PyramidCurriculum
 from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.log import RECORDS, read_scalars
+from utils.run_folder.records import RECORDS, read_scalars
 from utils.scoring.evaluation import evaluate_test_split, per_class, scores
 from utils.scoring.pictures import colour_map
 

@@ -18,6 +18,7 @@ from utils.config.declare import (
     key,
 )
 
+SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
 DATASETS = (*DATA_SETS, LIST)
 Size = tuple[int, int]  # (W, H) in pixels
@@ -33,7 +34,10 @@ class Model:
     )
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
-        None, "start from a run of this project: run folder (its best.pth, else last.pth) or file", path=True
+        None,
+        "start from a run of this project: run folder (its best.pth, else last.pth) or file; "
+        "scratch: from random weights, which PyCDA does only when told so",
+        path=True,
     )
     weights_encoder: str | None = key(
         None, "encoder file: ImageNet or official checkpoint, or torchvision enum name", path=True

@@ -26,13 +26,15 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
 def convert_run(config: Config) -> None:
     """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder."""
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
-    with start_run(config) as (device, log):
+    with start_run(config) as run:
+        device, log = run.device, run.log
         model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
         log.text(report)
         samples = data.test_samples(config)
 
         before = evaluate_test_split(config, model, samples, device, title="before")
         log.text(f"before conversion\n{iou_table(before, table, classes)}")
+        run.begin()
 
         def score(forwards: int) -> None:
             matrix = evaluate_test_split(config, model, samples, device, title=f"after {forwards}")
@@ -42,7 +44,7 @@ def convert_run(config: Config) -> None:
         convert_statistics(model, statistics_loaders(config), a.mode, device, score_every=a.score_every, score=score)
         if distributed.is_main():
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
-            save_atomic(model_state(config, model), folder / CONVERTED)
+            save_atomic(model_state(config, model) | {"method": "test_adabn"}, folder / CONVERTED)
         after = evaluate_test_split(config, model, samples, device, title="after")
         log.text(
             f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}"

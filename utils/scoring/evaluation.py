@@ -24,6 +24,10 @@ NAME_WIDTH, COLUMN = 24, 12  # characters at least
 TABLE_WIDTH = 120  # characters; a wider table gets numbers as headings, and a legend
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was given up before its end, on all processes alike."""
+
+
 @torch.inference_mode()
 def evaluate(
     config: Config,
@@ -34,6 +38,7 @@ def evaluate(
     on_image: OnImage | None = None,
     tta: AtTestTime | None = None,
     title: str = "evaluate",
+    stop: Callable[[], bool] | None = None,
 ) -> ConfusionMatrix:
     """Confusion matrix over ``loader`` at the labels' own size, summed over processes.
 
@@ -42,11 +47,18 @@ def evaluate(
         loader: batches of one image with its label at full size, see ``dataset.transforms.EvalTransform``.
         on_image: called with (name, label (H, W), prediction (H, W)) of each image.
         tta: scales and mirror images to average over; None: the image as it is.
+        stop: asked before each image that every process has one of, and answers alike on all of them.
+
+    Raises:
+        EvaluationStopped: ``stop`` said so.
     """
     matrix = ConfusionMatrix(config.num_classes)
     training = model.training
     model.eval()
-    for batch in Progress(loader, title, enabled=distributed.is_main(), leave=False):
+    shared = len(loader.dataset) // distributed.world_size()
+    for index, batch in enumerate(Progress(loader, title, enabled=distributed.is_main(), leave=False)):
+        if stop is not None and index < shared and stop():
+            raise EvaluationStopped
         label, image = batch["label"], batch["image"].to(device)
         prediction = predict(model, image, tuple(label.shape[-2:]), config.test.upsampling, tta).cpu()
         matrix.update(label, prediction)

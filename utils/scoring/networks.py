@@ -1,6 +1,5 @@
 """Scores of what ``evaluate.py`` is asked for: networks, official pairs of files, or predictions as files."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from utils.build.network import load_network
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
 from utils.scoring.predictions import Gallery, score_files
 
@@ -81,4 +81,4 @@ def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix],
         }
         results.append(result | {"confusion_matrix": matrix.counts.tolist()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results[0] if len(results) == 1 else results))
+    path.write_text(plain_json(results[0] if len(results) == 1 else results))

@@ -1,4 +1,4 @@
-"""What the pseudo-labels are made of, and a warning when self-training collapses."""
+"""What the labels and pseudo-labels are made of, and warnings: nothing is labelled, or self-training collapses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -63,4 +63,21 @@ class CollapseWatch:
             "(train source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder "
             "and train.lr_decoder, a higher curriculum.lambda_balance against one class, a lower "
             "curriculum.conf_threshold against too few labels"
+        )
+
+
+class UnlabelledWatch:
+    """Tells once when no pixel of the source batches has been labelled for ``patience`` steps."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.streak = patience, 0
+
+    def update(self, labelled: float) -> str | None:
+        """Take one step's number of labelled pixels; returns the warning, if this step gives rise to one."""
+        self.streak = 0 if labelled else self.streak + 1
+        if self.streak != self.patience:
+            return None
+        return (
+            f"WARNING: no pixel of the source batches of {self.patience} steps is labelled, so nothing is learnt from "
+            "them: `sh run.sh check CONFIG` counts the labels; a larger source.crop_size sees more of each image"
         )
