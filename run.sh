@@ -64,6 +64,6 @@ else
 fi
 # The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
 if sh -c 'kill -HUP $$' 2>/dev/null; then
-    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it
 fi
 exec "$PYTHON" -m torch.distributed.run "$@"
