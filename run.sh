@@ -91,7 +91,7 @@ case ${script#"$here/"} in
 esac
 # The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
 if sh -c 'kill -HUP $$' 2>/dev/null; then
-    export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it
 fi
 # shellcheck disable=SC2086 # numbers and a host name
 module utils.commands.launch $meeting --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" "$@"

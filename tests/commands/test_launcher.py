@@ -1,6 +1,7 @@
 """``run.sh`` without training anything: the command that it would start, told by an ``echo`` in place of Python."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -80,3 +81,16 @@ def test_what_is_missing_is_named(arguments, message):
     command = ["sh", str(ROOT / "run.sh"), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_launcher_leaves_a_hangup_alone_under_nohup(tmp_path, ignored):
+    """``nohup`` starts a program with SIGHUP ignored; torchrun would catch it all the same."""
+    said = tmp_path / "said"
+    said.write_text('#!/bin/sh\necho "${PET_SIGNALS_TO_HANDLE:-all}"\n')
+    said.chmod(0o755)
+    environment = os.environ | {"NPROC": "2", "PYTHON": str(said)}
+    action = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    command = ["sh", str(ROOT / "run.sh"), "train_source_only.py", "config.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, preexec_fn=action)
+    assert done.stdout.strip() == ("SIGTERM,SIGINT,SIGQUIT" if ignored else "all")
