@@ -48,8 +48,7 @@ def find_samples(
         dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``; or "list": what ``data_list`` says.
         split: sub-folder of the Cityscapes layout; the others have none.
         data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
-            Without it the folder is scanned. For "list", ``image_path label_path`` a line, the label path optional, see
-            ``dataset.lists.split_pair``.
+            Without it the folder is scanned. For "list", lines as ``dataset.lists.split_pair`` reads them.
         label_list: text file with the label paths in the same order, relative to ``data_dir`` or to the label folder.
         labels: "required": an image without label is an error; "optional": its label is None.
         repeats: whether a list may have a line several times, as for training.
@@ -77,15 +76,20 @@ def find_samples(
         found = [_locate(line, label_dir, root, label_list) for line in lines]
     for label in found:
         refuse_train_ids(label, dataset)
-    missing = [image for image, label in zip(images, found, strict=True) if not label.is_file()]
-    if missing and labels == "required":
+    if labels == "required":
+        _refuse_missing(images, found, image_dir, label_dir)
+    names = _names(images, (image_dir, root), layout.image_suffix, repeats)
+    files = zip(names, images, found, strict=True)
+    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
+
+
+def _refuse_missing(images: Sequence[Path], labels: Sequence[Path], image_dir: Path, label_dir: Path) -> None:
+    missing = [image for image, label in zip(images, labels, strict=True) if not label.is_file()]
+    if missing:
         raise DataError(
             f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {few(missing)}. "
             "Complete the download, or give a data_list without them"
         )
-    names = _names(images, (image_dir, root), layout.image_suffix, repeats)
-    files = zip(names, images, found, strict=True)
-    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
 
 
 def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:

@@ -192,8 +192,9 @@ def spatial_prior(
     """``spatial_histogram``, kept as .npy (H, W, C) in ``cache_dir`` for the next time."""
     path = cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
     if not path.is_file():
-        options = {"sigma": sigma, "num_workers": num_workers, "skip_bad": skip_bad}
-        prior = spatial_histogram(samples, kind, num_classes, size, **options)
+        prior = spatial_histogram(
+            samples, kind, num_classes, size, sigma=sigma, num_workers=num_workers, skip_bad=skip_bad
+        )
         write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
     return load_spatial_prior(path, num_classes)
 

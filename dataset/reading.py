@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from dataset import png16
 from dataset.folders import Sample
@@ -85,7 +85,7 @@ def read_raw_label(path: Path, kind: str) -> np.ndarray:
             return _read_ids(image, path, kind)
 
 
-def _read_ids(image: Image.Image, path: Path, kind: str) -> np.ndarray:
+def _read_ids(image: ImageFile.ImageFile, path: Path, kind: str) -> np.ndarray:
     if image.format == "JPEG":
         raise DataError(f"{path} is a JPEG, which changes ids: {kind} labels must be stored without loss, as PNG")
     stored = _raw_mode(image)
@@ -104,7 +104,7 @@ def _read_ids(image: Image.Image, path: Path, kind: str) -> np.ndarray:
     return ids // STRETCHED[stored] if stored in STRETCHED else ids
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """How the file holds the values that Pillow decodes, in Pillow's words; "" where the format does not say."""
     arguments = image.tile[0][3] if image.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments

@@ -130,12 +130,15 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     data_dir = options.data_dir or config.target.data_dir
     report = Report([], np.zeros(config.num_classes, np.int64))
     try:
-        lists = {
-            "data_list": options.data_list,
-            "label_list": options.label_list,
-            "repeats": split in ("source", "target"),
-        }
-        samples = find_samples(options.dataset, data_dir, split=options.split, **lists, labels="optional")
+        samples = find_samples(
+            options.dataset,
+            data_dir,
+            split=options.split,
+            data_list=options.data_list,
+            label_list=options.label_list,
+            labels="optional",
+            repeats=split in ("source", "target"),
+        )
     except DataError as error:
         report.findings.append(Finding(ERROR, str(data_dir), str(error), "not found"))
         return report
