@@ -12,6 +12,7 @@ from dataset import lists
 from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
 from dataset.lists import read_list
 from dataset.messages import DataError, few
+from dataset.reading import read_image as read_image  # reads what is found here; people import it from here
 
 
 @dataclass(frozen=True)

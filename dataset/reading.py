@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from dataset import png16
-from dataset.folders import Sample
 from dataset.labels import IGNORE, UNKNOWN, id_lookup, is_id_table, known_ids, look_like_train_ids, refuse_train_ids
 from dataset.messages import DataError, few
+
+if TYPE_CHECKING:
+    from dataset.folders import Sample
 
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 are turned or mirrored
 UPRIGHT = 1
@@ -166,7 +169,7 @@ def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
     return table.take(raw)
 
 
-def read_pair(sample: Sample, kind: str) -> tuple[Image.Image, np.ndarray | None]:
+def read_pair(sample: "Sample", kind: str) -> tuple[Image.Image, np.ndarray | None]:
     """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
 
     Raises:
