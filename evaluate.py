@@ -1,5 +1,6 @@
 """Score runs on the test split (Cityscapes val): per-class IoU, 19/16/13-class means, pictures, JSON.
 
+--images PATH... --save DIR segments pictures without labels instead, as sh run.sh predict does.
 --weights takes run folders or checkpoints, several of them for a comparison, or an official encoder and decoder file.
 """
 
@@ -8,7 +9,9 @@ from collections.abc import Sequence
 from os.path import expanduser
 
 from dataset.failures import exit_after
+from utils.commands import predict
 from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
 
 
@@ -24,15 +27,28 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument(
         "--save", type=path, help="write pictures below this folder: colour maps, label ids, panels, confusion"
     )
+    parser.add_argument("--images", nargs="+", help="segment these files, folders or .txt lists instead of scoring")
     args = parse_arguments(parser, argv)
     return args, parse_config(args, "evaluate")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def segment(args: argparse.Namespace) -> int:
+    """``sh run.sh predict`` with the options that it shares with this script. Returns the exit status."""
+    if args.predictions or args.json:
+        raise ConfigError("command line: --images gives no scores, so --predictions and --json do not go with it")
+    options = ["--save", str(args.save)] if args.save else []
+    options += ["--weights", *args.weights] if args.weights else []
+    return predict.main(["--config", args.config, *args.overrides, *args.images, *options])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
+    if args.images:
+        return segment(args)
     from utils.scoring.networks import score  # torch, once the command line is known to be right
 
     score(config, args.weights, args.predictions, args.json, args.save)
+    return 0
 
 
 if __name__ == "__main__":

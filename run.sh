@@ -2,6 +2,8 @@
 # sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
+# sh run.sh predict CONFIG PATH... --save DIR  pictures without labels, on all GPUs
+# sh run.sh export CONFIG --to FILE         the network for use elsewhere: .pt2, .onnx or .pth
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
@@ -18,7 +20,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 usage() {
-    sed -n '2,14s/^# //p' "$0"
+    sed -n '2,16s/^# //p' "$0"
 }
 
 # -P: the folder that the command is started in may hold modules of our names
@@ -49,8 +51,10 @@ case $1 in
     ablation) shift; module utils.commands demo --ablation "$@" ;;
     benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;
     check) shift; module utils.commands check "$@" ;;
+    export) shift; module utils.commands export "$@" ;;
     report) shift; module utils.commands report "$@" ;;
     test) shift; cd "$here"; module pytest tests "$@" ;;
+    predict) shift; set -- utils/commands/predict.py "$@" ;; # on all GPUs, as a script
 esac
 for script in "$here/$1" "$here/$1.py" "$1"; do
     [ ! -f "$script" ] || break

@@ -10,7 +10,13 @@ from utils.commands import arguments
 from utils.config.command_line import ROOT
 from utils.config.declare import ConfigError
 
-COMMANDS = {"check": arguments.check, "demo": arguments.demo, "report": arguments.report}
+COMMANDS = {
+    "check": arguments.check,
+    "demo": arguments.demo,
+    "export": arguments.export,
+    "predict": arguments.predict,
+    "report": arguments.report,
+}
 OF_RUN_SH = ("ablation", "benchmark", "test")  # run.sh itself knows them
 
 

@@ -51,8 +51,13 @@ def is_override(argument: str) -> bool:
     return bool(OVERRIDE.match(argument)) and not os.path.exists(argument)
 
 
-def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, rest: str | None = None
+) -> argparse.Namespace:
     """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
+
+    Args:
+        rest: attribute that gets what is neither the configuration nor ``key=value``; None: there may be no such thing.
 
     Raises:
         ConfigError: an option that is not there, no configuration, or something that is no ``key=value``.
@@ -65,7 +70,9 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
         args.config, *others = others
     if args.config is None:
         parser.error("a configuration is needed")
-    if others:
+    if rest is not None:
+        setattr(args, rest, others)
+    elif others:
         raise ConfigError(f"command line: '{others[0]}' is not key=value")
     args.overrides = overrides
     return args

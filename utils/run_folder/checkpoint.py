@@ -15,6 +15,7 @@ from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
 from utils.config.read import to_yaml
 from utils.config.schema import Config
+from utils.run_folder.classes import class_entry
 from utils.run_folder.identity import config_changes, data_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
@@ -46,6 +47,7 @@ def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
         "model": model.state_dict(),
         "bn_updates": bn_updates(model),
         "config": to_yaml(config),
+        "classes": class_entry(config.class_table),
         "git": git_revision(),
     }
 

@@ -92,6 +92,11 @@ def predict(
         upsampling: how logits get to ``size``, see ``utils.scoring.upsampling.upsample``.
         tta: scales and mirror images whose probabilities are averaged; None: the image as it is.
     """
+    return classes_at(views_of(model, image, tta), size, upsampling)
+
+
+def views_of(model: Segmentor, image: Tensor, tta: AtTestTime | None = None) -> list[View]:
+    """What a network in eval mode says of images (N, 3, h, w), once a scale and mirror image of ``tta``."""
     views = []
     for scale in tta.scales if tta else (1.0,):
         seen = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -99,7 +104,7 @@ def predict(
         views.append(View(model.stride_logits(seen), input_size))
         if tta and tta.flip:
             views.append(View(model.stride_logits(seen.flip(3)).flip(3), input_size))
-    return classes_at(views, size, upsampling)
+    return views
 
 
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:
