@@ -1,6 +1,7 @@
 """PyCDA: a supervised source step, then a step on the target with the pyramid curriculum (``utils/curriculum.py``)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from utils.build.curriculum import build_curriculum
 from utils.config.command_line import load_config
@@ -9,7 +10,7 @@ from utils.training.experiment import Experiment, train
 from utils.training.losses import self_training
 
 # The released script fixes these whatever its YAML says.
-DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}
+DEFAULTS: dict[str, Any] = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 
 def phases(experiment: Experiment) -> list[Phase]:

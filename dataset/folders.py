@@ -24,6 +24,13 @@ class Sample:
     image: Path
     label: Path | None
 
+    @property
+    def label_file(self) -> Path:
+        """``label`` of a sample that must have one; DataError for another."""
+        if self.label is None:
+            raise DataError(f"{self.image} has no label: name it in a data_list or label_list")
+        return self.label
+
 
 def read_list(path: str | Path) -> list[str]:
     """Lines of a list file, without blank ones; a repeated line is an error."""

@@ -168,7 +168,7 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: Dataset,
+    dataset: SegmentationDataset,
     batch_size: int,
     *,
     seed: int,
@@ -183,14 +183,21 @@ def train_loader(
 
 
 def epoch_loader(
-    dataset: Dataset, batch_size: int, *, epochs: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: SegmentationDataset,
+    batch_size: int,
+    *,
+    epochs: int,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
     sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
 
 
-def eval_loader(dataset: Dataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+def eval_loader(dataset: SegmentationDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
     """Single images of this rank's shard, in order."""
     sampler = ShardSampler(len(dataset), rank, world_size)
     return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))

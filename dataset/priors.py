@@ -38,7 +38,7 @@ class _Chunks(Dataset):
     def __getitem__(self, chunk: int) -> np.ndarray:
         total = self.zeros.copy()
         for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
-            self.add(total, read_label(sample.label, self.kind))
+            self.add(total, read_label(sample.label_file, self.kind))
         return total
 
 

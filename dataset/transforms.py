@@ -14,7 +14,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEAN_COLOUR = tuple(round(255 * m) for m in IMAGENET_MEAN)  # padding: zero, up to rounding, once normalised
 
-FILLS = (MEAN_COLOUR, 0, IGNORE)  # of image, valid mask and label
+Fill = int | tuple[int, ...]
+FILLS: tuple[Fill, ...] = (MEAN_COLOUR, 0, IGNORE)  # of image, valid mask and label
 EXACT = 2**24  # whole numbers up to here are exact in float32
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
@@ -130,8 +131,8 @@ class JointTransform:
         seen = window if angle is None else (0, 0, *size)  # a rotation brings in what is beyond the window
         layers = [resized_window(image, size, seen), Image.new("L", (seen[2] - seen[0], seen[3] - seen[1]), 255)]
         if label is not None:
-            ids = Image.fromarray(label)
-            layers.append(_crop(ids if ids.size == size else ids.resize(size, NEAREST), seen))
+            whole = Image.fromarray(label)
+            layers.append(_crop(whole if whole.size == size else whole.resize(size, NEAREST), seen))
         if angle is not None:
             filters = (BILINEAR, NEAREST, NEAREST)
             layers = [
@@ -142,9 +143,9 @@ class JointTransform:
             layers = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in layers]
         if self.crop is not None:
             layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS, strict=False)]
-        image, valid, *ids = layers
-        label = torch.from_numpy(np.array(ids[0])).long() if ids else None
-        return normalise(image), label, torch.from_numpy(np.array(valid) > 0)
+        pixels, valid, *labels = layers
+        ids = torch.from_numpy(np.array(labels[0])).long() if labels else None
+        return normalise(pixels), ids, torch.from_numpy(np.array(valid) > 0)
 
     def _scaled_size(self, own: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         size = self.size or own
@@ -163,7 +164,7 @@ class JointTransform:
         return (size[0] - right, top, size[0] - left, bottom) if mirrored else (left, top, right, bottom)
 
 
-def _padded(layer: Image.Image, size: tuple[int, int], fill: int | tuple[int, int, int]) -> Image.Image:
+def _padded(layer: Image.Image, size: tuple[int, int], fill: Fill) -> Image.Image:
     if layer.size == size:
         return layer
     canvas = Image.new(layer.mode, size, fill)

@@ -56,13 +56,13 @@ class Segmentor(nn.Module):
         """
         if aux and not self.use_aux:
             raise ValueError("this network was built with use_aux=False, it has no auxiliary logits")
-        size = tuple(images.shape[-2:]) if size is None else tuple(size)
+        height, width = images.shape[-2:] if size is None else size
         features = self.encoder(images, recompute=self.checkpoint_encoder and self.training)
         outputs = {"logits": self.decoder(features)}
         if (self.training and self.use_aux) if aux is None else aux:
             outputs["aux"] = self.decoder.auxiliary(features)
         return {
-            name: F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+            name: F.interpolate(logits, (height, width), mode="bilinear", align_corners=align_corners)
             for name, logits in outputs.items()
         }
 

@@ -1,6 +1,6 @@
 """Inputs and weights of the reference cases: every array is a function of its name and shape alone.
 
-The reference numbers in ``golden_*.json`` were made by the released code on these arrays.
+The reference numbers in ``losses.json`` and ``models.json`` were made by the released code on these arrays.
 """
 
 import zlib

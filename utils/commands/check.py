@@ -93,7 +93,8 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     findings = list(_pairs(config, split, samples))
     files = _Files(samples, split, options.label_kind, config.num_classes)
     loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
-    sizes, counts = Counter(), empty.counts
+    sizes: Counter[tuple[int, int]] = Counter()
+    counts = empty.counts
     for found, size, labelled in tqdm(loader, desc=split):
         findings += found
         sizes[size] += size is not None

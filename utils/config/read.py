@@ -20,7 +20,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key."""
 
 
-def _repeated_keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     """(dotted name, line, line of the repetition) of every key that YAML would silently take the last of."""
     if not isinstance(node, yaml.MappingNode):
         return

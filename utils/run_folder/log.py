@@ -66,7 +66,7 @@ class RunLog:
         if not self.enabled:
             return
         if error is not None:
-            self._logger.error(f"{kind.__name__}: {error}")
+            self._logger.error(f"{type(error).__name__}: {error}")
         self._json.close()
         self._board.close()
         for handler in self._logger.handlers:

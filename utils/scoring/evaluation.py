@@ -73,7 +73,7 @@ def predict(model: Segmentor, image: Tensor, size: tuple[int, int], tta: AtTestT
     """Classes (N, H, W) uint8 of images (N, 3, h, w) at ``size`` (H, W)."""
     if tta == AtTestTime():
         return class_map(model(image, size=size, align_corners=True)["logits"])
-    total: Tensor | float = 0.0
+    total = image.new_zeros(())
     for scale in tta.scales:
         scaled = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
         for flip in (False, True) if tta.flip else (False,):
@@ -109,7 +109,7 @@ def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 
 def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
     """One column a network; of several, the best of each row is starred. Names are cut from the left to fit."""
-    columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
+    columns = [{**per_class(m, table, eval_classes), **scores(m, table, eval_classes)} for m in matrices.values()]
     lines = []
     if len(matrices) > 1:
         lines.append(" " * NAME_WIDTH + "".join(f"{name[1 - COLUMN :]:>{COLUMN}}" for name in matrices))

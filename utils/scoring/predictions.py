@@ -61,7 +61,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
         if len(found) != 1:
             problem = f"{len(found)} predictions for {sample.name} below {folder}"
             raise DataError(f"{problem}: exactly one {stem}.png or {stem}_*.png is needed")
-        label, prediction = read_label(sample.label, dataset), read_prediction(found[0], dataset)
+        label, prediction = read_label(sample.label_file, dataset), read_prediction(found[0], dataset)
         if label.shape != prediction.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (prediction.shape, label.shape))
             raise DataError(f"prediction {found[0]} and label {sample.label} differ in size (W x H): {sizes}")

@@ -21,7 +21,7 @@ from utils.config.schema import Config
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
 from utils.run_folder.log import SHARE, RunLog
 from utils.training.label_watch import CollapseWatch, LayerShares, layer_shares
-from utils.training.losses import Batch, LossFunction, Outcome
+from utils.training.losses import Batch, LossFunction, Outcome, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
 from utils.training.validation import Validation
@@ -115,7 +115,8 @@ class Trainer:
         self.model.train()
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(self.start, t.num_steps)
-        options = {"initial": self.start, "total": t.num_steps, "mininterval": 1, "disable": not distributed.is_main()}
+        options: dict[str, Any] = {"initial": self.start, "total": t.num_steps, "mininterval": 1}
+        options["disable"] = not distributed.is_main()
         with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
             for index in bar:
                 iteration = self._iterate(index, batches)
@@ -150,8 +151,8 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
-        self._tolerate([message for message in batch.pop("skipped") if message])
-        batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        self._tolerate([message for message in batch["skipped"] if message])
+        batch = on_device(batch, self.device)
         if self.config.train.channels_last:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         return batch
