@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataset.failures import exit_after
 from utils.config.command_line import load_config
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from utils.training.experiment import Experiment
 
 # The released script fixes these whatever its YAML says.
-DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}
+DEFAULTS: dict[str, Any] = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 
 def phases(experiment: Experiment) -> list[Phase]:

@@ -61,7 +61,7 @@ class PictureCache:
         image, label = read_pair(sample, kind)
         if self.size is not None:
             image = resized_window(image, self.size, (0, 0, *self.size))
-        fields = [("image", np.uint8, (image.height, image.width, 3))]
+        fields: list[tuple[str, type, tuple[int, ...]]] = [("image", np.uint8, (image.height, image.width, 3))]
         if label is not None:
             fields.append(("label", np.uint8, (image.height, image.width)))
         record = np.empty((), fields)

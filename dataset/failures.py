@@ -53,10 +53,9 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except SystemExit as stopped:
-        status = stopped.code
-        if isinstance(status, str):
-            say(f"error: {status}", program)
-            status = MENDABLE
+        if isinstance(stopped.code, str):
+            say(f"error: {stopped.code}", program)
+        status = MENDABLE if isinstance(stopped.code, str) else stopped.code
     except KeyboardInterrupt:
         say("interrupted", program)
         status = INTERRUPTED

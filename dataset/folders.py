@@ -27,6 +27,13 @@ class Sample:
     image: Path
     label: Path | None
 
+    @property
+    def label_file(self) -> Path:
+        """``label`` of a sample that must have one; DataError for another."""
+        if self.label is None:
+            raise DataError(f"{self.image} has no label: name it in a data_list or label_list")
+        return self.label
+
 
 def write_list(samples: Sequence[Sample], path: Path, root: str | Path) -> None:
     """Write the samples' image paths relative to ``root``, one a line, so that ``find_samples`` reads them back."""

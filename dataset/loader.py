@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -22,7 +23,14 @@ from dataset.transforms import Picture, Transform
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
-class SegmentationDataset(Dataset):
+class MapDataset(Dataset):
+    """A data set that knows its size."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class SegmentationDataset(MapDataset):
     """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
 
     Args:
@@ -172,7 +180,7 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: Dataset,
+    dataset: MapDataset,
     batch_size: int,
     *,
     seed: int,
@@ -187,7 +195,14 @@ def train_loader(
 
 
 def epoch_loader(
-    dataset: Dataset, batch_size: int, *, epochs: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: MapDataset,
+    batch_size: int,
+    *,
+    epochs: int,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
     sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
@@ -195,14 +210,21 @@ def epoch_loader(
 
 
 def step_loader(
-    dataset: Dataset, batch_size: int, *, steps: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: MapDataset,
+    batch_size: int,
+    *,
+    steps: int,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """The first ``steps`` batches of ``train_loader``."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), **_options(num_workers))
 
 
-def eval_loader(dataset: Dataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
     """Single images of this rank's shard, in order."""
     sampler = ShardSampler(len(dataset), rank, world_size)
     return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))

@@ -41,7 +41,7 @@ class _Chunks(Dataset):
         total, bad = self.zeros.copy(), []
         for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
             try:
-                self.add(total, read_label(sample.label, self.kind))
+                self.add(total, read_label(sample.label_file, self.kind))
             except DataError as error:
                 bad.append(str(error))
         return total, bad
@@ -201,6 +201,6 @@ def spatial_prior(
 
 def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
     """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
-    labels = [(str(sample.label), file_version(sample.label)) for sample in samples]
+    labels = [(str(sample.label), file_version(sample.label_file)) for sample in samples]
     text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

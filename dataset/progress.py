@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ class Progress(Generic[T]):
         terminal = sys.stderr.isatty()
         self.lines = lines and enabled and not terminal
         short = title if len(title) <= TITLE_WIDTH else f"..{title[2 - TITLE_WIDTH :]}"
-        options = {"initial": start, "total": self.total, "unit": unit, "leave": leave, "disable": True}
+        options: dict[str, Any] = {"initial": start, "total": self.total, "unit": unit, "leave": leave, "disable": True}
         if enabled and terminal:
             options |= {"disable": False, "bar_format": FORMAT, "dynamic_ncols": True, "mininterval": REDRAW}
         self.bar = tqdm(items, desc=short, **options)

@@ -34,7 +34,8 @@ class Canvas:
         choices = self.style.palette[name]
         base = np.array(choices[self.rng.integers(len(choices))], float)
         shift = self.rng.normal(0, self.style.jitter) + self.rng.normal(0, self.style.jitter / 2, 3)
-        return tuple(int(v) for v in (base + shift).clip(0, 255))
+        red, green, blue = (int(v) for v in (base + shift).clip(0, 255))
+        return red, green, blue
 
     def ground(self, u: float, s: float, height: float = 0.0) -> Point:
         """Picture coordinates of a point ``u`` widths right of the axis at nearness ``s``, ``height`` above ground."""
@@ -67,7 +68,8 @@ class Canvas:
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
-    return tuple(int(min(255, c * factor)) for c in colour)
+    red, green, blue = (int(min(255, c * factor)) for c in colour)
+    return red, green, blue
 
 
 def _ground(c: Canvas) -> None:
@@ -200,8 +202,8 @@ def _things(c: Canvas) -> None:
     things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(style.persons))]
     things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(style.bicycles))]
     for name, count in (("car", rng.poisson(style.cars)), ("bus", rng.poisson(style.buses))):
-        draw = partial(_vehicle, name)
-        things += [(rng.uniform(0.18, 0.8), draw, lane()) for _ in range(count)]
+        vehicle = partial(_vehicle, name)
+        things += [(rng.uniform(0.18, 0.8), vehicle, lane()) for _ in range(count)]
     for s, draw, u in sorted(things, key=lambda thing: thing[0]):
         draw(c, u, s)
 

@@ -154,8 +154,8 @@ class FCN8s(Head):
     def initialise(self) -> None:
         super().initialise()
         for score in (self.score_fr, self.score_pool4, self.score_pool3):
-            nn.init.zeros_(score.weight)
-            nn.init.zeros_(score.bias)
+            for parameter in score.parameters():
+                nn.init.zeros_(parameter)
 
 
 HEADS: dict[str, type[Head]] = {"ppm_bilinear": PPMBilinear, "aspp": ASPP, "fcn": FCN, "fcn8s": FCN8s}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class SoftmaxStrips(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
         """Of (N, C, H, W) logits; all but the label carry the gradient.
 
         Returns:
@@ -52,7 +53,7 @@ class SoftmaxStrips(torch.autograd.Function):
         return ce, label, P_sum / (H * W), *pooled
 
     @staticmethod
-    def backward(ctx, g_ce: Tensor, _: Tensor, g_mean: Tensor, *g_pooled: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g_ce: Tensor, _: Tensor, g_mean: Tensor, *g_pooled: Tensor) -> tuple[Tensor, None, None]:
         Z, label = ctx.saved_tensors
         H, W = Z.shape[2:]
         grad = torch.empty_like(Z)

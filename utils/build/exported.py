@@ -42,6 +42,9 @@ class ExportError(UserError, RuntimeError):
 class ExportedNetwork(nn.Module):
     """uint8 RGB (N, H, W, 3) -> classes uint8 (N, H, W), or with ``logits`` float32 (N, C, H, W)."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, model: Segmentor, logits: bool) -> None:
         super().__init__()
         self.model, self.logits = _exportable(model), logits
@@ -82,7 +85,7 @@ def _exportable(model: Segmentor) -> Segmentor:
             delattr(model.decoder, name)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.AdaptiveAvgPool2d):
+            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
                 setattr(parent, name, PoolBySize(child.output_size))
     return model
 
@@ -156,6 +159,7 @@ def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, path: 
     onnx_program = torch.onnx.export(
         program, input_names=["pictures"], output_names=[output], dynamo=True, verbose=False
     )
+    assert onnx_program is not None  # of the dynamo exporter
     proto = onnx_program.model_proto
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in class_entry(table).items()})
     write_whole(path, lambda stream: stream.write(proto.SerializeToString()))

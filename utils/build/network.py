@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from dataset.messages import ChoiceError
 from models import build_segmentor
@@ -54,7 +55,7 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
     distributed.broadcast_model(model)
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.channels_last:
-        model.to(memory_format=torch.channels_last)
+        convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions
     if t.compile:
         model.compile()  # in place: the state-dict keys stay as they are
     return model

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 400, 190  # SVG units, axes and their numbers included
 LEFT, RIGHT, TOP, BOTTOM = 44, 18, 8, 20  # margins around the lines
@@ -28,7 +28,7 @@ def thin(points: Points) -> Points:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def chart(title: str, series: dict[str, Points]) -> str:
+def chart(title: str, series: Mapping[str, Points]) -> str:
     """A figure with the lines of ``series`` over the same steps, axes, and first, last, least and greatest values."""
     lines = {name: thin(points) for name, points in series.items()}
     shown = [point for points in lines.values() for point in points]
@@ -55,11 +55,11 @@ def chart(title: str, series: dict[str, Points]) -> str:
     return f"<figure><figcaption><b>{name}</b></figcaption>{svg}{_legend(series)}</figure>"
 
 
-def _colours(series: dict[str, Points]) -> list[str]:
+def _colours(series: Mapping[str, Points]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(series))]
 
 
-def _legend(series: dict[str, Points]) -> str:
+def _legend(series: Mapping[str, Points]) -> str:
     rows = ["<tr><th><th>first<th>last<th>least<th>greatest</tr>"]
     for colour, (name, points) in zip(_colours(series), series.items(), strict=True):
         values = [value for _, value in points]

@@ -139,10 +139,10 @@ class Demo:
         models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
         for sample in test_samples(config)[:PANELS]:
             with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.label_kind), table)]
+                tiles = [image.convert("RGB"), colour_map(read_label(sample.label_file, config.test.label_kind), table)]
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
-                size = tuple(pixels.shape[-2:])
+                size = (pixels.shape[-2], pixels.shape[-1])
                 predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
             tiles += [colour_map(prediction, table) for prediction in predictions]
             rows.append(stack(tiles, horizontal=True))

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from models.segmentor import Segmentor
 from utils.build.data import test_samples
 from utils.build.network import load_network
 from utils.commands import arguments
-from utils.commands.chart import Points, chart
+from utils.commands.chart import chart
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.curriculum import PyramidCurriculum
@@ -82,7 +82,7 @@ TITLES = {
 
 def curves(log: Path) -> str:
     """All scalars of a run, one chart a group, but the class shares, which are too many to read."""
-    groups: dict[str, dict[str, Points]] = {group: defaultdict(list) for group in TITLES}
+    groups: dict[str, dict[str, list[tuple[int, float]]]] = {group: defaultdict(list) for group in TITLES}
     for step, values in read_scalars(log):
         for name, value in values.items():
             group, _, leaf = name.rpartition("/")
@@ -129,7 +129,7 @@ def score_table(own: Scored, before: Scored | None, table: ClassTable) -> str:
 
 
 def _score_rows(
-    result: dict[str, float | None], baseline: dict[str, float | None] | None, kind: str, table: ClassTable
+    result: Mapping[str, float | None], baseline: Mapping[str, float | None] | None, kind: str, table: ClassTable
 ) -> str:
     rows = []
     for name, value in result.items():
@@ -177,8 +177,13 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
         models: by the name for the caption, in eval mode on the CPU.
     """
     c, samples = trained.curriculum, test_samples(config)
-    options = {"conf_threshold": c.conf_threshold, "region_pool": c.region_pool, "use_pixels": c.use_pixels}
-    curriculum = PyramidCurriculum(None, box_size=c.box_size, **options)
+    curriculum = PyramidCurriculum(
+        None,
+        box_size=c.box_size,
+        conf_threshold=c.conf_threshold,
+        region_pool=c.region_pool,
+        use_pixels=c.use_pixels,
+    )
     resize = EvalTransform(trained.target.input_size)
     figures = []
     for sample in samples[:: math.ceil(len(samples) / IMAGES)]:
@@ -188,7 +193,7 @@ def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segme
             logits = {name: model(pixels[None])["logits"] for name, model in models.items()}
             *_, own = logits.values()
             layers = curriculum.pseudo_labels(own)
-        maps = {"labels": read_label(sample.label, config.test.label_kind)}
+        maps = {"labels": read_label(sample.label_file, config.test.label_kind)}
         maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
         width = min(image.width, PICTURE_WIDTH)
         size = (width, round(width * image.height / image.width))

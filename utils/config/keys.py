@@ -18,7 +18,7 @@ class Key:
 
 
 def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
-    """All keys in the order of ``utils/schema.py``, by dotted name."""
+    """All keys in the order of ``utils/config/schema.py``, by dotted name."""
     group, types = group or Config(), key_types()
     for f in fields(group):
         value, name = getattr(group, f.name), f"{prefix}{f.name}"

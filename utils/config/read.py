@@ -21,7 +21,7 @@ OFFICIAL = "common"  # the group of the authors' keys
 BASE = "base"  # names the file that this one inherits from
 
 
-def _repeated_keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     """(dotted name, line, line of the repetition) of every key that YAML would silently take the last of."""
     if not isinstance(node, yaml.MappingNode):
         return

@@ -69,4 +69,5 @@ def _reason(error: Exception, text: str) -> str:
     where = f", line {mark.line + 1}" if len(lines) > 1 else ""
     if mark.line < len(lines) and "\t" in lines[mark.line]:
         return f"{where}: there is a tab, indent with spaces"
-    return f"{where}: {' '.join(str(part) for part in (error.context, error.problem) if part)}"
+    reasons = (getattr(error, "context", None), getattr(error, "problem", None))
+    return f"{where}: {' '.join(str(part) for part in reasons if part)}"

@@ -47,7 +47,7 @@ class RunLog:
     ) -> None:
         if self.enabled:
             if error is not None and not isinstance(error, SystemExit):
-                self.text(f"{kind.__name__}: {error}")
+                self.text(f"{type(error).__name__}: {error}")
             for name, log in ((RECORDS, self._json), (BOARD, self._board), (TEXT, self._text)):
                 with self._tolerate(name):
                     log.close()

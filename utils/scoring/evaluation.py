@@ -1,8 +1,9 @@
 """Scores of a network on a labelled set: one confusion matrix, from which every mean is taken."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import PurePath
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def evaluate(
     matrix = ConfusionMatrix(config.num_classes)
     training = model.training
     model.eval()
-    shared = len(loader.dataset) // distributed.world_size()
+    shared = len(cast(Sized, loader.dataset)) // distributed.world_size()
     for index, batch in enumerate(Progress(loader, title, enabled=distributed.is_main(), leave=False)):
         if stop is not None and index < shared and stop():
             raise EvaluationStopped
@@ -100,7 +101,7 @@ def views_of(model: Segmentor, image: Tensor, tta: AtTestTime | None = None) -> 
     views = []
     for scale in tta.scales if tta else (1.0,):
         seen = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
-        input_size = tuple(seen.shape[-2:])
+        input_size = (seen.shape[-2], seen.shape[-1])
         views.append(View(model.stride_logits(seen), input_size))
         if tta and tta.flip:
             views.append(View(model.stride_logits(seen.flip(3)).flip(3), input_size))
@@ -138,8 +139,9 @@ def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_cla
     Args:
         matrices: by the path of each network.
     """
-    columns = [per_class(m, table, eval_classes) | scores(m, table, eval_classes) for m in matrices.values()]
-    lines, width = [], COLUMN
+    columns = [{**per_class(m, table, eval_classes), **scores(m, table, eval_classes)} for m in matrices.values()]
+    lines: list[str] = []
+    width = COLUMN
     if len(matrices) > 1:
         lines, headings = _headings(list(matrices))
         width = max(COLUMN, *(len(heading) + 2 for heading in headings))

@@ -55,7 +55,7 @@ def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, wid
     """
     with Image.open(frames[0]) as first:
         scale = min(1.0, width / first.width)
-        size = tuple(max(1, round(side * scale)) for side in first.size)
+        size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
 
     def fitted() -> Iterator[Image.Image]:  # one at a time: a clip may be longer than memory
         for frame in frames:
@@ -64,5 +64,5 @@ def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, wid
 
     rest = fitted()
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"save_all": True, "append_images": rest, "duration": round(1000 / frames_per_second), "loop": 0}
-    next(rest).save(path, **options)
+    duration = round(1000 / frames_per_second)  # milliseconds
+    next(rest).save(path, save_all=True, append_images=rest, duration=duration, loop=0)

@@ -66,7 +66,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
     files = find_predictions(folder, samples)
     for sample in Progress(samples, "predictions", enabled=distributed.is_main()):
         path = files[sample.name]
-        raw, label = read_raw_label(path, kind), read_label(sample.label, dataset)
+        raw, label = read_raw_label(path, kind), read_label(sample.label_file, dataset)
         prediction = train_ids(raw, path, kind)
         if label.shape != prediction.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (prediction.shape, label.shape))

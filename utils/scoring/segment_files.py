@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.labels import ClassTable
-from dataset.loader import eval_loader
+from dataset.loader import MapDataset, eval_loader
 from dataset.messages import DataError
 from dataset.progress import Progress
 from dataset.reading import read_image
@@ -61,7 +60,7 @@ class Summary:
     seconds: float
 
 
-class _Pictures(Dataset):
+class _Pictures(MapDataset):
     """Each file as a picture and the network's input; one that cannot be read as nothing but what is wrong."""
 
     def __init__(self, files: Sequence[PictureFile], input_size: tuple[int, int] | None) -> None:

@@ -22,7 +22,7 @@ from utils.run_folder.log import RunLog
 from utils.scoring.evaluation import EvaluationStopped
 from utils.training.iteration import Iteration, numbers
 from utils.training.label_watch import PATIENCE, CollapseWatch, UnlabelledWatch
-from utils.training.losses import Batch, LossFunction
+from utils.training.losses import Batch, LossFunction, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
 from utils.training.state import Standing, load_training_state, training_state
@@ -114,8 +114,9 @@ class Trainer:
         self.model.train()
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(p.step, t.num_steps)
-        options = {"start": p.step, "enabled": distributed.is_main(), "lines": False}  # the log has the steps
-        with StopSignals() as signals, Progress(indices, self.config.exp_name, **options) as bar:
+        main = distributed.is_main()
+        bar = Progress(indices, self.config.exp_name, start=p.step, enabled=main, lines=False)  # the log has the steps
+        with StopSignals() as signals, bar:
             if owes:
                 self._make_up_for_validation(signals)
             unlabelled = UnlabelledWatch(min(PATIENCE, max(len(indices), 1)))
@@ -168,8 +169,8 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
-        self._tolerate([message for message in batch.pop("skipped") if message])
-        batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        self._tolerate([message for message in batch["skipped"] if message])
+        batch = on_device(batch, self.device)
         if self.config.train.channels_last:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         return batch
@@ -240,12 +241,13 @@ class Trainer:
         """The checkpoint first: what comes after, however long, may be broken off and is repeated."""
         self.standing.validated = self.validation is None
         self._save(previous=True)
-        if self.validation is not None:
-            self._validate(signals)
+        self._validate(signals)
 
     def _validate(self, signals: StopSignals) -> None:
-        """Score the network, whose checkpoint is saved; it becomes the best one or not."""
+        """Score the network, whose checkpoint is saved, if anything is held out; it becomes the best one or not."""
         p = self.standing
+        if self.validation is None:
+            return
         try:
             miou = self.validation(self.model, p.step, p.best_miou, stop=lambda: self._asked_to_stop(signals))
         except EvaluationStopped:

@@ -26,6 +26,16 @@ class Batch(TypedDict):
     skipped: list[str]
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``; the copies may still be under way."""
+    return {
+        **batch,
+        "image": batch["image"].to(device, non_blocking=True),
+        "label": batch["label"].to(device, non_blocking=True),
+        "valid": batch["valid"].to(device, non_blocking=True),
+    }
+
+
 class Outcome(NamedTuple):
     """Of one forward pass."""
 
