@@ -2,47 +2,75 @@
 # sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
 # sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
+# sh run.sh predict CONFIG PATH... --save DIR  pictures without labels, on all GPUs
+# sh run.sh export CONFIG --to FILE         the network for use elsewhere: .pt2, .onnx or .pth
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
 # sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
 # sh run.sh benchmark                       ours beside the released way of doing it, on this machine
+# From any folder: files, data and runs are relative to where you are, and the configurations of cfgs/ are found by
+# name. SCRIPT --help lists all keys; .py and .yaml may be left out.
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
 # MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
 # Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
 # srun --ntasks-per-node=1 in a SLURM allocation, which says all of that.
 set -eu
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python3}
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 usage() {
-    sed -n '2,13s/^# //p' run.sh >&2
-    exit 2
+    sed -n '2,17s/^# //p' "$0"
 }
 
+# -P: the folder that the command is started in may hold modules of our names
+module() {
+    exec "$PYTHON" -P -m "$@"
+}
+
+# torch is asked, which takes seconds, only where its answer matters: it may not be able to use what is there
 count_gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-        printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c . || true
+        listed=$(printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c .) || true
     elif command -v nvidia-smi >/dev/null 2>&1; then
-        nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
+        listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
     else
-        echo 0
+        listed=0
+    fi
+    if [ "$listed" -gt 1 ]; then
+        "$PYTHON" -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
+    else
+        echo "$listed"
     fi
 }
 
-[ $# -ge 1 ] || usage
+[ $# -ge 1 ] || { usage >&2; exit 2; }
 case $1 in
-    demo) shift; exec "$PYTHON" -m utils.commands.demo "$@" ;;
-    ablation) shift; exec "$PYTHON" -m utils.commands.demo --ablation "$@" ;;
-    benchmark) shift; exec "$PYTHON" -m tests.benchmark "$@" ;;
-    check) shift; exec "$PYTHON" -m utils.commands.check --config "$@" ;;
-    compare) shift; exec "$PYTHON" -m utils.commands.compare --config "$@" ;;
-    report) shift; exec "$PYTHON" -m utils.commands.report --config "$@" ;;
-    test) shift; exec "$PYTHON" -m pytest tests "$@" ;;
+    -h | --help) usage; exit ;;
+    demo) shift; module utils.commands demo "$@" ;;
+    ablation) shift; module utils.commands demo --ablation "$@" ;;
+    benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;
+    check) shift; module utils.commands check "$@" ;;
+    compare) shift; module utils.commands compare "$@" ;;
+    export) shift; module utils.commands export "$@" ;;
+    report) shift; module utils.commands report "$@" ;;
+    test) shift; cd "$here"; module pytest tests "$@" ;;
+    predict) shift; set -- utils/commands/predict.py "$@" ;; # on all GPUs, as a script
 esac
-[ $# -ge 2 ] || usage
-script=$1 config=$2
-shift 2
+for script in "$here/$1" "$here/$1.py" "$1"; do
+    [ ! -f "$script" ] || break
+done
+[ -f "$script" ] || module utils.commands "$1" # which knows the nearest name
+shift
+
+questions=no
+for argument in "$@"; do
+    case $argument in -h | --help | --print-config) questions=yes ;; esac
+done
+if [ $# -eq 0 ] || [ $questions = yes ]; then
+    exec "$PYTHON" "$script" "$@"
+fi
 
 if [ -z "${NNODES:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_NNODES:-1}" -gt 1 ]; then
     NNODES=$SLURM_NNODES
@@ -57,11 +85,19 @@ processes=${NPROC:-$(count_gpus)}
 if [ "$nodes" -gt 1 ]; then
     : "${NODE_RANK:?of several nodes, set NODE_RANK}" "${MASTER_ADDR:?of several nodes, set MASTER_ADDR}"
     : "${MASTER_PORT:?of several nodes, set MASTER_PORT to a port that is free on MASTER_ADDR}"
-    set -- --nnodes "$nodes" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
-        --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" --config "$config" "$@"
+    meeting="--nnodes $nodes --node_rank $NODE_RANK --master_addr $MASTER_ADDR --master_port $MASTER_PORT"
 elif [ "$processes" -gt 1 ] || [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
-    set -- --standalone --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" --config "$config" "$@"
+    meeting=--standalone
 else
-    exec "$PYTHON" "$script" --config "$config" "$@"
+    exec "$PYTHON" "$script" "$@"
 fi
-exec "$PYTHON" -m torch.distributed.run "$@"
+case ${script#"$here/"} in
+    */*) ;;
+    *) "$PYTHON" -W ignore "$script" "$@" --print-config >/dev/null || exit ;; # a mistake is said once, not by each
+esac
+# The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
+if sh -c 'kill -HUP $$' 2>/dev/null; then
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it
+fi
+# shellcheck disable=SC2086 # numbers and a host name
+module utils.commands.launch $meeting --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" "$@"

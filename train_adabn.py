@@ -4,21 +4,31 @@ Started from source-only weights with PyCDA's schedule, it is the control that P
 source steps and the same mixed statistics, but no curriculum.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dataset.failures import exit_after
 from utils.config.command_line import load_config
-from utils.training.engine import Phase
-from utils.training.experiment import Experiment, train
-from utils.training.losses import statistics_only
+
+if TYPE_CHECKING:
+    from utils.training.engine import Phase
+    from utils.training.experiment import Experiment
 
 
 def phases(experiment: Experiment) -> list[Phase]:
+    from utils.training.losses import statistics_only
+
     return [experiment.source_phase(), experiment.target_phase(statistics_only, backward=False)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_adabn"), phases)
+    config = load_config(argv, __doc__, "train_adabn")
+    from utils.training.experiment import train  # torch, once the configuration is known to be right
+
+    train(config, phases, "train_adabn")
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -1,18 +1,26 @@
 """PyCDA: a supervised source step, then a step on the target with the pyramid curriculum (``utils/curriculum.py``)."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from utils.build.curriculum import build_curriculum
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dataset.failures import exit_after
 from utils.config.command_line import load_config
-from utils.training.engine import Phase
-from utils.training.experiment import Experiment, train
-from utils.training.losses import self_training
+from utils.config.declare import ConfigError
+
+if TYPE_CHECKING:
+    from utils.training.engine import Phase
+    from utils.training.experiment import Experiment
 
 # The released script fixes these whatever its YAML says.
-DEFAULTS = {"train.momentum": 0.0, "train.weight_decay": 0.0}
+DEFAULTS: dict[str, Any] = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 
 def phases(experiment: Experiment) -> list[Phase]:
+    from utils.build.curriculum import build_curriculum
+    from utils.training.losses import self_training
+
     curriculum = build_curriculum(experiment.config, experiment.source, experiment.log).to(experiment.device)
     return [experiment.source_phase(), experiment.target_phase(self_training(curriculum))]
 
@@ -20,9 +28,11 @@ def phases(experiment: Experiment) -> list[Phase]:
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_pycda", DEFAULTS)
     if config.curriculum.lambda_eq:
-        raise SystemExit("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
-    train(config, phases)
+        raise ConfigError("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
+    from utils.training.experiment import train  # torch, once the configuration is known to be right
+
+    train(config, phases, "train_pycda", self_trained=True)
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

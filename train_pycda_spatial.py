@@ -5,9 +5,10 @@ Positions only mean something in whole images, so the target is not cropped, sca
 
 from collections.abc import Sequence
 
+from dataset.failures import exit_after
 from train_pycda import DEFAULTS, phases
 from utils.config.command_line import load_config
-from utils.training.experiment import train
+from utils.config.declare import ConfigError
 
 DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 
@@ -16,13 +17,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_pycda_spatial", DEFAULTS)
     target = config.target
     if not config.curriculum.lambda_eq:
-        raise SystemExit("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")
+        raise ConfigError("curriculum.lambda_eq is 0, so there is no spatial term: run train_pycda.py")
     if target.crop_size is not None or target.scale is not None or target.rotate is not None:
-        raise SystemExit(
+        raise ConfigError(
             "the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null"
         )
-    train(config, phases)
+    from utils.training.experiment import train  # torch, once the configuration is known to be right
+
+    train(config, phases, "train_pycda_spatial", self_trained=True)
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -1,10 +1,16 @@
 """Source only: supervised training on labelled source images; the baseline, and where PyCDA starts from."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dataset.failures import exit_after
 from utils.config.command_line import load_config
-from utils.training.engine import Phase
-from utils.training.experiment import Experiment, train
+
+if TYPE_CHECKING:
+    from utils.training.engine import Phase
+    from utils.training.experiment import Experiment
 
 
 def phases(experiment: Experiment) -> list[Phase]:
@@ -12,8 +18,11 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    train(load_config(argv, __doc__, "train_source_only"), phases)
+    config = load_config(argv, __doc__, "train_source_only")
+    from utils.training.experiment import train  # torch, once the configuration is known to be right
+
+    train(config, phases, "train_source_only")
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.files import write_whole
+from dataset.files import file_version, write_whole
 from dataset.folders import Sample
 from dataset.labels import id_lookup, known_ids
 from dataset.reading import read_pair
 from dataset.transforms import NEAREST, resized_window
+
+DECODING = 2  # counts up when ``read_pair`` gives other pixels for a file, so that older files are not used
 
 
 class PictureCache:
@@ -42,21 +44,24 @@ class PictureCache:
             try:
                 write_whole(path, lambda stream: np.save(stream, record))
             except OSError as error:
-                raise OSError(
-                    f"cannot write {path}: {error}. Make room, or set train.cache_dir to another folder or null"
-                ) from error
+                advice = "Make room, or set train.cache_dir to another folder or null"
+                raise OSError(f"cannot write {path}: {error}. {advice}") from error
         return record["image"], None if sample.label is None else record["label"]
 
     def _path(self, sample: Sample, kind: str) -> Path:
-        files = [(os.path.abspath(path), _version(path)) for path in (sample.image, sample.label) if path is not None]
+        files = [
+            (os.path.abspath(path), file_version(path)) for path in (sample.image, sample.label) if path is not None
+        ]
         tables = id_lookup(kind).tobytes() + known_ids(kind).tobytes()
-        return self.folder / f"{hashlib.sha256(repr((files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
+        return (
+            self.folder / f"{hashlib.sha256(repr((DECODING, files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
+        )
 
     def _decode(self, sample: Sample, kind: str) -> np.ndarray:
         image, label = read_pair(sample, kind)
         if self.size is not None:
             image = resized_window(image, self.size, (0, 0, *self.size))
-        fields = [("image", np.uint8, (image.height, image.width, 3))]
+        fields: list[tuple[str, type, tuple[int, ...]]] = [("image", np.uint8, (image.height, image.width, 3))]
         if label is not None:
             fields.append(("label", np.uint8, (image.height, image.width)))
         record = np.empty((), fields)
@@ -64,15 +69,6 @@ class PictureCache:
         if label is not None:
             record["label"] = Image.fromarray(label).resize(image.size, NEAREST)
         return record
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Time of the last change in ns and size in bytes; None for what ``read_pair`` will refuse as missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def _load(path: Path) -> np.ndarray | None:

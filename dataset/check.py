@@ -1,4 +1,4 @@
-"""``python -m dataset.check --config CONFIG`` is ``sh run.sh check CONFIG`` by an older name."""
+"""``python -m dataset.check CONFIG`` is ``sh run.sh check CONFIG`` by an older name."""
 
 import runpy
 

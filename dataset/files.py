@@ -1,10 +1,13 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
 
+import codecs
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+from dataset.messages import DataError
 
 
 def write_whole(
@@ -34,3 +37,30 @@ def write_whole(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 text file, without the byte order mark that some editors put first.
+
+    Raises:
+        DataError: another encoding, which would garble names.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise DataError(f"{path} is UTF-16 or no text file: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}, is not UTF-8 (byte 0x{content[error.start]:02x}; Latin-1?): save it as UTF-8"
+        ) from error
+
+
+def file_version(path: Path) -> tuple[int, int] | None:
+    """Time of the last change in ns and size in bytes; None for a file that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

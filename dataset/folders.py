@@ -4,44 +4,40 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
-from dataset.labels import DATA_SETS, DataSet
-from dataset.messages import few
-
-
-class DataError(RuntimeError):
-    """A data set that cannot be used as it is; the message names the file and says what to do."""
+from dataset import lists
+from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
+from dataset.lists import read_list
+from dataset.messages import DataError, few
+from dataset.reading import read_image as read_image  # reads what is found here; people import it from here
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and, where there is one, its label file. ``name`` is unique in its set."""
+    """An image and, where there is one, its label file.
+
+    ``name`` is the image's path below the folder of its set, without its ending: unique in the set, and the path of all
+    files that are written about the image. Real Cityscapes images, whose file names repeat the folder, go without it.
+    """
 
     name: str
     image: Path
     label: Path | None
 
-
-def read_list(path: str | Path) -> list[str]:
-    """Lines of a list file, without blank ones; a repeated line is an error."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no list file {path}")
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    repeated = {line for line in lines if lines.count(line) > 1} if len(set(lines)) < len(lines) else set()
-    if repeated:
-        raise DataError(f"{path} lists {few(repeated)} more than once: remove the repetition")
-    if not lines:
-        raise DataError(f"{path} lists no file")
-    return lines
+    @property
+    def label_file(self) -> Path:
+        """``label`` of a sample that must have one; DataError for another."""
+        if self.label is None:
+            raise DataError(f"{self.image} has no label: name it in a data_list or label_list")
+        return self.label
 
 
 def write_list(samples: Sequence[Sample], path: Path, root: str | Path) -> None:
     """Write the samples' image paths relative to ``root``, one a line, so that ``find_samples`` reads them back."""
-    path.write_text("".join(f"{os.path.relpath(sample.image, root)}\n" for sample in samples))
+    lists.write_list([sample.image for sample in samples], path, root)
 
 
 def find_samples(
@@ -52,6 +48,7 @@ def find_samples(
     data_list: str | Path | None = None,
     label_list: str | Path | None = None,
     labels: str = "required",
+    repeats: bool = False,
 ) -> list[Sample]:
     """Image/label pairs of one split, sorted by path (or in the order of the list).
 
@@ -59,15 +56,17 @@ def find_samples(
         dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``; or "list": what ``data_list`` says.
         split: sub-folder of the Cityscapes layout; the others have none.
         data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
-            Without it the folder is scanned. For "list", ``image_path label_path`` a line, the label path optional.
+            Without it the folder is scanned. For "list", lines as ``dataset.lists.split_pair`` reads them.
         label_list: text file with the label paths in the same order, relative to ``data_dir`` or to the label folder.
         labels: "required": an image without label is an error; "optional": its label is None.
+        repeats: whether a list may have a line several times, as for training.
 
     Raises:
-        DataError: a missing folder, an empty split, a missing file or pair; the message says what is expected.
+        DataError: a missing folder, an empty split, a missing file or pair, a label file of train ids, or two images of
+            one name; the message says what is expected.
     """
     if dataset == "list":
-        return _find_listed(Path(data_dir), data_list, labels)
+        return _find_listed(Path(data_dir), data_list, labels, repeats)
     if dataset not in DATA_SETS:
         raise DataError(f"no folder layout for {dataset!r}: choose one of {', '.join(DATA_SETS)}, list")
     layout, root = DATA_SETS[dataset], Path(data_dir)
@@ -75,25 +74,30 @@ def find_samples(
     if data_list is None:
         images = _scan(image_dir, layout, dataset)
     else:
-        images = [_locate(line, image_dir, root, data_list) for line in read_list(data_list)]
+        images = [_locate(line, image_dir, root, data_list) for line in read_list(data_list, repeats=repeats)]
     if label_list is None:
         found = [label_dir / layout.label_of(os.path.relpath(image, image_dir)) for image in images]
     else:
-        lines = read_list(label_list)
+        lines = read_list(label_list, repeats=repeats)
         if len(lines) != len(images):
             raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
         found = [_locate(line, label_dir, root, label_list) for line in lines]
-    missing = [image for image, label in zip(images, found, strict=False) if not label.is_file()]
-    if missing and labels == "required":
+    for label in found:
+        refuse_train_ids(label, dataset)
+    if labels == "required":
+        _refuse_missing(images, found, image_dir, label_dir)
+    names = _names(images, (image_dir, root), layout.image_suffix, repeats)
+    files = zip(names, images, found, strict=True)
+    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
+
+
+def _refuse_missing(images: Sequence[Path], labels: Sequence[Path], image_dir: Path, label_dir: Path) -> None:
+    missing = [image for image, label in zip(images, labels, strict=True) if not label.is_file()]
+    if missing:
         raise DataError(
             f"{len(missing)} of {len(images)} images below {image_dir} have no label in {label_dir}: {few(missing)}. "
             "Complete the download, or give a data_list without them"
         )
-    names = [os.path.relpath(i, image_dir).removesuffix(layout.image_suffix).replace(os.sep, "_") for i in images]
-    if dataset == "cityscapes":  # the file name repeats the city
-        names = [image.name.removesuffix(layout.image_suffix) for image in images]
-    files = zip(names, images, found, strict=True)
-    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
 
 
 def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
@@ -102,21 +106,59 @@ def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
     return set((Path(data_dir) / layout.labels.format(split=split)).glob(layout.depth + layout.label_suffix))
 
 
-def _find_listed(root: Path, data_list: str | Path | None, labels: str) -> list[Sample]:
-    """Pairs of a list file, with paths relative to ``root`` or absolute, which may not contain spaces."""
+def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats: bool) -> list[Sample]:
+    """Pairs of a list file, with paths relative to ``root`` or absolute."""
     if data_list is None:
         raise DataError("dataset list needs a data_list: a text file of 'image_path label_path' lines")
-    samples = []
-    for line in read_list(data_list):
-        image, *rest = line.split()
-        if len(rest) > 1 or (not rest and labels == "required"):
-            raise DataError(
-                f"{data_list} has the line {line!r}: 'image_path label_path' is needed, without spaces in the paths"
-            )
-        label = _locate(rest[0], root, root, data_list) if rest else None
-        name = str(Path(image).with_suffix("")).strip("/").replace("/", "_")
-        samples.append(Sample(name, _locate(image, root, root, data_list), label))
-    return samples
+    images, found = [], []
+    for line in read_list(data_list, repeats=repeats):
+        image, label = lists.split_pair(line, lambda path: os.path.isfile(root / path), data_list)
+        images.append(_locate(image, root, root, data_list))
+        found.append(_locate(label, root, root, data_list) if label else None)
+        if label is None and labels == "required":
+            raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed")
+    names = _names(images, (root,), None, repeats)
+    return [Sample(*files) for files in zip(names, images, found, strict=True)]
+
+
+def _names(images: Sequence[Path], roots: Sequence[Path], suffix: str | None, repeats: bool) -> list[str]:
+    """A name for every image, see ``Sample``.
+
+    Args:
+        roots: the first one that holds an image is what its name is relative to.
+        suffix: end that all file names have in common; None: any ending, kept where two images differ in it alone.
+
+    Raises:
+        DataError: two images have one name, or, without ``repeats``, one image is there twice.
+    """
+    paths = [_path_below(image, roots) for image in images]
+    if suffix is None:
+        endless = defaultdict(set)
+        for path in paths:
+            endless[path.with_suffix("")].add(path)
+        names = [str(path if len(endless[path.with_suffix("")]) > 1 else path.with_suffix("")) for path in paths]
+    else:
+        names = [_without_city(str(path).removesuffix(suffix)) for path in paths]
+    first: dict[str, Path] = {}
+    for name, image in zip(names, images, strict=True):
+        if name in first and (not repeats or os.path.abspath(first[name]) != os.path.abspath(image)):
+            raise DataError(f"{first[name]} and {image} would share the name {name}: leave one out by a data_list")
+        first[name] = image
+    return names
+
+
+def _path_below(image: Path, roots: Sequence[Path]) -> PurePath:
+    path = PurePath(os.path.abspath(image))  # without '..', by which files could be written anywhere
+    for root in map(os.path.abspath, roots):
+        if path.is_relative_to(root):
+            return path.relative_to(root)
+    return path.relative_to(path.anchor)
+
+
+def _without_city(name: str) -> str:
+    """Without the folder where the file name begins with it, as aachen/aachen_000000_000019."""
+    folder, _, stem = name.rpartition("/")
+    return stem if folder and "/" not in folder and stem.startswith(f"{folder}_") else name
 
 
 def _scan(image_dir: Path, layout: DataSet, dataset: str) -> list[Path]:
@@ -133,36 +175,39 @@ def _scan(image_dir: Path, layout: DataSet, dataset: str) -> list[Path]:
 
 def _locate(line: str, folder: Path, root: Path, list_file: str | Path) -> Path:
     for candidate in (root / line, folder / line):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False, where Path.is_file raises, for what no file can be called
             return candidate
-    raise DataError(f"{list_file} lists {line}, which is neither below {root} nor below {folder}")
+    places = f"not below {root}" if folder == root else f"neither below {root} nor below {folder}"
+    raise DataError(f"{list_file} lists {line}, which is {places}")
 
 
 def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split off ``count`` samples, spread over the cities (parent folders) in proportion, by a fixed seeded rule.
+    """Split off ``count`` samples, spread over the cities (folders) in proportion, by a fixed seeded rule.
 
-    The choice depends on the set of names and on ``seed``, not on the order of ``samples``.
+    The choice depends on the set of names and on ``seed``, not on the order of ``samples``. A repeated sample is one
+    image: it is held out or kept with all its repetitions.
 
     Returns:
         (kept, held out), each sorted by name.
     """
-    if not 0 < count < len(samples):
+    images = {sample.name: sample for sample in samples}
+    if len(images) == 1:
+        raise DataError("cannot hold the only image out: set val.held_out=0")
+    if not 0 < count < len(images):
         raise DataError(
-            f"cannot hold {count} of {len(samples)} images out: set val.held_out between 1 and {len(samples) - 1}"
+            f"cannot hold {count} of {len(images)} images out: set val.held_out between 1 and {len(images) - 1}"
         )
     cities: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda s: s.name):
-        cities[sample.image.parent.name].append(sample)
-    shares = {city: count * len(members) / len(samples) for city, members in sorted(cities.items())}
+    for _, sample in sorted(images.items()):
+        cities[os.path.abspath(sample.image.parent)].append(sample)
+    shares = {city: count * len(members) / len(images) for city, members in sorted(cities.items())}
     quota = {city: int(share) for city, share in shares.items()}
     by_remainder = sorted(shares, key=lambda city: (quota[city] - shares[city], city))
     for city in by_remainder[: count - sum(quota.values())]:
         quota[city] += 1
     rng = np.random.default_rng(seed)
-    held_out = {
-        members[i].name
-        for city, members in sorted(cities.items())
-        for i in rng.permutation(len(members))[: quota[city]]
-    }
+    held_out: set[str] = set()
+    for city, members in sorted(cities.items()):
+        held_out.update(members[i].name for i in rng.permutation(len(members))[: quota[city]])
     ordered = sorted(samples, key=lambda s: s.name)
-    return [s for s in ordered if s.name not in held_out], [s for s in ordered if s.name in held_out]
+    return [s for s in ordered if s.name not in held_out], [images[name] for name in sorted(held_out)]

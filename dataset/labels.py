@@ -4,16 +4,15 @@ A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, s
 how labels are encoded: the name of an entry, or the path of such a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from dataset.messages import nearest
+from dataset.id_table import parse_id_table
+from dataset.messages import ChoiceError, DataError, nearest
 
 IGNORE = 255  # train id of what is not scored and not trained on
 UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
@@ -47,7 +46,7 @@ class ClassTable:
                 found.append(c)
             else:
                 close = nearest(str(c), self.names)
-                raise ValueError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
+                raise ChoiceError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
         return tuple(found)
 
 
@@ -74,24 +73,11 @@ _CITYSCAPES = (
     ("bicycle", 33, (119, 11, 32)),
 )
 _CITYSCAPES_IDS = {raw: train for train, (_, raw, _) in enumerate(_CITYSCAPES)}
+# fmt: off
 _SYNTHIA_IDS = {
-    1: 10,
-    2: 2,
-    3: 0,
-    4: 1,
-    5: 4,
-    6: 8,
-    7: 5,
-    8: 13,
-    9: 7,
-    10: 11,
-    11: 18,
-    12: 17,
-    15: 6,
-    17: 12,
-    19: 15,
-    21: 3,
+    1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3,
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -126,14 +112,14 @@ DATA_SETS = {
     "gtav": DataSet("images", "labels", ".png", ".png", "*", 8, _CITYSCAPES_IDS, _KNOWN),
     "synthia": DataSet("RGB", "GT/LABELS", ".png", ".png", "*", 16, _SYNTHIA_IDS, frozenset(range(23))),
     "cityscapes": DataSet(
-        "leftImg8bit/{split}",
-        "gtFine/{split}",
-        "_leftImg8bit.png",
-        "_gtFine_labelIds.png",
-        "*/*",
-        8,
-        _CITYSCAPES_IDS,
-        _KNOWN,
+        images="leftImg8bit/{split}",
+        labels="gtFine/{split}",
+        image_suffix="_leftImg8bit.png",
+        label_suffix="_gtFine_labelIds.png",
+        depth="*/*",
+        bits=8,
+        train_ids=_CITYSCAPES_IDS,
+        known_ids=_KNOWN,
     ),
 }
 
@@ -210,41 +196,45 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
     """Classes of somebody's own data from a YAML file with the keys
 
     * ``classes``: a list, in train-id order, of ``{name: road, colour: [128, 64, 128], ids: [7, 8]}``: the raw ids
-      0..254 that are this class in 8-bit label PNGs; the first is the one that prediction files get;
-    * ``void``: raw ids that occur but are no class (optional). 255 is always void.
+      0..255 that are this class in 8-bit label PNGs; the first is the one that prediction files get;
+    * ``void``: raw ids that occur but are no class (optional). 255 is void unless a class names it.
 
     Returns:
         classes, look-up uint8 (256,) of raw ids, and bool (256,), True for a raw id that the table names.
 
     Raises:
-        ValueError: the file is missing or malformed, or a raw id is named twice.
+        IdTableError: see ``dataset.id_table.parse_id_table``.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no id table {path}")
-    content = yaml.safe_load(Path(path).read_text())
-    try:
-        classes = [(str(c["name"]), tuple(c["colour"]), tuple(c["ids"])) for c in content["classes"]]
-        void = tuple(content.get("void", ()))
-        palette = np.array([colour for _, colour, _ in classes], np.uint8).reshape(len(classes), 3)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no id table ({error!r}): it needs classes: [{{name, colour: [R, G, B], ids: [...]}}, ...]"
-        ) from error
-    raw_ids = [raw for _, _, ids in classes for raw in ids] + list(void)
-    _check_ids(path, raw_ids, [ids for _, _, ids in classes])
+    classes, void = parse_id_table(path)
+    palette = np.array([c.colour for c in classes], np.uint8)
     export = np.zeros(256, np.uint8)
-    export[: len(classes)] = [ids[0] for _, _, ids in classes]
-    lookup = _lookup(256, {raw: train for train, (_, _, ids) in enumerate(classes) for raw in ids})
+    export[: len(classes)] = [c.ids[0] for c in classes]
+    lookup = _lookup(256, {raw: train for train, c in enumerate(classes) for raw in c.ids})
     known = np.zeros(256, bool)
-    known[raw_ids] = known[255] = True
-    return ClassTable(tuple(name for name, _, _ in classes), palette, export), lookup, known
+    known[[raw for c in classes for raw in c.ids] + void + [IGNORE]] = True
+    return ClassTable(tuple(c.name for c in classes), palette, export), lookup, known
 
 
-def _check_ids(path: str, raw_ids: Sequence[Any], classes: Sequence[Sequence[int]]) -> None:
-    wrong = [raw for raw in raw_ids if type(raw) is not int or not 0 <= raw < IGNORE]
-    repeated = sorted({raw for raw in raw_ids if raw_ids.count(raw) > 1} - set(wrong))
-    if wrong or repeated or not classes or not all(classes) or len(classes) > UNKNOWN:
-        raise ValueError(
-            f"{path}: every class needs at least one raw id, each id once and in 0..{IGNORE - 1}; "
-            f"wrong: {wrong or 'none'}, more than once: {repeated or 'none'}"
+def class_table(kind: str) -> ClassTable:
+    """The classes of a label kind."""
+    return read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+
+
+def refuse_train_ids(path: Path, kind: str) -> None:
+    """Cityscapes' files of train ids are no label ids, which their name says.
+
+    Raises:
+        DataError: such a file of a data set that has label ids; an id table may well name train ids.
+    """
+    if kind in DATA_SETS and "labeltrainids" in path.name.lower():
+        raise DataError(
+            f"{path} holds train ids, {kind} has label ids: use the labelIds files, or dataset list with an id table"
         )
+
+
+def look_like_train_ids(raw_ids: Iterable[int], kind: str) -> bool:
+    """Whether all raw ids of many files are probably train ids: none is above them, and some are no class's raw id."""
+    found = {int(raw) for raw in raw_ids} - {IGNORE}
+    lookup, known = id_lookup(kind), known_ids(kind)
+    strange = [raw for raw in found if raw >= len(lookup) or (lookup[raw] == IGNORE and (raw > 0 or not known[raw]))]
+    return bool(strange) and max(found) < class_table(kind).num_classes

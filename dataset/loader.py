@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -13,21 +14,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.folders import DataError, Sample
+from dataset.folders import Sample
 from dataset.labels import IGNORE
+from dataset.messages import ChoiceError, DataError
 from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
-class SegmentationDataset(Dataset):
+class MapDataset(Dataset):
+    """A data set that knows its size."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class SegmentationDataset(MapDataset):
     """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
 
     Args:
         kind: how labels are encoded, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
-        skip_bad: give the next sample instead of one that cannot be read, and say so under ``skipped``.
+        skip_bad: give the next readable sample instead of one that cannot be read, and say so under ``skipped``; of
+            at most this many in a row. 0: an unreadable one is an error.
         read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
     """
 
@@ -39,7 +49,7 @@ class SegmentationDataset(Dataset):
         *,
         seed: int,
         domain: int,
-        skip_bad: bool = False,
+        skip_bad: int = 0,
         read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
     ) -> None:
         self.samples, self.kind, self.transform, self.read = list(samples), kind, transform, read
@@ -54,15 +64,16 @@ class SegmentationDataset(Dataset):
         Returns:
             image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there
             is none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose
-            place this one stands, or "".
+            place this one stands, or "". Those in between count when it is their own turn.
         """
         index, position = key if isinstance(key, tuple) else (key, key)
-        try:
-            return self._read(index, position) | {"skipped": ""}
-        except DataError as error:
-            if not self.skip_bad:
-                raise
-            return self._read((index + 1) % len(self), position) | {"skipped": str(error)}
+        skipped = ""
+        for further in range(self.skip_bad):
+            try:
+                return self._read((index + further) % len(self), position) | {"skipped": skipped}
+            except DataError as error:
+                skipped = skipped or str(error)
+        return self._read((index + self.skip_bad) % len(self), position) | {"skipped": skipped}
 
     def _read(self, index: int, position: int) -> dict[str, Any]:
         sample = self.samples[index]
@@ -71,7 +82,7 @@ class SegmentationDataset(Dataset):
         tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
         if tensors[1] is None:
             tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
-        return dict(zip(("image", "label", "valid"), tensors, strict=False)) | {"name": sample.name}
+        return dict(zip(("image", "label", "valid"), tensors, strict=True)) | {"name": sample.name}
 
 
 def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
@@ -92,7 +103,7 @@ class EndlessBatchSampler(Sampler[list[Key]]):
         self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
     ) -> None:
         if batch_size % world_size:
-            raise ValueError(
+            raise ChoiceError(
                 f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC"
             )
         self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
@@ -114,7 +125,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
     ) -> None:
         per_epoch = math.ceil(num_samples / batch_size)
         if num_samples // per_epoch < world_size:
-            raise ValueError(
+            raise ChoiceError(
                 f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
             )
         self.batches = []
@@ -169,7 +180,7 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: Dataset,
+    dataset: MapDataset,
     batch_size: int,
     *,
     seed: int,
@@ -184,7 +195,14 @@ def train_loader(
 
 
 def epoch_loader(
-    dataset: Dataset, batch_size: int, *, epochs: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: MapDataset,
+    batch_size: int,
+    *,
+    epochs: int,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
     sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
@@ -192,14 +210,21 @@ def epoch_loader(
 
 
 def step_loader(
-    dataset: Dataset, batch_size: int, *, steps: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: MapDataset,
+    batch_size: int,
+    *,
+    steps: int,
+    seed: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
     """The first ``steps`` batches of ``train_loader``."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), **_options(num_workers))
 
 
-def eval_loader(dataset: Dataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
+def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
     """Single images of this rank's shard, in order."""
     sampler = ShardSampler(len(dataset), rank, world_size)
     return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))

@@ -9,18 +9,20 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from dataset.files import write_whole
-from dataset.folders import DataError, Sample
+from dataset.files import file_version, read_text, write_whole
+from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.messages import DataError
+from dataset.progress import Progress
 from dataset.reading import read_label
 
 CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
 
 
 class _Chunks(Dataset):
-    """Sums over ``CHUNK`` label files after another: only they travel between the processes.
+    """Sums over ``CHUNK`` label files after another, and what is wrong with unreadable ones: only they travel between
+    the processes.
 
     Args:
         zeros: the sum of no file.
@@ -35,11 +37,14 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return math.ceil(len(self.samples) / CHUNK)
 
-    def __getitem__(self, chunk: int) -> np.ndarray:
-        total = self.zeros.copy()
+    def __getitem__(self, chunk: int) -> tuple[np.ndarray, list[str]]:
+        total, bad = self.zeros.copy(), []
         for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
-            self.add(total, read_label(sample.label, self.kind))
-        return total
+            try:
+                self.add(total, read_label(sample.label_file, self.kind))
+            except DataError as error:
+                bad.append(str(error))
+        return total, bad
 
 
 def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
@@ -53,17 +58,34 @@ def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
         total[c] += small == c
 
 
-def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray) -> np.ndarray:
-    """``total`` plus the sums of all chunks, in place; its type holds them all."""
-    for part in tqdm(DataLoader(chunks, batch_size=None, num_workers=num_workers), desc=title, unit=f"{CHUNK} labels"):
+def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray, skip_bad: int) -> np.ndarray:
+    """``total`` plus the sums of all chunks, in place; its type holds them all.
+
+    Raises:
+        DataError: more than ``skip_bad`` labels are unreadable; the first of them.
+    """
+    loader = DataLoader(chunks, batch_size=None, num_workers=num_workers)
+    bad: list[str] = []
+    for part, messages in Progress(loader, title, unit=f"{CHUNK} labels"):
         total += np.asarray(part)
+        bad += messages
+        if len(set(bad)) > skip_bad:
+            raise DataError(bad[0])
+    for message in dict.fromkeys(bad):
+        print(f"left out of the {title}: {message}")
     return total
 
 
-def class_histogram(samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0) -> np.ndarray:
-    """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1."""
+def class_histogram(
+    samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0, skip_bad: int = 0
+) -> np.ndarray:
+    """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1.
+
+    Args:
+        skip_bad: unreadable labels that are left out before it is an error.
+    """
     zeros = np.zeros(num_classes, np.int64)
-    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy())
+    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy(), skip_bad)
     if not counts.sum():
         raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
     return counts / counts.sum()
@@ -77,16 +99,19 @@ def spatial_histogram(
     *,
     sigma: float = 0.0,
     num_workers: int = 0,
+    skip_bad: int = 0,
 ) -> np.ndarray:
     """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
 
     Args:
         sigma: Gaussian smoothing of the counts, in pixels of ``size``; 0: none.
+        skip_bad: as of ``class_histogram``.
 
     Sums to 1 over the classes; to 0 at a position that is never labelled.
     """
     zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
-    counts = _sum(_Chunks(samples, kind, zeros, _add_positions), num_workers, "spatial prior", zeros.astype(np.float32))
+    chunks = _Chunks(samples, kind, zeros, _add_positions)
+    counts = _sum(chunks, num_workers, "spatial prior", zeros.astype(np.float32), skip_bad)
     if sigma:
         counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
     total = counts.sum(0)
@@ -99,10 +124,10 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"no class prior {path}; set curriculum.class_prior to null to compute it")
     if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False).astype(np.float64).ravel()
+        values = _load_array(path).astype(np.float64).ravel()
     else:
         try:
-            values = np.array([float(word) for word in path.read_text().replace(",", " ").split()])
+            values = np.array([float(word) for word in read_text(path).replace(",", " ").split()])
         except ValueError as error:
             raise DataError(f"{path} is not a list of numbers: {error}") from error
     if len(values) != num_classes or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
@@ -120,7 +145,7 @@ def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no spatial prior {path}; set curriculum.spatial_prior to null to compute it")
-    prior = np.load(path, allow_pickle=False)
+    prior = _load_array(path)
     channels_first = prior.ndim == 3 and prior.shape[0] == num_classes != prior.shape[2]
     if prior.ndim != 3 or prior.shape[2] < num_classes or channels_first:
         raise DataError(f"{path} is {prior.shape}, expected (H, W, {num_classes})")
@@ -132,13 +157,23 @@ def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str
     return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)
 
 
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise ValueError("no array of numbers")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
+    return array
+
+
 def class_prior(
-    samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0
+    samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0, skip_bad: int = 0
 ) -> np.ndarray:
     """``class_histogram``, kept as a text file in ``cache_dir`` for the next time."""
     path = cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
     if not path.is_file():
-        histogram = class_histogram(samples, kind, num_classes, num_workers=num_workers)
+        histogram = class_histogram(samples, kind, num_classes, num_workers=num_workers, skip_bad=skip_bad)
         write_whole(path, lambda stream: np.savetxt(stream, histogram))
     return load_class_prior(path, num_classes)
 
@@ -152,16 +187,20 @@ def spatial_prior(
     cache_dir: Path,
     sigma: float = 0.0,
     num_workers: int = 0,
+    skip_bad: int = 0,
 ) -> np.ndarray:
     """``spatial_histogram``, kept as .npy (H, W, C) in ``cache_dir`` for the next time."""
     path = cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
     if not path.is_file():
-        prior = spatial_histogram(samples, kind, num_classes, size, sigma=sigma, num_workers=num_workers)
+        prior = spatial_histogram(
+            samples, kind, num_classes, size, sigma=sigma, num_workers=num_workers, skip_bad=skip_bad
+        )
         write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
     return load_spatial_prior(path, num_classes)
 
 
 def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
-    """Names a cache file by all that its content depends on."""
-    text = repr((kind, id_lookup(kind).tobytes(), *settings)) + "".join(str(sample.label) for sample in samples)
+    """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
+    labels = [(str(sample.label), file_version(sample.label_file)) for sample in samples]
+    text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

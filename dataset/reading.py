@@ -1,75 +1,165 @@
 """Read one image, one label, or a pair of them, exactly as stored."""
 
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
-from dataset.folders import DataError, Sample
-from dataset.labels import UNKNOWN, id_lookup, known_ids
-from dataset.messages import few
+from dataset import png16
+from dataset.labels import IGNORE, UNKNOWN, id_lookup, is_id_table, known_ids, look_like_train_ids, refuse_train_ids
+from dataset.messages import DataError, few
+
+if TYPE_CHECKING:
+    from dataset.folders import Sample
+
+ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 are turned or mirrored
+UPRIGHT = 1
+STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of 2 and 4 bits by, so that they reach 255
+
+
+@contextmanager
+def _naming(what: str, path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file becomes a DataError that names it."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damage leads them to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {what} {path}: {reason}. Download it again or leave it out by a data_list") from (
+            error
+        )
 
 
 def read_image(path: Path) -> Image.Image:
-    """RGB picture; DataError for a file that is missing, truncated or no picture."""
+    """RGB picture, upright by its EXIF orientation; greys of 16 bits are divided by 256.
+
+    Raises:
+        DataError: a file that is missing, damaged, too large, no picture, or one of 32-bit values, whose range nobody
+            knows.
+    """
+    with _naming("image", path), Image.open(path) as image:
+        image.load()
+        upright = _upright(image)
+        if upright.mode == "RGB":
+            return upright  # converting RGB to RGB would copy it
+        if upright.mode == "F" or (upright.mode == "I" and image.format != "PNG"):  # old Pillow: PNGs of 16 bits are I
+            raise DataError(f"{path} has 32-bit values ({upright.mode}), of unknown range: save it with 8 or 16 bits")
+        if upright.mode.startswith("I"):
+            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+        return upright.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation of an image changes how it is read; False for what is no image."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB would copy it
-    except (OSError, SyntaxError) as error:
-        raise DataError(
-            f"cannot read image {path}: {error}. Download it again or leave it out by a data_list"
-        ) from error
+            return image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT
+    except Exception:  # as in _naming
+        return False
 
 
 def read_raw_label(path: Path, kind: str) -> np.ndarray:
-    """Raw ids (H, W) exactly as stored: uint16 for 16-bit SYNTHIA labels, else uint8.
+    """Raw ids (H, W) exactly as stored: uint16 for 16-bit SYNTHIA labels, whose first channel they are, else uint8.
 
-    SYNTHIA's are decoded by torchvision, because Pillow reduces a 16-bit RGB PNG to 8 bits and loses the class id,
-    which is the first channel.
+    Greys of 1, 2, 4 and 8 bits, palettes, and greys of 16 bits that hold no id above 255.
+
+    Raises:
+        DataError: an unreadable file; colours, lossy compression or other values instead of ids.
     """
-    try:
-        if kind == "synthia":
-            from torchvision.io import ImageReadMode, decode_image  # here: it takes as long to import as all of torch
-
-            channels = decode_image(str(path), ImageReadMode.UNCHANGED)
-            if len(channels) > 1 and channels.dtype == torch.uint8:
+    with _naming("label", path):
+        if kind == "synthia" and png16.is_colour16(path):
+            return png16.read_first_channel(path)
+        with Image.open(path) as image:
+            if kind == "synthia" and image.mode not in ("1", "L", "I", "I;16"):
                 raise DataError(
                     f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids"
                 )
-            return channels[0].numpy()
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(
-                    f"{path} is a colour picture ({image.mode}), {kind} labels hold ids: use the labelIds files"
-                )
-            return np.array(image)
-    except (OSError, SyntaxError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
+            return _read_ids(image, path, kind)
+
+
+def _read_ids(image: ImageFile.ImageFile, path: Path, kind: str) -> np.ndarray:
+    if image.format == "JPEG":
+        raise DataError(f"{path} is a JPEG, which changes ids: {kind} labels must be stored without loss, as PNG")
+    stored = _raw_mode(image)
+    if image.mode == "F" or re.fullmatch(r"[1L];\d?I[RB]?", stored):
+        raise DataError(f"{path} holds floats or inverted greys ({stored}): save the labels as 8-bit grey PNGs")
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise DataError(f"{path} is a colour picture ({image.mode}), {kind} labels hold ids: use the labelIds files")
+    image.load()
+    ids = np.array(_upright(image))
+    if image.mode.startswith("I") and not 0 <= ids.min() <= ids.max() <= IGNORE:
         raise DataError(
-            f"cannot read label {path}: {error}. Download it again or leave it out by a data_list"
-        ) from error
+            f"{path} holds values from {ids.min()} to {ids.max()}, {kind} ids are at most {IGNORE}: use the labelIds "
+            "files, not those of instances"
+        )
+    ids = ids.astype(np.uint8, copy=False)
+    return ids // STRETCHED[stored] if stored in STRETCHED else ids
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the file holds the values that Pillow decodes, in Pillow's words; "" where the format does not say."""
+    arguments = image.tile[0][3] if image.tile else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
 def read_prediction(path: Path, kind: str) -> np.ndarray:
-    """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class."""
-    return look_up(read_raw_label(path, kind), id_lookup(kind))
+    """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class.
+
+    Predictions on SYNTHIA have Cityscapes' ids, as ``utils.scoring.pictures.label_id_map`` writes them.
+
+    Raises:
+        DataError: as ``read_label``.
+    """
+    return train_ids(read_raw_label(path, prediction_kind(kind)), path, prediction_kind(kind))
+
+
+def prediction_kind(kind: str) -> str:
+    """The label kind of predictions for labels of ``kind``."""
+    return "cityscapes" if kind == "synthia" else kind
 
 
 def read_label(path: Path, kind: str) -> np.ndarray:
     """Train ids uint8 (H, W) of a label file of the given kind, see ``dataset.labels``.
 
     Raises:
-        DataError: an unreadable file, colours instead of ids, or an id that the data set does not define.
+        DataError: an unreadable file, colours or train ids instead of ids, or an id that the data set does not define.
     """
-    raw = read_raw_label(path, kind)
+    return train_ids(read_raw_label(path, kind), path, kind)
+
+
+def train_ids(raw: np.ndarray, path: Path, kind: str) -> np.ndarray:
+    """Train ids uint8 (H, W) of the raw ids that the file ``path`` holds.
+
+    Raises:
+        DataError: an id that the label kind does not define, or a file that is one of train ids by its name.
+    """
+    refuse_train_ids(path, kind)
     ids = look_up(raw, np.where(known_ids(kind), id_lookup(kind), UNKNOWN))
     if (ids == UNKNOWN).any():
-        unknown = few(np.unique(raw[ids == UNKNOWN]))
-        raise DataError(f"{path} has ids that {kind} does not define: {unknown}. Is {kind} the right data set?")
+        unknown = np.unique(raw[ids == UNKNOWN]).tolist()
+        raise DataError(
+            f"{path} has ids that {kind} does not define: {few(unknown)}. {remedy(np.unique(raw).tolist(), kind)}"
+        )
     return ids
+
+
+def remedy(raw_ids: Iterable[int], kind: str) -> str:
+    """What to do about files that hold ``raw_ids``, some of which the label kind does not define."""
+    if look_like_train_ids(raw_ids, kind):
+        return "They look like train ids, where label ids are needed"
+    return "Give them to classes there, or to void" if is_id_table(kind) else f"Is {kind} the right data set?"
 
 
 def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -79,7 +169,7 @@ def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
     return table.take(raw)
 
 
-def read_pair(sample: Sample, kind: str) -> tuple[Image.Image, np.ndarray | None]:
+def read_pair(sample: "Sample", kind: str) -> tuple[Image.Image, np.ndarray | None]:
     """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
 
     Raises:
@@ -90,6 +180,11 @@ def read_pair(sample: Sample, kind: str) -> tuple[Image.Image, np.ndarray | None
     if label is not None and label.shape != image.size[::-1]:
         raise DataError(
             f"{sample.image} is {image.width}x{image.height}, its label {sample.label} "
-            f"{label.shape[1]}x{label.shape[0]} (W x H): leave the pair out by a data_list"
+            f"{label.shape[1]}x{label.shape[0]} (W x H){turned(sample.image)}: leave the pair out by a data_list"
         )
     return image, label
+
+
+def turned(path: Path) -> str:
+    """Words for a message about a picture that its EXIF orientation turns; "" for one that is stored upright."""
+    return ", by its EXIF orientation, which is applied" if is_turned(path) else ""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from dataset.failures import exit_after
 from dataset.labels import CITYSCAPES, IGNORE, id_lookup
+from dataset.progress import Progress
 from dataset.toy_scene import render_scene
 
 MARKER = "toy_city.json"
@@ -50,11 +51,10 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
     if marker.is_file():
         if json.loads(marker.read_text()) == wanted:
             return
-        raise FileExistsError(
-            f"{root} holds a toy city of another plan, see {marker}: delete it or choose another folder"
-        )
+        problem = f"{root} holds a toy city of another plan, see {marker}"
+        raise FileExistsError(f"{problem}: delete it or choose another folder")
     jobs = _jobs(root, plan)
-    for stream, domain, index, write in tqdm(jobs, desc="toy city"):
+    for stream, domain, index, write in Progress(jobs, "toy city"):
         write(*render_scene(np.random.default_rng([plan.seed, stream, index]), domain, plan.size))
     marker.write_text(json.dumps(wanted))
 
@@ -67,17 +67,13 @@ def _jobs(root: Path, plan: Plan) -> list[tuple[int, str, int, Callable[[np.ndar
             name = f"{i + 1:05d}.png"
             files = root / folder / "images" / name, root / folder / "labels" / name
             jobs.append((stream, "source", i, _writer(*files, _save_ids)))
-    for split, stream, count, cities in (
-        ("train", TARGET, plan.num_target, TRAIN_CITIES),
-        ("val", TARGET_VAL, plan.num_target_val, VAL_CITIES),
-    ):
+    images, labels = root / "cityscapes/leftImg8bit", root / "cityscapes/gtFine"
+    train, val = (TARGET, plan.num_target, TRAIN_CITIES), (TARGET_VAL, plan.num_target_val, VAL_CITIES)
+    for split, (stream, count, cities) in (("train", train), ("val", val)):
         for i in range(count):
             city = cities[i % len(cities)]
             stem = f"{split}/{city}/{city}_{i:06d}_000019"
-            files = (
-                root / f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png",
-                root / f"cityscapes/gtFine/{stem}_gtFine_labelIds.png",
-            )
+            files = images / f"{stem}_leftImg8bit.png", labels / f"{stem}_gtFine_labelIds.png"
             jobs.append((stream, "target", i, _writer(*files, _save_ids)))
     for i in range(plan.num_source if plan.synthia else 0):
         files = root / f"synthia/RGB/{i:07d}.png", root / f"synthia/GT/LABELS/{i:07d}.png"
@@ -120,12 +116,8 @@ def encode_png16(pixels: np.ndarray) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes()))
-        + chunk(b"IEND", b"")
-    )
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes())), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -134,8 +126,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--synthia", action="store_true", help="the source scenes in SYNTHIA's 16-bit layout too")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error("--seed must be at least 0")
     write_toy_city(args.out, Plan(seed=args.seed, synthia=args.synthia))
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

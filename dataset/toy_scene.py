@@ -6,6 +6,7 @@ do.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -15,8 +16,6 @@ from dataset.toy_styles import STYLES, Colour, Style
 
 Point = tuple[float, float]
 ID = {name: index for index, name in enumerate(CITYSCAPES.names)}
-
-
 ROAD, WALK = 0.42, 0.24  # half width of the road and width of a sidewalk at the bottom of the picture, in widths
 
 
@@ -35,12 +34,17 @@ class Canvas:
         choices = self.style.palette[name]
         base = np.array(choices[self.rng.integers(len(choices))], float)
         shift = self.rng.normal(0, self.style.jitter) + self.rng.normal(0, self.style.jitter / 2, 3)
-        return tuple(int(v) for v in (base + shift).clip(0, 255))
+        red, green, blue = (int(v) for v in (base + shift).clip(0, 255))
+        return red, green, blue
 
     def ground(self, u: float, s: float, height: float = 0.0) -> Point:
         """Picture coordinates of a point ``u`` widths right of the axis at nearness ``s``, ``height`` above ground."""
         (width, full), (vx, vy) = self.size, self.vanishing
         return vx + u * s * width, vy + s * (full - vy) - height * s * full
+
+    def outline(self, *corners: tuple[float, ...]) -> list[Point]:
+        """``ground`` of several points, each (u, s) or (u, s, height)."""
+        return [self.ground(*corner) for corner in corners]
 
     def polygon(self, points: Sequence[Point], name: str, colour: Colour, near: float) -> None:
         for image, fill in ((self.colour, colour), (self.label, ID[name]), (self.near, near)):
@@ -60,40 +64,28 @@ class Canvas:
 
     def corners(self, u: float, s: float, width: float, bottom: float, top: float) -> list[Point]:
         left, right = u - width / 2, u + width / 2
-        return [
-            self.ground(left, s, bottom),
-            self.ground(right, s, bottom),
-            self.ground(right, s, top),
-            self.ground(left, s, top),
-        ]
+        return self.outline((left, s, bottom), (right, s, bottom), (right, s, top), (left, s, top))
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
-    return tuple(int(min(255, c * factor)) for c in colour)
+    red, green, blue = (int(min(255, c * factor)) for c in colour)
+    return red, green, blue
 
 
 def _ground(c: Canvas) -> None:
-    width, height = c.size
-    c.polygon([(0, 0), (width, 0), (width, c.vanishing[1] + 2), (0, c.vanishing[1] + 2)], "sky", c.pick("sky"), 0.0)
-    c.polygon(
-        [(0, c.vanishing[1]), (width, c.vanishing[1]), (width, height), (0, height)], "terrain", c.pick("terrain"), 0.5
-    )
+    (width, height), horizon = c.size, c.vanishing[1]
+    c.polygon([(0, 0), (width, 0), (width, horizon + 2), (0, horizon + 2)], "sky", c.pick("sky"), 0.0)
+    c.polygon([(0, horizon), (width, horizon), (width, height), (0, height)], "terrain", c.pick("terrain"), 0.5)
     reach = 3.0
     for name, half in (("sidewalk", ROAD + WALK), ("road", ROAD)):
         colour = c.pick(name)
         edges = np.linspace(0.02, reach, 24)
-        for near, far in zip(edges[1:][::-1], edges[:-1][::-1], strict=False):
-            c.polygon(
-                [c.ground(-half, far), c.ground(half, far), c.ground(half, near), c.ground(-half, near)],
-                name,
-                colour,
-                min(near, 1.0),
-            )
+        for near, far in zip(edges[1:][::-1], edges[:-1][::-1], strict=True):
+            piece = c.outline((-half, far), (half, far), (half, near), (-half, near))
+            c.polygon(piece, name, colour, min(near, 1.0))
     for s in np.geomspace(0.08, 1.2, 7):
-        c.detail(
-            [c.ground(-0.012, s), c.ground(0.012, s), c.ground(0.012, s * 1.22), c.ground(-0.012, s * 1.22)],
-            (226, 226, 220),
-        )
+        marking = c.outline((-0.012, s), (0.012, s), (0.012, s * 1.22), (-0.012, s * 1.22))
+        c.detail(marking, (226, 226, 220))
 
 
 def _facades(c: Canvas, side: int) -> None:
@@ -102,31 +94,17 @@ def _facades(c: Canvas, side: int) -> None:
     while s < 2.5:
         nearer = s * c.rng.uniform(1.4, 2.0)
         top, colour = c.rng.uniform(*c.style.building_height) * 1.6, c.pick("building")
-        c.polygon(
-            [c.ground(u, s), c.ground(u, nearer), c.ground(u, nearer, top), c.ground(u, s, top)],
-            "building",
-            colour,
-            min(s, 1.0),
-        )
+        facade = c.outline((u, s), (u, nearer), (u, nearer, top), (u, s, top))
+        c.polygon(facade, "building", colour, min(s, 1.0))
         outer = u + side * 1.5
-        c.polygon(
-            [c.ground(u, s), c.ground(outer, s), c.ground(outer, s, top), c.ground(u, s, top)],
-            "building",
-            _shade(colour, 0.8),
-            min(s, 1.0),
-        )
+        gable = c.outline((u, s), (outer, s), (outer, s, top), (u, s, top))
+        c.polygon(gable, "building", _shade(colour, 0.8), min(s, 1.0))
         glass = _shade(colour, c.rng.uniform(0.45, 0.7))
         for floor in np.arange(0.15, top - 0.08, 0.2):
             for a in np.linspace(0.1, 0.78, 4):
                 near, far = s + (nearer - s) * (a + 0.13), s + (nearer - s) * a
                 c.detail(
-                    [
-                        c.ground(u, far, floor),
-                        c.ground(u, near, floor),
-                        c.ground(u, near, floor + 0.1),
-                        c.ground(u, far, floor + 0.1),
-                    ],
-                    glass,
+                    c.outline((u, far, floor), (u, near, floor), (u, near, floor + 0.1), (u, far, floor + 0.1)), glass
                 )
         s = nearer
 
@@ -139,22 +117,15 @@ def _garden(c: Canvas, side: int) -> None:
     colour = c.pick("vegetation")
     for x in np.linspace(c.ground(u, 0.1)[0], edge, 9):
         r = c.size[1] * c.rng.uniform(0.05, 0.13)
-        c.ellipse(
-            (x - 1.6 * r, y - r, x + 1.6 * r, y + 0.4 * r), "vegetation", _shade(colour, c.rng.uniform(0.85, 1.15)), 0.1
-        )
+        bush = (x - 1.6 * r, y - r, x + 1.6 * r, y + 0.4 * r)
+        c.ellipse(bush, "vegetation", _shade(colour, c.rng.uniform(0.85, 1.15)), 0.1)
     if c.rng.random() < 0.75:
         colour, edges = c.pick("fence"), np.geomspace(0.15, 2.2, 12)
-        for far, near in zip(edges[:-1], edges[1:], strict=False):
-            c.polygon(
-                [c.ground(u, far), c.ground(u, near), c.ground(u, near, 0.16), c.ground(u, far, 0.16)],
-                "fence",
-                colour,
-                min(near, 1.0),
-            )
-            c.detail(
-                [c.ground(u, far), c.ground(u, far * 1.05), c.ground(u, far * 1.05, 0.16), c.ground(u, far, 0.16)],
-                _shade(colour, 0.7),
-            )
+        for far, near in zip(edges[:-1], edges[1:], strict=True):
+            panel = c.outline((u, far), (u, near), (u, near, 0.16), (u, far, 0.16))
+            c.polygon(panel, "fence", colour, min(near, 1.0))
+            stake = c.outline((u, far), (u, far * 1.05), (u, far * 1.05, 0.16), (u, far, 0.16))
+            c.detail(stake, _shade(colour, 0.7))
 
 
 def _tree(c: Canvas, u: float, s: float) -> None:
@@ -181,7 +152,7 @@ def _post(c: Canvas, u: float, s: float) -> None:
         c.detail(c.corners(u, s, 0.06, 0.46, 0.52), (236, 236, 236))
 
 
-def _vehicle(c: Canvas, name: str, u: float, s: float) -> None:
+def _vehicle(name: str, c: Canvas, u: float, s: float) -> None:
     width, height = (0.2, 0.2) if name == "car" else (0.26, 0.42)
     colour = c.pick(name)
     c.box(u, s, width, 0.02, height * 0.6, name, colour)
@@ -205,17 +176,8 @@ def _person(c: Canvas, u: float, s: float) -> None:
 
 def _bicycle(c: Canvas, u: float, s: float) -> None:
     colour = c.pick("bicycle")
-    c.polygon(
-        [
-            c.ground(u - 0.09, s, 0.09),
-            c.ground(u + 0.09, s, 0.09),
-            c.ground(u + 0.05, s, 0.24),
-            c.ground(u - 0.06, s, 0.22),
-        ],
-        "bicycle",
-        colour,
-        s,
-    )
+    frame = c.outline((u - 0.09, s, 0.09), (u + 0.09, s, 0.09), (u + 0.05, s, 0.24), (u - 0.06, s, 0.22))
+    c.polygon(frame, "bicycle", colour, s)
     r = s * c.size[1] * 0.09
     for offset in (-0.08, 0.08):
         x, y = c.ground(u + offset, s, 0.09)
@@ -226,25 +188,22 @@ def _things(c: Canvas) -> None:
     """What stands or moves on the street, from far to near."""
     rng, style = c.rng, c.style
 
+    def side() -> int:
+        return rng.choice([-1, 1])
+
     def beside() -> float:
-        return rng.choice([-1, 1]) * (ROAD + rng.uniform(0.05, WALK))
+        return side() * (ROAD + rng.uniform(0.05, WALK))
 
     def lane() -> float:
-        return rng.choice([-1, 1]) * rng.uniform(0.12, ROAD - 0.08)
+        return side() * rng.uniform(0.12, ROAD - 0.08)
 
-    things = [
-        (rng.uniform(0.3, 1.0), _tree, rng.choice([-1, 1]) * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))
-    ]
-    things += [
-        (rng.uniform(0.4, 1.0), _post, rng.choice([-1, 1]) * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))
-    ]
+    things = [(rng.uniform(0.3, 1.0), _tree, side() * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))]
+    things += [(rng.uniform(0.4, 1.0), _post, side() * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))]
     things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(style.persons))]
     things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(style.bicycles))]
     for name, count in (("car", rng.poisson(style.cars)), ("bus", rng.poisson(style.buses))):
-        things += [
-            (rng.uniform(0.18, 0.8), lambda canvas, u, s, n=name: _vehicle(canvas, n, u, s), lane())
-            for _ in range(count)
-        ]
+        vehicle = partial(_vehicle, name)
+        things += [(rng.uniform(0.18, 0.8), vehicle, lane()) for _ in range(count)]
     for s, draw, u in sorted(things, key=lambda thing: thing[0]):
         draw(c, u, s)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dataset.messages import few
+from dataset.messages import ChoiceError, few
 
 
 def world_size() -> int:
@@ -35,7 +36,7 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean, var, count = _global_moments(x)
         unbiased = (var * (count / (count - 1))).to(weight.dtype)
         mean, var = mean.to(weight.dtype), var.to(weight.dtype)
@@ -45,7 +46,7 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, unbiased
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
         scale = torch.rsqrt(var + ctx.eps)
         backward = partial(torch.ops.aten.native_batch_norm_backward, grad, x, weight)
@@ -68,7 +69,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     bits however many ranks share the images.
     """
     images, channels, *size = x.shape
-    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=False)
+    each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=True)
     means, variances = (torch.stack(moment).double() for moment in each)
     pixels = math.prod(size)
     total, count = means.sum(0) * pixels, images * pixels
@@ -92,6 +93,12 @@ class BatchNorm2d(nn.SyncBatchNorm):
     tensors: as numbers that change with every step they would be compiled anew with every step.
     """
 
+    # For the type checker, to which a module's attribute may be a module, and the parent's also None.
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+    updates: Tensor
+
     def __init__(self, num_features: int, momentum: float = 0.001, bias_correction: bool = True) -> None:
         super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, we average them
         # The native synchronised kernel counts batches; the official state dict does not have that counter.
@@ -100,15 +107,15 @@ class BatchNorm2d(nn.SyncBatchNorm):
         self.base_momentum, self.bias_correction = momentum, bias_correction
         self.frozen = False  # see frozen_statistics
 
-    def _load_from_state_dict(self, *args) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:
         nn.Module._load_from_state_dict(self, *args)  # the parent would invent num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape. Raises ValueError for fewer than two values a channel in training."""
+        """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values a channel in training."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
-            raise ValueError(
+            raise ChoiceError(
                 f"batch norm needs two values per channel in training, got {tuple(x.shape)}: raise the batch size"
             )
         if not x.is_cuda:
@@ -130,10 +137,10 @@ class BatchNorm2d(nn.SyncBatchNorm):
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
         y = super().forward(x)
-        batch = [statistic.clone() for statistic in running]
+        mean, var = (statistic.clone() for statistic in running)
         for statistic, value in zip(running, before, strict=True):
             statistic.copy_(value)
-        return y, *batch
+        return y, mean, var
 
     @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor) -> None:
@@ -246,9 +253,8 @@ class PooledStatistics:
         for hook in self.hooks:
             hook.remove()
         for name, module in self.modules.items():
-            for statistic, before in zip(
-                (module.running_mean, module.running_var, module.updates), self.before[name], strict=False
-            ):
+            statistics = module.running_mean, module.running_var, module.updates
+            for statistic, before in zip(statistics, self.before[name], strict=True):
                 statistic.copy_(before)
 
     def apply(self) -> None:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataset.messages import ChoiceError
 from models.batchnorm import BatchNorm2d
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -128,7 +129,7 @@ class FCN8s(Head):
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         if use_aux:
-            raise ValueError("decoder fcn8s has no auxiliary head: set model.use_aux to false")
+            raise ChoiceError("decoder fcn8s has no auxiliary head: set model.use_aux to false")
         super().__init__(channels, num_classes, use_aux)
         pool3, pool4, pool5 = channels[-3:]
         self.fc6 = nn.Conv2d(pool5, FC_WIDTH, 7, padding=3)
@@ -153,8 +154,8 @@ class FCN8s(Head):
     def initialise(self) -> None:
         super().initialise()
         for score in (self.score_fr, self.score_pool4, self.score_pool3):
-            nn.init.zeros_(score.weight)
-            nn.init.zeros_(score.bias)
+            for parameter in score.parameters():
+                nn.init.zeros_(parameter)
 
 
 HEADS: dict[str, type[Head]] = {"ppm_bilinear": PPMBilinear, "aspp": ASPP, "fcn": FCN, "fcn8s": FCN8s}

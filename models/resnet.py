@@ -79,6 +79,11 @@ class ResNet(Encoder):
     """
 
     classifier = ("fc.weight", "fc.bias")  # what an ImageNet file has on top of the encoder
+    # Set by name below.
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, depth: str, dilated: str, deep_stem: bool = True) -> None:
         super().__init__()

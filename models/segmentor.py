@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.messages import nearest
+from dataset.messages import ChoiceError, nearest
 from models.encoder import Encoder
 from models.heads import HEADS, Head
 from models.mobilenet import OUTPUT_STRIDES, MobileNetV2
@@ -75,7 +75,7 @@ class Segmentor(nn.Module):
 
 def _choose(kind: str, name: str, choices: Collection[str]) -> None:
     if name not in choices:
-        raise ValueError(
+        raise ChoiceError(
             f"no {kind} named {name!r} (the nearest is {nearest(name, choices)!r}): choose one of {', '.join(choices)}"
         )
 
@@ -86,23 +86,24 @@ def build_segmentor(
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|34|50|101`` or ``mobilenet_v2`` + ``_dilated8|16``; ``vgg16``.
+        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|34|50|101`` or ``mobilenet_v2``, + ``_dilated8|16``; or
+            ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
             ``vgg16``.
         fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
         use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 
     Raises:
-        ValueError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
+        ChoiceError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
     """
     _choose("encoder", encoder, ENCODERS)
     _choose("decoder", decoder, HEADS)
     backbone, head = ENCODERS[encoder](), HEADS[decoder]
     if not head.accepts(backbone.strides):
-        raise ValueError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
+        raise ChoiceError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
     channels = backbone.channels[-1]
     if fc_dim not in (None, channels):
-        raise ValueError(
+        raise ChoiceError(
             f"fc_dim is {fc_dim}, but {encoder} ends with {channels} channels: set model.fc_dim to that, or to null"
         )
     decoder_module = head(backbone.channels, num_classes, use_aux)

@@ -3,13 +3,15 @@
 import math
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dataset.messages import few
+from dataset.messages import UserError, few
 from models.batchnorm import set_bn_updates
 from models.heads import FCN8s
 from models.segmentor import Segmentor
@@ -22,38 +24,43 @@ COUNTER = "num_batches_tracked"
 OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 # What torch.load raises for files that it does not understand; its own message advises to run code from them.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
+_BROKEN_PICKLE = (EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (RuntimeError, OSError, zipfile.BadZipFile, zlib.error, *_BROKEN_PICKLE)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError, RuntimeError):
     """A file whose tensors are not those of the network; the message lists the keys."""
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Content of a .pth file, without running code from it."""
+    """Content of a .pth file, without running code from it.
+
+    Raises:
+        WeightsError: no such file, one that is damaged (by its checksums too, which torch does not look at), or one
+            that holds something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        kind = type(error).__name__
-        raise WeightsError(
-            f"{path} is damaged or no file of tensors ({kind}): get it anew, or save plain tensors"
-        ) from error
+        problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
+        raise WeightsError(f"{problem}: get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a tensor is not what its checksum says. Files of torch < 1.6 are no zip and have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} does not match")
 
 
 def read_torchvision(name: str) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ class PyramidCurriculum(nn.Module):
         all_reduce: sum over processes with identity backward, for means over the global batch; None: one process.
     """
 
+    class_prior: Tensor | None
+
     def __init__(
         self,
         class_prior: Tensor | None,
@@ -180,7 +182,8 @@ class PyramidCurriculum(nn.Module):
     def _image_loss(self, per_image: Tensor) -> Tensor:
         """Top layer: P averaged over an image, padding too (released code), (N, C), against a histogram."""
         N, C = per_image.shape
-        target = self.class_prior.to(per_image) if self.image_target == "source" else per_image.new_full((C,), 1 / C)
+        prior = self.class_prior if self.image_target == "source" else None
+        target = per_image.new_full((C,), 1 / C) if prior is None else prior.to(per_image)
         images = self.all_reduce(per_image.new_tensor(float(N)))
         if self.image_loss == "bce":
             return binary_cross_entropy(self.all_reduce(per_image.sum(0)) / images, target).mean()
@@ -204,7 +207,7 @@ class PyramidCurriculum(nn.Module):
 
     def _pool_spatial_prior(self, spatial_prior: Tensor | None) -> None:
         """Normalise over the classes and pool by each square size, once. A position never labelled stays 0."""
-        self.spatial_size = None
+        self.spatial_size: tuple[int, ...] | None = None
         if spatial_prior is None:
             return
         prior = torch.as_tensor(spatial_prior, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """One code path for one process and for many: everything here is a no-op in a single process."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,13 +49,13 @@ def barrier() -> None:
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 

@@ -50,14 +50,11 @@ class ConfusionMatrix:
         """
         if labels.shape != predictions.shape:
             raise ValueError(f"labels {tuple(labels.shape)} and predictions {tuple(predictions.shape)} differ in shape")
-        C, columns = (
-            self.num_classes,
-            NO_CLASS + 3,
-        )  # a column for each of 0..255, one for all below and one for all above
+        C = self.num_classes
+        columns = NO_CLASS + 3  # one for each of 0..255, one for all below and one for all above
         table = torch.zeros((C + 2) * columns, dtype=torch.int64, device=labels.device)
-        for label, prediction in zip(
-            labels.reshape(-1).split(PIXELS), predictions.reshape(-1).split(PIXELS), strict=True
-        ):
+        parts = labels.reshape(-1).split(PIXELS), predictions.reshape(-1).split(PIXELS)
+        for label, prediction in zip(*parts, strict=True):
             pairs = _bounded(label, C).mul_(columns).add_(_bounded(prediction, NO_CLASS + 1))
             table += torch.bincount(pairs, minlength=len(table))
         table = table.view(C + 2, columns)[1 : C + 1].to(self.counts.device)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class SoftmaxStrips(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
         """Of (N, C, H, W) logits; all but the label carry the gradient.
 
         Returns:
@@ -28,22 +29,21 @@ class SoftmaxStrips(torch.autograd.Function):
         (N, C, H, W), last = Z.shape, Z.shape[1] - 1
         order = torch.arange(last, -1, -1, dtype=Z.dtype, device=Z.device).view(1, -1, 1, 1)
         ce, label, P_sum = Z.new_empty(N, H, W), Z.new_empty(N, H, W, dtype=torch.int64), Z.new_zeros(N, C)
-        pooled = (
-            [Z.new_empty(N, C, H // b, W // b) for b in box_size]
-            if pool_probs
-            else [F.avg_pool2d(Z, b) for b in box_size]
-        )
+        if pool_probs:
+            pooled = [Z.new_empty(N, C, H // b, W // b) for b in box_size]
+        else:
+            pooled = [F.avg_pool2d(Z, b) for b in box_size]
+        of_probs = list(zip(box_size, pooled, strict=True)) if pool_probs else []
         for rows in _strips(H, box_size):
             z = Z[:, :, rows]
             highest = z.amax(1, keepdim=True)
-            is_highest = torch.eq(
-                z, highest, out=torch.empty_like(z)
-            )  # 1 or 0; with ``order``, a faster argmax on a CPU
+            # 1 or 0; with ``order``, a faster argmax on a CPU.
+            is_highest = torch.eq(z, highest, out=torch.empty_like(z))
             label[:, rows] = last - is_highest.mul_(order).amax(1).long()
             p, total = _softmax(z, highest)
             ce[:, rows] = total.log_().squeeze(1)
             P_sum += p.sum((2, 3))
-            for b, average in zip(box_size if pool_probs else (), pooled, strict=False):
+            for b, average in of_probs:
                 if p.shape[2] >= b:
                     start = rows.start // b
                     average[:, :, start : start + p.shape[2] // b] = F.avg_pool2d(p, b)
@@ -53,7 +53,7 @@ class SoftmaxStrips(torch.autograd.Function):
         return ce, label, P_sum / (H * W), *pooled
 
     @staticmethod
-    def backward(ctx, g_ce: Tensor, _: Tensor, g_mean: Tensor, *g_pooled: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g_ce: Tensor, _: Tensor, g_mean: Tensor, *g_pooled: Tensor) -> tuple[Tensor, None, None]:
         Z, label = ctx.saved_tensors
         H, W = Z.shape[2:]
         grad = torch.empty_like(Z)
@@ -68,8 +68,9 @@ class SoftmaxStrips(torch.autograd.Function):
             inner = (p * g_p).sum(1, keepdim=True) - g_ce[:, None, rows]  # softmax backward, and p - onehot of the CE
             part = p.mul_(g_p - inner).scatter_add_(1, label[:, None, rows], -g_ce[:, None, rows])
             grad[:, :, rows] = part
-        for b, g in zip(() if ctx.pool_probs else ctx.box_size, g_pooled, strict=False):
-            _add_to_squares(grad, g, b)
+        if not ctx.pool_probs:
+            for b, g in zip(ctx.box_size, g_pooled, strict=True):
+                _add_to_squares(grad, g, b)
         return grad, None, None
 
 

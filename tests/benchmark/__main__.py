@@ -39,6 +39,7 @@ from tests.benchmark.cases import (
 
 Result = dict[str, float | bool]
 GTAV, CITY = ((1914, 1052), (1024, 560), (560, 480)), ((2048, 1024), (1024, 512), (560, 480))
+SMALL, LARGE = ((128, 128), 4, "resnet18_dilated8"), (560, 480)  # iterations: crop, batch, encoder; the released crop
 # name -> (what to reach: theirs / ours in time, ours / theirs in memory), how to build the case
 CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "curriculum 2x19x480x560": (2.5, 0.5, lambda folder: curriculum_case((2, 480, 560), False)),
@@ -52,24 +53,12 @@ CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "evaluation after the forward pass": (10, None, lambda folder: evaluation_case()),
     "label look-up 1052x1914": (10, None, lambda folder: lookup_case()),
     "class histogram + spatial prior, 200 files": (4, None, prior_case),
-    "PyCDA iteration, resnet18, 4+4 of 128x128": (
-        1.1,
-        0.7,
-        lambda folder: iteration_case(False, (128, 128), 4, "resnet18_dilated8"),
-    ),
-    "the same, bf16": (1.9, 0.7, lambda folder: iteration_case(True, (128, 128), 4, "resnet18_dilated8")),
-    "PyCDA iteration, resnet101, 2+2 of 560x480": (1.1, 0.7, lambda folder: iteration_case(False, (560, 480))),
-    "the same, resnet101, bf16": (1.9, 0.7, lambda folder: iteration_case(True, (560, 480))),
-    "the same, resnet101, checkpoint_encoder": (
-        None,
-        0.7,
-        lambda folder: iteration_case(False, (560, 480), recompute=True),
-    ),
-    "the same, resnet101, bf16, checkpoint_encoder": (
-        None,
-        0.7,
-        lambda folder: iteration_case(True, (560, 480), recompute=True),
-    ),
+    "PyCDA iteration, resnet18, 4+4 of 128x128": (1.1, 0.7, lambda folder: iteration_case(False, *SMALL)),
+    "the same, bf16": (1.9, 0.7, lambda folder: iteration_case(True, *SMALL)),
+    "PyCDA iteration, resnet101, 2+2 of 560x480": (1.1, 0.7, lambda folder: iteration_case(False, LARGE)),
+    "the same, resnet101, bf16": (1.9, 0.7, lambda folder: iteration_case(True, LARGE)),
+    "the same, resnet101, checkpoint_encoder": (None, 0.7, lambda _: iteration_case(False, LARGE, recompute=True)),
+    "the same, resnet101, bf16, checkpoint_encoder": (None, 0.7, lambda _: iteration_case(True, LARGE, recompute=True)),
 }
 # name -> at most this, how to measure
 RUNS: dict[str, tuple[float, Callable[[Path], Result]]] = {
@@ -114,10 +103,8 @@ def measure(name: str, folder: Path) -> Result:
     seconds = {side: statistics.median(t) for side, t in times.items()}
     result = {"same": same} | {f"{side}_ms": 1000 * s for side, s in seconds.items()}
     if case.dtype is not None:
-        result |= {
-            "gflops": flops(case.ours) / seconds["ours"] / 1e9,
-            "product_gflops": 2 * SQUARE**3 / seconds["product"] / 1e9,
-        }
+        result["gflops"] = flops(case.ours) / seconds["ours"] / 1e9
+        result["product_gflops"] = 2 * SQUARE**3 / seconds["product"] / 1e9
     return result | {f"{side}_mib": peak_extra(sides[side]) for side in ("ours", "theirs")}
 
 
@@ -132,14 +119,9 @@ def row(name: str, result: Result) -> str:
     ratio, memory_goal, _ = CASES[name]
     speed, memory = result["theirs_ms"] / result["ours_ms"], result["ours_mib"] / max(result["theirs_mib"], 1)
     reached = result["same"] and (ratio is None or speed >= ratio) and (memory_goal is None or memory <= memory_goal)
-    cells = [
-        name,
-        f"{result['theirs_ms']:.1f}",
-        f"{result['ours_ms']:.1f}",
-        f"{speed:.2f}x",
-        "-" if ratio is None else f"{ratio:.2f}x",
-    ]
-    return _line(*cells, f"{memory:.2f}", "-" if memory_goal is None else f"{memory_goal:.1f}", reached)
+    times = (f"{result['theirs_ms']:.1f}", f"{result['ours_ms']:.1f}")
+    goals = ("-" if ratio is None else f"{ratio:.2f}x", "-" if memory_goal is None else f"{memory_goal:.1f}")
+    return _line(name, *times, f"{speed:.2f}x", goals[0], f"{memory:.2f}", goals[1], reached)
 
 
 def bound_row(name: str, result: Result) -> str:
@@ -159,11 +141,9 @@ def _line(*cells: str | bool) -> str:
 
 def table(results: dict[str, Result]) -> str:
     """Markdown: ours beside theirs, then what is asked of ours alone."""
-    head = [
-        "| what | theirs, ms | ours, ms | speed | to reach | memory, ours / theirs | to reach | reached |",
-        "|---" * 8 + "|",
-    ]
-    lines = head + [row(name, result) for name, result in results.items() if name in CASES]
+    lines = ["| what | theirs, ms | ours, ms | speed | to reach | memory, ours / theirs | to reach | reached |"]
+    lines += ["|---" * 8 + "|"]
+    lines += [row(name, result) for name, result in results.items() if name in CASES]
     lines += ["", "| what | measured | to reach | reached |", "|---" * 4 + "|"]
     lines += [bound_row(name, result) for name, result in results.items() if "gflops" in result]
     return "\n".join(lines + [run_row(name, result) for name, result in results.items() if name in RUNS])
@@ -172,9 +152,8 @@ def table(results: dict[str, Result]) -> str:
 def switch_table(found: dict[str, tuple[float, float]]) -> str:
     """Markdown: what each switch of time and memory does to a source step."""
     lines = ["| switch | source step, s | peak memory of the process, MiB |", "|---" * 3 + "|"]
-    return "\n".join(
-        lines + [f"| `{option}` | {seconds:.2f} | {mib:.0f} |" for option, (seconds, mib) in found.items()]
-    )
+    lines += [f"| `{option}` | {seconds:.2f} | {mib:.0f} |" for option, (seconds, mib) in found.items()]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,9 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sh run.sh benchmark", description=__doc__)
     parser.add_argument("--case", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--skip", nargs="*", default=[], help="leave out rows whose name contains one of these words")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.md and benchmark.json"
-    )
+    out = Path("runs/benchmark")
+    parser.add_argument("--out", type=Path, default=out, help="folder of benchmark.md and benchmark.json")
     args = parser.parse_args(argv)
     if args.case:
         with tempfile.TemporaryDirectory() as folder:
@@ -194,9 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {}
     for name in (name for name in names if not any(word in name for word in args.skip)):
         command = [sys.executable, "-m", "tests.benchmark", "--case", name]
-        results[name] = json.loads(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        )
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results[name] = json.loads(output.splitlines()[-1])
         print(row(name, results[name]) if name in CASES else run_row(name, results[name]), flush=True)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
     args.out.mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,8 @@ def plain_curriculum(logits: Tensor, valid: Tensor, prior: Tensor | None, box_si
 
 def curriculum_case(shape: tuple[int, ...], spatial: bool) -> Case:
     generator = torch.Generator().manual_seed(0)
-    logits = F.interpolate(
-        6 * torch.randn(shape[0], C, shape[1] // 8, shape[2] // 8, generator=generator), shape[1:], mode="bilinear"
-    )
-    logits.requires_grad_()
+    small = 6 * torch.randn(shape[0], C, shape[1] // 8, shape[2] // 8, generator=generator)
+    logits = F.interpolate(small, shape[1:], mode="bilinear").requires_grad_()
     valid = torch.ones(shape, dtype=torch.bool)
     prior = torch.rand(C, *shape[1:], generator=generator) if spatial else None
     ours = PyramidCurriculum(None, lambda_eq=1.0 if spatial else 0.0, spatial_prior=prior)
@@ -104,9 +102,8 @@ def write_pair(folder: Path, size: tuple[int, int], count: int = 1) -> list[Samp
     rng, samples = np.random.default_rng(0), []
     for i in range(count):
         small = Image.fromarray(rng.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
-        pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int) + rng.integers(
-            -8, 8, (size[1], size[0], 3)
-        )
+        pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).astype(int)
+        pixels += rng.integers(-8, 8, pixels.shape)
         ids = rng.choice(list(RAW_IDS), (size[1] // 40 + 1, size[0] // 40 + 1)).astype(np.uint8)
         label = np.kron(ids, np.ones((40, 40), np.uint8))[: size[1], : size[0]]
         paths = folder / f"image{i}.png", folder / f"label{i}.png"
@@ -234,12 +231,9 @@ def iteration_case(
     def ours() -> list[float]:
         model.checkpoint_encoder = recompute
         outputs = forward(images[0], True, amp)
-        values = [
-            update(
-                F.cross_entropy(outputs["logits"].float(), label) + 0.4 * F.cross_entropy(outputs["aux"].float(), label)
-            )
-        ]
-        del outputs
+        main, aux = (F.cross_entropy(outputs[name].float(), label) for name in ("logits", "aux"))
+        values = [update(main + 0.4 * aux)]
+        del outputs, main, aux
         return [*values, update(curriculum(forward(images[1], False, amp)["logits"], valid)["total"])]
 
     def theirs() -> list[float]:

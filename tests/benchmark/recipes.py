@@ -21,12 +21,8 @@ from utils.training.losses import LossFunction, self_training, statistics_only, 
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
-SAVINGS = (
-    (),
-    ("train.amp=bf16",),
-    ("train.checkpoint_encoder=true",),
-    ("train.amp=bf16", "train.checkpoint_encoder=true"),
-)
+BF16, RECOMPUTE = "train.amp=bf16", "train.checkpoint_encoder=true"
+SAVINGS = ((), (BF16,), (RECOMPUTE,), (BF16, RECOMPUTE))
 PER_GPU = 2  # images of each domain that the memory is counted for
 RATE = 10e12  # multiplications and additions a second, for an idea of the time
 GIB, HOUR = 2**30, 3600
@@ -77,9 +73,8 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
         model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux).train()
         model.checkpoint_encoder = config.train.checkpoint_encoder
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-        for domain, (losses, backward) in zip(
-            ("source", "target"), _phases(recipe, config, _size(config, "target")), strict=False
-        ):
+        phases = _phases(recipe, config, _size(config, "target"))
+        for domain, (losses, backward) in zip(("source", "target"), phases, strict=False):  # source only has one
             width, height = _size(config, domain)
             batch = {
                 "image": torch.zeros(images, 3, height, width),
@@ -111,19 +106,15 @@ def _forward_and_backward(
 
 def table() -> str:
     """Markdown: what the recipes as shipped take, and what the switches of memory save."""
-    lines = [
-        f"| recipe | images of a domain, iterations | TFLOP an iteration | hours at {RATE / 1e12:.0f} TFLOP/s | "
-        f"GiB at {PER_GPU} images a GPU | {' | '.join(' '.join(f'`{key}`' for key in keys) for keys in SAVINGS[1:])} |"
-    ]
-    lines.append("|---" * (len(SAVINGS) + 4) + "|")
+    head = ["recipe", "images of a domain, iterations", "TFLOP an iteration"]
+    head += [f"hours at {RATE / 1e12:.0f} TFLOP/s", f"GiB at {PER_GPU} images a GPU"]
+    head += [" ".join(f"`{key}`" for key in keys) for keys in SAVINGS[1:]]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for recipe in RECIPES:
         t = build_config(CONFIGS / f"{recipe}.yaml").train
         found = [count(recipe, keys) for keys in SAVINGS]
         operations = found[0][0] * t.batch_size / PER_GPU
-        cells = [
-            f"{t.batch_size}, {t.num_steps}",
-            f"{operations / 1e12:.1f}",
-            f"{operations * t.num_steps / RATE / HOUR:.0f}",
-        ]
-        lines.append(f"| `{recipe}` | {' | '.join([*cells, *(f'{size / GIB:.1f}' for _, size in found)])} |")
+        cells = [f"{operations / 1e12:.1f}", f"{operations * t.num_steps / RATE / HOUR:.0f}"]
+        cells += [f"{size / GIB:.1f}" for _, size in found]
+        lines.append(f"| `{recipe}` | {t.batch_size}, {t.num_steps} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -17,23 +17,13 @@ from tests.benchmark.cases import iteration_case
 ROOT = Path(__file__).parents[2]
 SCRIPT, CONFIG = "train_source_only.py", "cfgs/demo/source_only.yaml"
 CITY = Plan(num_source=40, num_source_val=1, num_target=8, num_target_val=1)
-STARTS, ROUNDS, STEPS, WARM_UP = (
-    3,
-    2,
-    16,
-    4,
-)  # starts timed; runs of STEPS steps, the first WARM_UP of which do not count
+STARTS, ROUNDS = 3, 2  # starts timed; turns of the runs with one and two processes
+STEPS, WARM_UP = 16, 4  # of a run; the first WARM_UP do not count
 SIDES = (96, 128, 192, 256)  # of the square crops, pixels
 # Switches of time and memory, each by itself on the demo's network with pyramid pooling and a larger batch.
 OPTIONS = (
-    *(
-        "train.amp=off",
-        "train.amp=bf16",
-        "train.channels_last=true",
-        "train.iter_size=2",
-        "train.checkpoint_encoder=true",
-    ),
-    "train.compile=true",
+    *("train.amp=off", "train.amp=bf16", "train.channels_last=true"),
+    *("train.iter_size=2", "train.checkpoint_encoder=true", "train.compile=true"),
 )
 LARGER = ("train.amp=off", "model.decoder=ppm_bilinear", "train.batch_size=8", "source.crop_size=[256, 128]")
 TIMES = re.compile(r"data ([\d.]+)s of ([\d.]+)s")
@@ -43,14 +33,8 @@ def _keys(folder: Path, name: str, steps: int) -> list[str]:
     """The demo configuration on a smaller city, without validation, every step in the log."""
     write_toy_city(folder / "city", CITY)
     data = [f"source.data_dir={folder}/city/gtav", f"target.data_dir={folder}/city/cityscapes"]
-    return [
-        *data,
-        f"snapshot_dir={folder}",
-        f"exp_name={name}",
-        "val.held_out=0",
-        f"train.num_steps={steps}",
-        "train.print_freq=1",
-    ]
+    run = [f"snapshot_dir={folder}", f"exp_name={name}"]
+    return [*data, *run, "val.held_out=0", f"train.num_steps={steps}", "train.print_freq=1"]
 
 
 def start(folder: Path) -> dict[str, float]:
@@ -69,12 +53,8 @@ def start(folder: Path) -> dict[str, float]:
 def _steps(folder: Path, name: str, processes: int) -> list[tuple[float, float]]:
     """(seconds of waiting for data, seconds in all) of each step of a run on all cores of this machine."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    variables = {
-        "NPROC": str(processes),
-        "OMP_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHON": sys.executable,
-    }
+    variables = {"NPROC": str(processes), "OMP_NUM_THREADS": str(threads)}
+    variables |= {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     command = ["sh", "run.sh", SCRIPT, CONFIG, *_keys(folder, name, STEPS)]
     subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL)
     found = TIMES.findall((folder / name / "log.txt").read_text())
@@ -118,9 +98,8 @@ def options(folder: Path) -> dict[str, tuple[float, float]]:
     for i, option in enumerate(OPTIONS):
         command = [sys.executable, SCRIPT, "--config", CONFIG, *_keys(folder, f"option{i}", STEPS), *LARGER, option]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(
-                process.pid, 0
-            )  # the usage of this process alone, which communicate() would lose
+            # The usage of this process alone, which communicate() would lose.
+            _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} failed with status {process.returncode}")

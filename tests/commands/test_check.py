@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.labels import id_lookup
 from dataset.toy_city import encode_png16
+from tests.data.test_encodings import bomb, oversized_text
 from utils.commands import check
 
 
@@ -113,3 +115,104 @@ def test_test_set_without_labels_or_none_at_all_is_a_remark(command, data, capsy
     status, lines = run(command, data, capsys)
     assert status == 0 and lines[-1] == "0 errors, 1 remarks" and "there is no test set" in lines[-2]
     assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, and not there
+
+
+def findings(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith(("error:", "remark:"))]
+
+
+def own(data: Path, table: str, count: int, ids: Callable[[int], np.ndarray], *keys: str) -> list[str]:
+    """Keys of ``count`` own images as source, target and test, the label of the i-th of them ``ids(i)``."""
+    name = f"{len(list(data.glob('*.yaml')))}.yaml"  # a process reads each file once
+    (data / name).write_text(table)
+    lines = []
+    for i in range(count):
+        write(data / f"{i}.png", np.zeros((32, 64, 3)))
+        write(data / f"{i}_label.png", ids(i))
+        lines.append(f"{i}.png {i}_label.png")
+    (data / "list.txt").write_text("\n".join(lines))
+    for domain in ("source", "target", "test"):
+        options = {"dataset": "list", "id_table": data / name, "data_list": data / "list.txt", "data_dir": data}
+        keys += tuple(f"{domain}.{key}={value}" for key, value in options.items())
+    return [*keys, f"num_classes={table.count('name')}"]
+
+
+TWO = "classes: [{name: a, colour: [0, 0, 0], ids: [0]}, {name: b, colour: [9, 0, 0], ids: [1]}]"
+
+
+def test_what_repeats_is_one_line(command, data, capsys):
+    def six_more(i: int) -> np.ndarray:
+        return np.where(np.arange(64) < 32, i % 2, 40 + i % 6)[None].repeat(32, 0)
+
+    keys = own(data, TWO, 24, six_more)
+    status, lines = run(command, data, capsys, *keys)
+    assert status == 1 and len(findings(lines)) == 3 and lines[-1] == "72 errors, 0 remarks"
+    (line, *_) = findings(lines)
+    assert line.startswith("error: 24 files: have ids that") and "40 (4 files, 4096 pixels)" in line
+    assert "Give them to classes there, or to void" in line and "and 19 more" in line
+    assert len(findings(run(command, data, capsys, *keys, "--all")[1])) == 72
+
+
+def test_train_ids_as_labels_are_remarked(command, data, capsys):
+    for path in (data / "gtav/labels").iterdir():
+        write(path, id_lookup("gtav")[np.array(Image.open(path))])
+    status, lines = run(command, data, capsys)
+    (remark,) = findings(lines)
+    assert status == 0 and "they look like train ids, where gtav has label ids" in remark
+
+
+def test_masks_of_0_and_255_are_remarked_until_the_table_names_255(command, data, capsys):
+    def mask(i: int) -> np.ndarray:
+        return np.where(np.arange(64) < 16, 255, 0)[None].repeat(32, 0)
+
+    status, lines = run(command, data, capsys, *own(data, TWO, 3, mask))
+    assert status == 0 and len(findings(lines)) == 3
+    assert "a is the only class, and 255 (25.0% of the pixels) is void" in findings(lines)[0]
+    status, lines = run(command, data, capsys, *own(data, TWO.replace("[1]", "[255]"), 3, mask))
+    assert findings(lines) == [] and "a 75.00%, b 25.00%" in lines
+
+
+def test_labels_without_a_labelled_pixel_stop_only_the_source(command, data, capsys):
+    status, lines = run(command, data, capsys, *own(data, TWO, 3, lambda i: np.full((32, 64), 255)))
+    said = [line for line in findings(lines) if "no pixel of all labels" in line]
+    assert status == 1 and [line.split(":")[0] for line in said] == ["error", "remark", "remark"]
+
+
+def test_pictures_that_are_no_pictures_do_not_end_the_check(command, data, capsys):
+    source = sorted((data / "gtav/images").iterdir())
+    bomb(source[0])
+    oversized_text(source[1])
+    source[2].write_text("no picture")
+    status, lines = run(command, data, capsys)
+    assert status == 1 and lines[-1] == "3 errors, 0 remarks"
+    assert all(str(path) in line for path, line in zip(source, findings(lines), strict=False))
+
+
+def test_a_shape_that_the_test_size_distorts_is_remarked(command, data, capsys):
+    for size, count in (("[96, 64]", 0), ("[48, 32]", 0), ("[128, 64]", 1)):
+        status, lines = run(command, data, capsys, f"test.input_size={size}")
+        assert status == 0 and len(findings(lines)) == count
+    assert "images of 96x64 are seen 1.33 times as wide at test.input_size [128, 64]" in findings(lines)[0]
+
+
+def test_turned_images_and_a_test_split_without_labels_are_remarked(command, data, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = sorted((data / "gtav/images").iterdir())[0]
+    Image.open(image).save(image, exif=exif)
+    shutil.rmtree(data / "cityscapes/gtFine/val")
+    status, lines = run(command, data, capsys)
+    assert status == 0 and lines[-1] == "0 errors, 2 remarks"
+    assert "1 images have an EXIF orientation, which is applied" in findings(lines)[0]
+    assert "no image has a label: training needs none" in findings(lines)[1]
+
+
+def test_the_list_of_held_out_images_is_checked_too(command, data, capsys):
+    labels = sorted((data / "cityscapes/gtFine/train").rglob("*.png"))[:2]
+    images = [str(p).replace("gtFine", "leftImg8bit", 1).replace("_gtFine_labelIds", "_leftImg8bit") for p in labels]
+    (data / "held_out.txt").write_text("\n".join(images))
+    for path in labels:
+        write(path, np.zeros((64, 96)))
+    status, lines = run(command, data, capsys, f"val.data_list={data}/held_out.txt")
+    assert status == 0 and "held_out: 2 images, 2 labels; 2 of 96x64" in lines
+    assert "remark: no pixel of all labels is of a class: they count as no labels" in findings(lines)

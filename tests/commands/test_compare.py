@@ -60,7 +60,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     (tmp_path / "list.txt").write_text(listed)
     keys = ["test.split=train", f"test.data_list={tmp_path}/list.txt", "--weights", str(adapted)]
     evaluate.main(command(tmp_path, "any", *keys, "--save", str(tmp_path / "p")))
-    ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (tmp_path / "p/label_ids").iterdir()])
+    ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (tmp_path / "p/label_ids").rglob("*.png")])
     counted = [100 * (ids == CITYSCAPES.export_ids[c]).mean() for c in range(19)]
     assert np.allclose(after, counted, atol=0.006)
 

@@ -11,13 +11,8 @@ from utils.commands import demo
 from utils.config.read import build_config
 
 TINY = [
-    *(
-        "model.encoder=resnet18_dilated16",
-        "train.num_steps=1",
-        "train.batch_size=2",
-        "train.num_workers=0",
-        "test.num_workers=0",
-    ),
+    *("model.encoder=resnet18_dilated16", "train.num_steps=1", "train.batch_size=2"),
+    *("train.num_workers=0", "test.num_workers=0"),
     *("val.held_out=3", "val.every=1", "adabn.batch_size=2", "train.amp=off"),
 ]
 
@@ -43,9 +38,8 @@ def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, cap
     folder = tmp_path / "seed5"
     scores = json.loads((folder / "table.json").read_text())
     lines = (folder / "table.md").read_text().splitlines()
-    assert lines[2].startswith(f"| source only | {scores[0]['miou']:.1f} |") and lines[4].startswith(
-        f"| PyCDA | {scores[2]['miou']:.1f} |"
-    )
+    assert lines[2].startswith(f"| source only | {scores[0]['miou']:.1f} |")
+    assert lines[4].startswith(f"| PyCDA | {scores[2]['miou']:.1f} |")
     assert "seed 5" in lines[-1] and (folder / "panel.png").is_file() and (folder / "source_only/adabn.pth").is_file()
     assert ("train_pycda.py", "pycda") in ran and Path(scores[0]["name"]).name == "source_only"
 
@@ -67,10 +61,9 @@ def test_paper_variant_is_that_of_the_shipped_configuration():
 
 
 def test_ablation_switches_off_what_its_titles_leave_out():
-    by_title = {
-        stage.title: build_config(demo.CONFIGS / f"{stage.config}.yaml", stage.keys).curriculum
-        for stage in demo.ABLATION[2:]
-    }
+    by_title = {}
+    for stage in demo.ABLATION[2:]:
+        by_title[stage.title] = build_config(demo.CONFIGS / f"{stage.config}.yaml", stage.keys).curriculum
     layers = {t: (bool(c.lambda_balance), c.use_pixels, bool(c.box_size)) for t, c in by_title.items()}
     assert layers == {
         "top only": (True, False, False),

@@ -13,24 +13,17 @@ import evaluate
 from dataset.folders import DataError
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
+from utils.config.command_line import ROOT, find_config
+from utils.config.declare import ConfigError
 from utils.config.schema import AtTestTime
 from utils.metrics import ConfusionMatrix
-from utils.scoring.evaluation import comparison, predict
+from utils.scoring.evaluation import comparison, predict, short_names
 from utils.scoring.pictures import TITLE_HEIGHT, confusion_picture, panel
 
 
 def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):
-    evaluate.main(
-        command(
-            tmp_path,
-            "any",
-            "--weights",
-            str(source_run),
-            str(source_run / "last.pth"),
-            "--json",
-            str(tmp_path / "s.json"),
-        )
-    )
+    files = [str(source_run), str(source_run / "last.pth")]
+    evaluate.main(command(tmp_path, "any", "--weights", *files, "--json", str(tmp_path / "s.json")))
     first, second = json.loads((tmp_path / "s.json").read_text())
     assert first["name"] == str(source_run) and second["name"].endswith("last.pth") and first["miou"] == second["miou"]
     matrices = {}
@@ -39,10 +32,55 @@ def test_several_networks_in_one_table_and_the_best_is_starred(command, source_r
         matrices[name].update(torch.zeros(4, dtype=torch.long), torch.tensor([0] * right + [1] * (4 - right)))
     table = comparison(matrices, CITYSCAPES, None)
     assert "25.00       75.00*" in table.splitlines()[1] and max(map(len, capsys.readouterr().out.splitlines())) <= 160
-    assert (
-        max(map(len, comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None).splitlines()))
-        <= 100
-    )
+    wide = comparison({f"network {i}": matrices["poor"] for i in range(6)}, CITYSCAPES, None)
+    assert max(map(len, wide.splitlines())) <= 100
+
+
+def test_columns_of_a_comparison_have_names_of_their_own():
+    matrix = ConfusionMatrix(19)
+    matrix.update(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long))
+
+    def lines(*paths: str) -> list[str]:
+        return comparison(dict.fromkeys(paths, matrix), CITYSCAPES, None).splitlines()
+
+    assert lines("runs/a_long_name_of_a_run_1", "other/a_long_name_of_a_run_2")[0].split() == [
+        "a_long_name_of_a_run_1",
+        "a_long_name_of_a_run_2",
+    ]
+    assert lines("runs/a/", "runs/a/adabn.pth", "runs/b/adabn.pth")[0].split() == ["a", "a/adabn.pth", "b/adabn.pth"]
+    assert lines("first/run", "second/run")[0].split() == ["first/run", "second/run"]
+    table = lines("first/run", "second/run")
+    assert len(table[0]) == len(table[1].rstrip("*")) and table[1].split() == ["road", "100.00*", "100.00*"]
+    many = lines(*(f"runs/network_with_a_name_{i}" for i in range(7)))
+    assert many[0] == "(1) network_with_a_name_0" and many[7].split() == [f"({i})" for i in range(1, 8)]
+    assert max(map(len, many)) <= 120
+    assert short_names(["/", "x"]) and short_names(["a", "a"]) == ["a", "a"]
+
+
+def test_overrides_may_stand_behind_an_option_of_several_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "lr=1").mkdir()
+    weights = ["--weights", "runs/lr=0.1", "lr=1", "~/run"]
+    args, config = evaluate.parse(["pycda_exp001", *weights, "test.input_size=null", "--json", "s.json", "seed=4"])
+    assert args.weights == ["runs/lr=0.1", "lr=1", "/home/somebody/run"] and str(args.json) == "s.json"
+    assert config.test.input_size is None and config.seed == 4 and config.exp_name == "pycda_exp001"
+    long = f"test.eval_classes=[{', '.join(CITYSCAPES.names * 2)}]"
+    _, config = evaluate.parse(["--weights", "a", long, "--config", "pycda_exp001"])
+    assert len(config.test.eval_classes) == 38
+    for argument, message in (("seed", "'seed' is not key=value"), ("test.input-size=1", "unknown key")):
+        with pytest.raises(ConfigError, match=message):
+            evaluate.parse(["pycda_exp001", argument])
+
+
+def test_configuration_is_found_here_then_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pycda_paper", "cfgs/pycda_paper", "cfgs/pycda_paper.yaml"):
+        assert find_config(name) == ROOT / "cfgs/pycda_paper.yaml"
+    (tmp_path / "pycda_paper.yaml").write_text("seed: 1")
+    assert str(find_config("pycda_paper")) == "pycda_paper.yaml"
+    with pytest.raises(ConfigError, match="no config file pycda_papr; the nearest is pycda_paper.yaml"):
+        find_config("pycda_papr")
 
 
 class Stub(torch.nn.Module):
@@ -65,26 +103,15 @@ def test_averaging_undoes_the_mirror_and_the_scale():
 def test_averaging_by_configuration_changes_the_prediction(command, source_run, tmp_path):
     results = []
     for name, keys in (("plain", []), ("averaged", ["tta.flip=true", "tta.scales=[0.5, 1.0]"])):
-        evaluate.main(
-            command(tmp_path, "any", "--weights", str(source_run), "--json", str(tmp_path / f"{name}.json"), *keys)
-        )
-        results.append(json.loads((tmp_path / f"{name}.json").read_text())["confusion_matrix"])
+        file = tmp_path / f"{name}.json"
+        evaluate.main(command(tmp_path, "any", "--weights", str(source_run), "--json", str(file), *keys))
+        results.append(json.loads(file.read_text())["confusion_matrix"])
     assert results[0] != results[1] and np.sum(results[0]) == np.sum(results[1])
 
 
 def test_saved_label_ids_score_as_the_network_did(command, city, source_run, tmp_path):
-    evaluate.main(
-        command(
-            tmp_path,
-            "any",
-            "--weights",
-            str(source_run),
-            "--save",
-            str(tmp_path / "p"),
-            "--json",
-            str(tmp_path / "a.json"),
-        )
-    )
+    outputs = ["--save", str(tmp_path / "p"), "--json", str(tmp_path / "a.json")]
+    evaluate.main(command(tmp_path, "any", "--weights", str(source_run), *outputs))
     files = tmp_path / "p/label_ids"
     evaluate.main(command(tmp_path, "any", "--predictions", str(files), "--json", str(tmp_path / "b.json")))
     a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")

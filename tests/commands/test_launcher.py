@@ -1,6 +1,7 @@
 """``run.sh`` without training anything: the command that it would start, told by an ``echo`` in place of Python."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -20,12 +21,44 @@ def started(*arguments: str, **variables: str) -> str:
     return result.stdout.strip()
 
 
-def test_one_process_without_gpus_and_one_for_each_visible_gpu():
-    assert started("train_pycda.py", "c.yaml", "seed=1") == "train_pycda.py --config c.yaml seed=1"
-    many = started("train_pycda.py", "c.yaml", "seed=1", CUDA_VISIBLE_DEVICES="0,2,3")
-    launcher = "-m torch.distributed.run --standalone --nproc_per_node 3 --max_restarts 0"
-    assert many == f"{launcher} train_pycda.py --config c.yaml seed=1"
-    assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", CUDA_VISIBLE_DEVICES="0,2,3", NPROC="2")
+def fake_python(folder: Path, gpus: int) -> str:
+    """An interpreter that counts ``gpus`` when asked, and otherwise says what it was given."""
+    path = folder / f"python{gpus}"
+    path.write_text(f'#!/bin/sh\ncase $1 in -c) echo {gpus} ;; *) echo "$@" ;; esac\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_one_process_without_gpus_and_one_for_each_visible_gpu(tmp_path):
+    script, launcher = str(ROOT / "train_pycda.py"), "-P -m utils.commands.launch --standalone"
+    assert started("train_pycda.py", "c.yaml", "seed=1") == f"{script} c.yaml seed=1"
+    visible = {"CUDA_VISIBLE_DEVICES": "0,2,3", "PYTHON": fake_python(tmp_path, 3)}
+    many = started("train_pycda.py", "c.yaml", "seed=1", **visible)
+    assert many == f"{launcher} --nproc_per_node 3 --max_restarts 0 {script} c.yaml seed=1"
+    assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", **visible, NPROC="2")
+    for gpus in (0, 1):  # an old driver, or torch for the CPU
+        visible["PYTHON"] = fake_python(tmp_path, gpus)
+        assert started("train_pycda.py", "c.yaml", **visible) == f"{script} c.yaml"
+
+
+def test_gpus_that_the_driver_lists_are_counted_by_torch(tmp_path):
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text('#!/bin/sh\nprintf "GPU 0: A\\nGPU 1: B\\n"\n')
+    listing.chmod(0o755)
+    run = ["sh", str(ROOT / "run.sh"), "evaluate.py", "c.yaml"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "NPROC")}
+    for gpus, expected in ((2, "--nproc_per_node 2 "), (0, f"{ROOT / 'evaluate.py'} c.yaml")):
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": fake_python(tmp_path, gpus)}
+        assert expected in subprocess.run(run, env=kept | own, capture_output=True, text=True, check=True).stdout
+
+
+def test_names_without_their_endings_and_questions_to_one_process():
+    for name in ("train_pycda", "train_pycda.py"):
+        assert started(name, "c") == f"{ROOT / 'train_pycda.py'} c"
+    for question in ("--help", "--print-config"):
+        assert started("evaluate", "c.yaml", question, NPROC="2") == f"{ROOT / 'evaluate.py'} c.yaml {question}"
+    assert started("evaluate", NPROC="2") == str(ROOT / "evaluate.py")
+    assert started("check", "--help") == "-P -m utils.commands check --help"
 
 
 def test_several_nodes_by_variables_or_by_slurm(tmp_path):
@@ -40,11 +73,24 @@ def test_several_nodes_by_variables_or_by_slurm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")]
+    ("arguments", "message"),
+    [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")],
 )
 def test_what_is_missing_is_named(arguments, message):
     environment = os.environ | {"NNODES": "2", "MASTER_ADDR": "node7"}
-    result = subprocess.run(
-        ["sh", str(ROOT / "run.sh"), *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["sh", str(ROOT / "run.sh"), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_launcher_leaves_a_hangup_alone_under_nohup(tmp_path, ignored):
+    """``nohup`` starts a program with SIGHUP ignored; torchrun would catch it all the same."""
+    said = tmp_path / "said"
+    said.write_text('#!/bin/sh\necho "${PET_SIGNALS_TO_HANDLE:-all}"\n')
+    said.chmod(0o755)
+    environment = os.environ | {"NPROC": "2", "PYTHON": str(said)}
+    action = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    command = ["sh", str(ROOT / "run.sh"), "train_source_only.py", "config.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, preexec_fn=action)
+    assert done.stdout.strip() == ("SIGTERM,SIGINT,SIGQUIT" if ignored else "all")

@@ -98,9 +98,8 @@ def test_what_a_script_fixed_in_code_it_fixes_here(tmp_path):
     assert pycda.curriculum.box_size == (4, 8, 16) and pycda.curriculum.lambda_eq == 0
     assert (pycda.curriculum.lambda_pseudo, pycda.curriculum.conf_threshold) == (0.5, 0.6)
     spatial, _ = read(tmp_path, "train_pycda_spatial")
-    assert (
-        spatial.target.crop_size is None and spatial.source.crop_size is None and spatial.curriculum.lambda_eq == 0.125
-    )
+    assert spatial.target.crop_size is None and spatial.source.crop_size is None
+    assert spatial.curriculum.lambda_eq == 0.125
     assert (spatial.train.schedule, spatial.train.decrease_lr) == ("drop", 700)  # the second of two lines wins
     assert read(tmp_path, "train_pycda_spatial", OFFICIAL.replace("700", "-1"))[0].train.decrease_lr == 900
 
@@ -115,11 +114,8 @@ def test_keys_without_effect_are_listed_in_one_warning(tmp_path):
     _, (message,) = read(tmp_path, "train_pycda")
     assert "dead in the released code too: lambda_soft_pseudo, syncbn" in message
     assert "not read by the released train_pycda: beta1, decrease_lr, lambda_eq, rotate_max" in message
-    assert (
-        "com_size (" in message
-        and "num_gpus (run.sh" in message
-        and "given twice, the last one counts: decrease_lr" in message
-    )
+    assert "com_size (" in message and "num_gpus (run.sh" in message
+    assert "given twice, the last one counts: decrease_lr" in message
     assert not read(tmp_path, "train_pycda", "common: {lambda_pseudo: 0.5}")[1]
 
 

@@ -37,22 +37,14 @@ def test_page_of_a_run_against_its_baseline(command, source_run, tmp_path, capsy
     links.feed(page)
     assert links.addresses and all(address.startswith("data:image/png;base64,") for address in links.addresses)
     assert "a &lt;run&gt;" in page and "<run>" not in page and "3 images" in page
-    captions = (
-        "image",
-        "labels",
-        "prediction, baseline",
-        "prediction, this run",
-        "confidence",
-        *(f"pseudo-labels, {n}" for n in LAYERS),
-    )
-    assert re.findall(r"<figcaption>([^<]+)</figcaption>", page) == 3 * list(captions)  # of all three test images
+    captions = ["image", "labels", "prediction, baseline", "prediction, this run", "confidence"]
+    captions += [f"pseudo-labels, {layer}" for layer in LAYERS]
+    assert re.findall(r"<figcaption>([^<]+)</figcaption>", page) == 3 * captions  # of all three test images
     assert f'<li><i style="background:#{bytes(CITYSCAPES.palette[10]).hex()}"></i>sky' in page
-    assert (
-        "<td>train.<wbr>momentum<td>0.5<td>0.9</tr>" in page and "conf_threshold: 0.5" in page
-    )  # the run's, not the command line's
-    records = [
-        json.loads(line) for line in (tmp_path / "a <run>/log.jsonl").read_text().splitlines() if "source/total" in line
-    ]
+    # The run's configuration, not the command line's.
+    assert "<td>train.<wbr>momentum<td>0.5<td>0.9</tr>" in page and "conf_threshold: 0.5" in page
+    lines = (tmp_path / "a <run>/log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines if "source/total" in line]
     first, last = (record["source/total"] for record in (records[0], records[-1]))
     shown = [tuple(map(float, cells)) for cells in re.findall(r"</i>total<td>([\d.]+)<td>([\d.]+)<td>", page)]
     assert (pytest.approx(first, rel=1e-3), pytest.approx(last, rel=1e-3)) in shown
@@ -126,15 +118,12 @@ def test_confusion_is_in_percent_of_the_labels_and_leaves_absent_classes_out():
 
 def test_chart_is_drawn_to_scale():
     figure = chart.chart("a < b", {"loss": [(10, 4.0), (20, 2.0), (30, 3.0)], "other": [(30, 0.5)]})
-    lines = [
-        [tuple(map(float, point.split(","))) for point in points.split()]
-        for points in re.findall(r'points="([^"]+)"', figure)
-    ]
+    polylines = [points.split() for points in re.findall(r'points="([^"]+)"', figure)]
+    lines = [[tuple(map(float, point.split(","))) for point in points] for points in polylines]
     xs, ys = zip(*lines[0], strict=True)
-    assert (
-        xs == (chart.LEFT, (chart.LEFT + chart.WIDTH - chart.RIGHT) / 2, chart.WIDTH - chart.RIGHT)
-        and ys[0] < ys[2] < ys[1]
-    )  # y grows downwards
+    left, right = chart.LEFT, chart.WIDTH - chart.RIGHT
+    assert xs == (left, (left + right) / 2, right)
+    assert ys[0] < ys[2] < ys[1]  # y grows downwards
     assert ys[0] == chart.TOP and abs((ys[0] + ys[1]) / 2 - ys[2]) < 0.1 and lines[1][0][0] == xs[2]
     assert "</i>loss<td>4.000<td>3.000<td>2.000<td>4.000</tr>" in figure and "a &lt; b" in figure  # aligned digits
     assert chart.COLOURS[0] in figure and figure.count("<circle") == 2

@@ -59,9 +59,8 @@ def test_cold_and_warm_cache_give_the_pixels_of_the_files(samples, tmp_path, opt
             for position in (i, 10 + i):
                 a, b = expected[i, position], cached[i, position]
                 assert a.keys() == b.keys() and (a["name"], a["skipped"]) == (b["name"], b["skipped"])
-                assert all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in ("image", "label", "valid")), (
-                    state
-                )
+                for k in ("image", "label", "valid"):
+                    assert torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype, state
     assert len(list((tmp_path / "cache").iterdir())) == len(samples)
 
 

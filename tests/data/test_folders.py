@@ -1,5 +1,6 @@
 """Finding and reading pairs: the three layouts, list files, and every way in which a download can be wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,13 @@ def test_image_and_label_of_different_sizes_are_refused(gtav):
     with pytest.raises(DataError, match="00004.png is 6x4, its label .* 5x4"):
         folder[3]
     assert folder[0]["label"].dtype == torch.uint8 and folder[0]["image"].shape == (3, 4, 6)
+
+
+def test_label_that_is_needed_and_missing_is_named(gtav):
+    (sample, *_) = find_samples("gtav", gtav)
+    assert sample.label_file == sample.label
+    with pytest.raises(DataError, match="00001.png has no label"):
+        _ = replace(sample, label=None).label_file
 
 
 def test_label_that_is_not_wanted_is_not_read(cityscapes):

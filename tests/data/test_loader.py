@@ -15,7 +15,7 @@ def first(sampler, count: int) -> list:
 def test_ranks_together_are_the_single_process(world_size):
     whole = first(EndlessBatchSampler(10, 6, seed=3), 7)
     parts = [first(EndlessBatchSampler(10, 6, seed=3, rank=r, world_size=world_size), 7) for r in range(world_size)]
-    assert [sum(batches, []) for batches in zip(*parts, strict=False)] == whole
+    assert [sum(batches, []) for batches in zip(*parts, strict=True)] == whole
 
 
 def test_every_epoch_is_another_permutation():

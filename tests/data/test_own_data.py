@@ -35,12 +35,11 @@ def own(city: Path, tmp_path: Path) -> Path:
     (tmp_path / "source.txt").write_text("\n".join(source))
     for split in ("train", "val"):
         images = sorted((city / f"cityscapes/leftImg8bit/{split}").rglob("*.png"))
-        lines = [
-            f"{p} {str(p).replace('leftImg8bit', 'gtFine', 1).replace('_leftImg8bit', '_gtFine_labelIds')}"
-            for p in images
-        ]
-        if split == "train":
-            lines = [line.split()[0] for line in lines]  # unlabelled
+        lines = [str(path) for path in images]
+        if split == "val":  # the target training images are unlabelled
+            labels = [line.replace("leftImg8bit", "gtFine", 1) for line in lines]
+            labels = [label.replace("_leftImg8bit", "_gtFine_labelIds") for label in labels]
+            lines = [f"{image} {label}" for image, label in zip(lines, labels, strict=True)]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines))
     return tmp_path
 
@@ -49,12 +48,8 @@ def keys(own: Path, city: Path) -> list[str]:
     domains = {"source": "source", "target": "train", "test": "val"}
     found = ["num_classes=4"]
     for name, file in domains.items():
-        found += [
-            f"{name}.dataset=list",
-            f"{name}.id_table={own}/classes.yaml",
-            f"{name}.data_list={own}/{file}.txt",
-            f"{name}.data_dir={city}",
-        ]
+        found += [f"{name}.dataset=list", f"{name}.id_table={own}/classes.yaml"]
+        found += [f"{name}.data_list={own}/{file}.txt", f"{name}.data_dir={city}"]
     return found
 
 
@@ -90,8 +85,8 @@ def test_ids_become_classes_and_unknown_ones_are_named(city, own):
         (("ids: [21]", "ids: [21, 7]"), "more than once: .7"),
         (("ids: [21]", "ids: [300]"), "wrong: .300"),
         (("ids: [21]", "ids: []"), "at least one raw id"),
-        (("colour: [70, 70, 70], ", ""), "KeyError"),
-        (("classes:", "klasses:"), "KeyError"),
+        (("colour: [70, 70, 70], ", ""), "class 2 has no colour"),
+        (("classes:", "klasses:"), "unknown key 'klasses'; the nearest is 'classes'"),
     ],
 )
 def test_bad_id_table_is_named(tmp_path, change, message):
@@ -125,3 +120,11 @@ def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(comma
     unlabelled = build_config(command(own, "x")[1], [*given, f"test.data_list={own}/train.txt"])
     assert len(data.test_samples(unlabelled, labels="optional")) == 9
     assert build_config(command(own, "x")[1], [*given, "test.dataset=gtav"]).test.label_kind == "gtav"
+
+
+def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
+    config = command(own, "x")[1]
+    mine = [key for key in keys(own, city) if not key.startswith("test.input_size")]
+    assert build_config(config).test.input_size == (1024, 512)
+    assert build_config(config, mine).test.input_size is None
+    assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)

@@ -70,6 +70,14 @@ def test_cache_is_used_and_depends_on_what_it_was_made_of(samples, tmp_path):
     assert np.array_equal(*spatial)
 
 
+def test_label_edited_in_place_is_counted_anew(samples, tmp_path):
+    made = [priors.class_prior(samples, "gtav", C, cache_dir=tmp_path / "cache")]
+    Image.fromarray(np.full((4, 8), 23, np.uint8)).save(samples[0].label)
+    made.append(priors.class_prior(samples, "gtav", C, cache_dir=tmp_path / "cache"))
+    road, sky = CITYSCAPES.ids(["road", "sky"])
+    assert made[0][road] > 0 == made[1][road] and made[1][sky] == pytest.approx(2 / 3)
+
+
 def test_authors_formats(tmp_path):
     (tmp_path / "prior.txt").write_text("\n".join(["2.0"] + ["1.0"] * 18))
     assert np.isclose(priors.load_class_prior(tmp_path / "prior.txt", C)[0], 0.1)
@@ -101,3 +109,25 @@ def test_bad_files_are_named(tmp_path):
     for load in (priors.load_class_prior, priors.load_spatial_prior):
         with pytest.raises(DataError, match="to null to compute it"):
             load(tmp_path / "nowhere", C)
+
+
+def test_unreadable_labels_are_left_out_as_far_as_a_training_tolerates_them(samples, tmp_path, capsys):
+    samples[1].label.write_bytes(samples[1].label.read_bytes()[:50])
+    expected = priors.class_histogram(samples[:1], "gtav", C)
+    assert np.array_equal(priors.class_histogram(samples * 2, "gtav", C, skip_bad=1), expected)
+    assert capsys.readouterr().out.count(f"left out of the class histogram: cannot read label {samples[1].label}") == 1
+    assert priors.spatial_histogram(samples, "gtav", C, (4, 2), skip_bad=1)[:, 0].sum() == 4
+    with pytest.raises(DataError, match="2.png"):
+        priors.class_histogram(samples, "gtav", C)
+
+
+def test_damaged_and_strange_prior_files_are_named(tmp_path):
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "half.npy", np.zeros((8, 8, C)))
+    (tmp_path / "half.npy").write_bytes((tmp_path / "half.npy").read_bytes()[:200])
+    for name in ("words.npy", "half.npy"):
+        for load in (priors.load_class_prior, priors.load_spatial_prior):
+            with pytest.raises(DataError, match=f"cannot read .*{name} as .npy"):
+                load(tmp_path / name, C)
+    (tmp_path / "prior.txt").write_bytes(b"\xef\xbb\xbf" + b"1 " * C)
+    assert np.allclose(priors.load_class_prior(tmp_path / "prior.txt", C), 1 / C)

@@ -18,10 +18,10 @@ SCENES = 30
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    return {
-        d: [render_scene(np.random.default_rng([0, i]), d, (256, 128)) for i in range(SCENES)]
-        for d in ("source", "target")
-    }
+    def of(domain: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [render_scene(np.random.default_rng([0, i]), domain, (256, 128)) for i in range(SCENES)]
+
+    return {domain: of(domain) for domain in ("source", "target")}
 
 
 def frequencies(scenes: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

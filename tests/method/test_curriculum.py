@@ -24,9 +24,8 @@ def inputs(spec: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def released(spec: dict) -> PyramidCurriculum:
     spatial = None
     if spec["spatial"]:
-        spatial = torch.from_numpy(
-            reference.spatial_prior(spec["name"] + ".spatial", spec["classes"], spec["h"], spec["w"])
-        )
+        shape = spec["classes"], spec["h"], spec["w"]
+        spatial = torch.from_numpy(reference.spatial_prior(spec["name"] + ".spatial", *shape))
     return PyramidCurriculum(
         torch.from_numpy(reference.prior(spec["name"] + ".prior", spec["classes"])),
         box_size=spec["box_size"],
@@ -62,15 +61,8 @@ def test_paper_variant_is_the_paper_formula():
     """Image CE per image against the source histogram; pooled probabilities; one mean over all labels."""
     logits, valid = inputs(CASES[1]["spec"])
     t = torch.from_numpy(reference.prior("t", logits.shape[1]))
-    paper = PyramidCurriculum(
-        t,
-        merge_1x1=True,
-        lambda_pseudo=0.5,
-        image_target="source",
-        image_loss="ce",
-        region_pool="probs",
-        drop_saturated=False,
-    )
+    image = {"image_target": "source", "image_loss": "ce"}
+    paper = PyramidCurriculum(t, merge_1x1=True, lambda_pseudo=0.5, **image, region_pool="probs", drop_saturated=False)
     losses = paper(logits, valid)
     P = logits.softmax(1)
     image = torch.stack([-(t * P[n].mean((1, 2)).log()).sum() for n in range(len(P))]).mean()
@@ -91,9 +83,8 @@ def test_source_target_with_bce_aims_at_the_histogram():
     t = torch.from_numpy(reference.prior("t", logits.shape[1]))
     p = logits.softmax(1).mean((0, 2, 3))
     expected = -(t * (p + EPS).log() + (1 - t) * (1 - p + EPS).log()).mean()
-    assert PyramidCurriculum(t, image_target="source")(logits)["image"].item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
+    losses = PyramidCurriculum(t, image_target="source")(logits)
+    assert losses["image"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("merge_1x1", [False, True])
@@ -153,10 +144,8 @@ def test_spatial_position_without_prior_is_left_out():
 def test_half_precision_logits_are_computed_in_float32():
     logits, valid = inputs(CASES[0]["spec"])
     curriculum = released(CASES[0]["spec"])
-    assert (
-        curriculum(logits.bfloat16(), valid)["image"].item()
-        == curriculum(logits.bfloat16().float(), valid)["image"].item()
-    )
+    half = logits.bfloat16()
+    assert curriculum(half, valid)["image"].item() == curriculum(half.float(), valid)["image"].item()
 
 
 @pytest.mark.parametrize(
@@ -189,11 +178,8 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize("pool_probs", [False, True])
 @pytest.mark.parametrize("size", [(40, 21), (5, 9)])
 def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_probs, size):
-    Z = (
-        torch.randn(2, 5, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        .mul(3)
-        .requires_grad_()
-    )
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.randn(2, 5, *size, dtype=torch.float64, generator=generator).mul(3).requires_grad_()
     box_size = (2, 3, 4)
     P = Z.softmax(1)
     best, label = P.max(1)
@@ -212,7 +198,6 @@ def test_strips_are_the_softmax_of_the_whole_and_so_are_their_gradients(pool_pro
 
 
 def test_spatial_term_without_squares_is_zero():
-    losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=torch.full((5, 16, 16), 0.2))(
-        torch.randn(2, 5, 16, 16)
-    )
+    prior = torch.full((5, 16, 16), 0.2)
+    losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=prior)(torch.randn(2, 5, 16, 16))
     assert losses["spatial"] == 0 and losses["total"].isfinite()

@@ -117,9 +117,8 @@ def test_scaled_window_at_the_sizes_of_the_recipes_is_pillows(factor):
 
 def test_class_map_is_argmax_and_takes_the_first_of_several():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        logits = (
-            torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0)).to(dtype).mul(2).round()
-        )  # many are equal
+        logits = torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0))
+        logits = logits.to(dtype).mul(2).round()  # many are equal
         assert torch.equal(class_map(logits).long(), logits.argmax(1))
 
 

@@ -49,9 +49,8 @@ def test_plain_momentum_and_evaluation():
     before = bn.running_mean.clone()
     y = bn.eval()(x)
     assert torch.equal(before, bn.running_mean) and bn.updates == 1
-    assert torch.allclose(
-        y, (x - before.view(1, 2, 1, 1)) / (bn.running_var + bn.eps).sqrt().view(1, 2, 1, 1), atol=1e-6
-    )
+    mean, deviation = (moment.view(1, 2, 1, 1) for moment in (before, (bn.running_var + bn.eps).sqrt()))
+    assert torch.allclose(y, (x - mean) / deviation, atol=1e-6)
 
 
 def test_counter_is_beside_the_state_dict():

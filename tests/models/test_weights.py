@@ -51,9 +51,8 @@ def test_official_pair_fills_the_whole_network(tmp_path):
     model = build_segmentor("resnet18_dilated8", "ppm_bilinear", 19, 512)
     encoder, decoder = distinct(model.encoder), distinct(model.decoder)
     torch.save(official(encoder, updates=700), tmp_path / "encoder.pth")
-    torch.save(
-        official(decoder, updates=700, prefix=""), tmp_path / "decoder.pth", _use_new_zipfile_serialization=False
-    )
+    old = official(decoder, updates=700, prefix="")
+    torch.save(old, tmp_path / "decoder.pth", _use_new_zipfile_serialization=False)
     report = load_encoder_decoder(model, str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
     assert report.splitlines() == [
         f"encoder: 115 of 115 tensors loaded from {tmp_path}/encoder.pth",

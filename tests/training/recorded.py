@@ -1,6 +1,6 @@
 """Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes.
 
-``tests/training/recorded.py --config JOBS`` trains those of a JSON file, a list of arguments of ``train``.
+``tests/training/recorded.py JOBS`` trains those of a JSON file, a list of arguments of ``train``.
 """
 
 import importlib
@@ -31,12 +31,8 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
         return iterate(self, *arguments)
 
     def record(self):
-        kept = (
-            (name, p.grad)
-            for name, p in trainers[0].model.named_parameters()
-            if p.grad is not None and p.numel() <= KEPT
-        )
-        gradients.append({name: grad.clone() for name, grad in kept})
+        grads = {name: p.grad for name, p in trainers[0].model.named_parameters() if p.grad is not None}
+        gradients.append({name: grad.clone() for name, grad in grads.items() if grad.numel() <= KEPT})
         return step(self)
 
     Segmentor._features, Trainer._iterate, torch.optim.SGD.step = cast, note, record
@@ -53,6 +49,6 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 if __name__ == "__main__":
     # One process group for all: torchrun has one meeting.
     leave, distributed.shutdown = distributed.shutdown, lambda: None
-    for job in json.loads(Path(sys.argv[2]).read_text()):
+    for job in json.loads(Path(sys.argv[1]).read_text()):
         train(**job)
     leave()

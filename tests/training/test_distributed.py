@@ -24,10 +24,8 @@ SCRIPTS = {
     "train_pycda": ["curriculum.conf_threshold=0.2"],
     "train_pycda_spatial": [*WHOLE, "curriculum.conf_threshold=0.0"],  # few squares: one at the threshold would show
 }
-LEARNING, RESTING = (
-    ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"],
-    ["train.lr_encoder=0", "train.lr_decoder=0"],
-)
+LEARNING = ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"]
+RESTING = ["train.lr_encoder=0", "train.lr_decoder=0"]
 RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apart: losses and weights; gradients
     "float32": ("float32", 5, LEARNING, 1e-4, 0.05),
     "resting": ("float32", 5, RESTING, 1e-4, 1e-4),
@@ -37,13 +35,11 @@ RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apar
 
 def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
     """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
-    environment = (
-        os.environ
-        | {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-        | variables
-    )
+    usual = {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
-    return subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> str:
@@ -67,13 +63,8 @@ def trained_run(command, tmp_path_factory) -> Path:
     """A network that has learnt something. Of one that has not, float32 training is chaotic: a value that rounding puts
     on the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
     runs = tmp_path_factory.mktemp("trained")
-    keys = [
-        "train.num_steps=40",
-        "train.batch_size=4",
-        "val.every=40",
-        "train.lr_encoder=0.01",
-        "train.lr_decoder=0.05",
-    ]
+    rates = ["train.lr_encoder=0.01", "train.lr_decoder=0.05"]
+    keys = ["train.num_steps=40", "train.batch_size=4", "val.every=40", *rates]
     train_source_only.main(command(runs, "source_only", *NETWORK, *keys))
     return runs / "source_only"
 
@@ -87,18 +78,11 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
             for run, (dtype, steps, rates, *_) in RUNS.items():
                 name = f"{script}-{run}-{processes}"
                 options = [*NETWORK, *STEPS, f"train.num_steps={steps}", *rates, *keys, f"model.weights={trained_run}"]
-                jobs[processes].append(
-                    {
-                        "script": script,
-                        "arguments": command(runs, name, *options),
-                        "dtype": dtype,
-                        "file": f"{runs}/{name}.pth",
-                    }
-                )
+                job = {"script": script, "arguments": command(runs, name, *options)}
+                jobs[processes].append(job | {"dtype": dtype, "file": f"{runs}/{name}.pth"})
     (runs / "jobs.json").write_text(json.dumps(jobs[2]))
-    finish(
-        launch(2, "tests/training/recorded.py", ["--config", str(runs / "jobs.json")], PYTHONPATH=str(ROOT))
-    )  # first: on two cores they would starve
+    recording = "tests/training/recorded.py", ["--config", str(runs / "jobs.json")]
+    finish(launch(2, *recording, PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of the two has: a convolution shared by threads may sum in another order
     for job in jobs[1]:
@@ -110,9 +94,8 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
 def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     """Norm of the difference of all tensors, relative to the norm of the first."""
     assert one.keys() == two.keys()
-    total, difference = (
-        sum(t.double().square().sum() for t in tensors) for tensors in (one.values(), [one[n] - two[n] for n in one])
-    )
+    total = sum(one[name].double().square().sum() for name in one)
+    difference = sum((one[name] - two[name]).double().square().sum() for name in one)
     return (difference / total).sqrt().item()
 
 
@@ -129,13 +112,13 @@ def test_two_processes_train_as_one(pairs, trained_run, script, run):
         assert a.keys() == b.keys()
         tie = any(a[name] != b[name] for name in a if "/labelled/" in name)  # a pixel at the threshold: one of 12,288
         for name in a:
-            counted = (
-                10 * value if "/labelled/" in name or "/share/" in name else 0.05 if name.startswith("val/") else 1e-6
-            )
+            counted = 0.05 if name.startswith("val/") else 1e-6
+            if "/labelled/" in name or "/share/" in name:
+                counted = 10 * value
             assert a[name] == pytest.approx(b[name], rel=10 * value if tie else value, abs=counted, nan_ok=True), name
     one, two = (torch.load(pairs / f"{script}-{run}-{processes}.pth", weights_only=True) for processes in (1, 2))
     assert len(one) == len(two) == (steps if script == "train_source_only" else 2 * steps)
-    assert all(apart(a, b) <= gradient for a, b in zip(one, two, strict=False))
+    assert all(apart(a, b) <= gradient for a, b in zip(one, two, strict=True))
     one, two = (weights(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
     assert all(apart({name: one[name]}, {name: two[name]}) <= value for name in one)
     start = torch.load(trained_run / "best.pth", weights_only=True)["model"]
@@ -149,13 +132,8 @@ def test_two_processes_train_as_one(pairs, trained_run, script, run):
 def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
     keys = ["--weights", str(source_run)]
     for processes in (2, 3):
-        finish(
-            launch(
-                processes,
-                "evaluate.py",
-                [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{processes}.json")],
-            )
-        )
+        arguments = [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{processes}.json")]
+        finish(launch(processes, "evaluate.py", arguments))
     evaluate.main([*command(tmp_path, "e", *keys), "--json", str(tmp_path / "1.json")])
     one, two, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2, 3))
     assert one["confusion_matrix"] == two["confusion_matrix"] == three["confusion_matrix"]
@@ -184,11 +162,8 @@ def test_run_goes_on_with_another_number_of_processes(command, tmp_path):
     train_source_only.main(command(tmp_path, "changed", *STEPS, "val.every=2", "resume_force=true"))
     straight, changed = losses(tmp_path / "straight"), losses(tmp_path / "changed")
     assert [r["step"] for r in straight] == [r["step"] for r in changed]
-    assert all(
-        a["source/total"] == pytest.approx(b["source/total"], rel=0.05)
-        for a, b in zip(straight, changed, strict=False)
-        if "source/total" in a
-    )
+    totals = [[r["source/total"] for r in run if "source/total" in r] for run in (straight, changed)]
+    assert totals[0] == pytest.approx(totals[1], rel=0.05)
 
 
 def test_one_failing_process_ends_the_others_with_its_error(command, tmp_path):

@@ -1,13 +1,20 @@
 """Shares of the pseudo-labels are those of the labels; a collapse is told once."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import train_source_only
+from utils.build import data
 from utils.curriculum import PyramidCurriculum
 from utils.training.label_watch import (
     PATIENCE,
     CollapseWatch,
     LayerShares,
+    UnlabelledWatch,
     VanishingWatch,
     count_labels,
     layer_shares,
@@ -28,9 +35,8 @@ def test_shares_are_those_of_the_labelled_entries():
 
 def test_padding_and_switched_off_layers_have_no_labels():
     curriculum = PyramidCurriculum(None, box_size=(4,), use_pixels=False)
-    counts = count_labels(
-        curriculum.pseudo_labels(torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)), 3
-    )
+    logits, valid = torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)
+    counts = count_labels(curriculum.pseudo_labels(logits, valid), 3)
     assert counts.keys() == {"square_4"}
     assert layer_shares(counts["square_4"].tolist(), ["a", "b", "c"]) == LayerShares(0, {"a": 0, "b": 0, "c": 0})
 
@@ -77,3 +83,20 @@ def test_class_that_was_common_and_vanishes_is_told_once():
     assert "vegetation: 5.0% of the source labels" in message and "sky" not in message
     (message,) = filter(None, [step(0.0, 0.0) for _ in range(40)])
     assert "sky: 10.0%" in message and "vegetation" not in message
+
+
+def test_source_batches_without_a_label_are_told_once():
+    watch = UnlabelledWatch(patience=3)
+    told = [watch.update(count) for count in (0, 0, 5, 0, 0, 0, 0, 1)]
+    assert [bool(warning) for warning in told] == [False] * 5 + [True, False, False]
+    assert "no pixel of the source batches of 3 steps is labelled" in told[5]
+
+
+def test_run_on_source_crops_without_a_label_says_so(command, city, tmp_path, monkeypatch):
+    """The labels have something, but the crops that a run sees do not."""
+    monkeypatch.setattr(data, "any_labelled", lambda *arguments: True)
+    shutil.copytree(city / "gtav", tmp_path / "gtav")
+    for path in (tmp_path / "gtav/labels").iterdir():
+        Image.fromarray(np.zeros((64, 96), np.uint8)).save(path)
+    train_source_only.main(command(tmp_path, "run", f"source.data_dir={tmp_path}/gtav", "val.held_out=0"))
+    assert (tmp_path / "run/log.txt").read_text().count("WARNING: no pixel of the source batches of 2 steps") == 1

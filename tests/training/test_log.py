@@ -15,8 +15,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
-from utils.run_folder import log
+from utils.run_folder import board
 from utils.run_folder.log import RunLog
+from utils.run_folder.records import plain_json, read_scalars
 from utils.scoring.pictures import TITLE_HEIGHT
 
 
@@ -53,28 +54,23 @@ def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
     histograms = {tag: value.histo for (_, tag), value in written.items() if value.HasField("histo")}
     layers = ("pixel", "square_4", "square_8", "prediction")
     assert histograms.keys() == {f"target/share/{layer}" for layer in layers}
-    assert all(len(h.bucket) == h.max == log.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
+    assert all(len(h.bucket) == h.max == board.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
     assert not any("/share/" in tag for (_, tag), value in written.items() if value.HasField("simple_value"))
 
 
 def test_panels_of_the_held_out_images_at_each_validation(run):
-    names = [
-        Path(line).name.removesuffix("_leftImg8bit.png") for line in (run / "lists/held_out.txt").read_text().split()
-    ]
+    listed = (run / "lists/held_out.txt").read_text().split()
+    names = [Path(line).name.removesuffix("_leftImg8bit.png") for line in listed]
     panels = [(step, value.tag, value.image) for step, value in values(run) if value.HasField("image")]
-    assert [(step, tag) for step, tag, _ in panels] == [
-        (2, f"panels/{name}") for name in names
-    ]  # one validation, three images
+    # One validation, three images.
+    assert [(step, tag) for step, tag, _ in panels] == [(2, f"panels/{name}") for name in names]
     picture = Image.open(io.BytesIO(panels[0][2].encoded_image_string))
     assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64 + TITLE_HEIGHT)
 
 
 def test_configuration_is_there_once_as_text(run):
-    texts = {
-        value.tag: (step, value.tensor.string_val[0].decode())
-        for step, value in values(run)
-        if value.tag.endswith("text_summary")
-    }
+    written = {value.tag: (step, value) for step, value in values(run) if value.tag.endswith("text_summary")}
+    texts = {tag: (step, value.tensor.string_val[0].decode()) for tag, (step, value) in written.items()}
     step, config = texts["config/text_summary"]
     assert step == 0 and yaml.safe_load(config.strip("`")) == yaml.safe_load((run / "config.yaml").read_text())
     assert "10 to 11: sky" in texts["classes of the share histograms/text_summary"][1]
@@ -90,17 +86,50 @@ def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_pat
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1"))
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1", "val.held_out=0", "resume=off"))
     tags = [value.tag for _, value in values(tmp_path / "run")]
-    assert (
-        tags.count("config/text_summary") == 1
-        and "source/total" in tags
-        and not any(tag.startswith("panels/") for tag in tags)
-    )
+    assert tags.count("config/text_summary") == 1 and "source/total" in tags
+    assert not any(tag.startswith("panels/") for tag in tags)
 
 
 def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):
     with RunLog(tmp_path) as out:
-        out.picture(1, "wide", Image.new("RGB", (4 * log.PICTURE_WIDTH, 400)))
+        out.picture(1, "wide", Image.new("RGB", (4 * board.PICTURE_WIDTH, 400)))
         out.record(1, {}, {"target/share/pixel": {"road/lane": 0.0, "sky": 0.0}})
     picture, shares = (value for _, value in values(tmp_path))
-    assert (picture.image.width, picture.image.height) == (log.PICTURE_WIDTH, 100)
+    assert (picture.image.width, picture.image.height) == (board.PICTURE_WIDTH, 100)
     assert shares.tag == "target/share/pixel" and max(shares.histo.bucket) < 1e-9
+
+
+def test_values_that_are_no_numbers_are_null_and_left_out_of_the_curves(tmp_path):
+    with RunLog(tmp_path) as out:
+        out.record(1, {"val/miou": float("nan"), "val/miou_13": float("inf"), "source/total": 0.5})
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    record = json.loads(line, parse_constant=refuse)
+    assert record["val/miou"] is None and record["val/miou_13"] is None
+    assert list(read_scalars(tmp_path / "log.jsonl")) == [(1, {"source/total": 0.5})]
+    assert json.loads(plain_json([{"iou": (1.0, float("nan"))}])) == [{"iou": [1.0, None]}]
+
+
+def test_damaged_lines_are_left_out_with_a_word(tmp_path):
+    lines = [b'{"step": 1, "a": 1.0}', b"\x00\x00\xff", b'{"step": 2, "a": 2.', b'{"a": 3.0}', b'{"step": 3, "a": NaN}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([*lines, b'{"step": 4, "a": 4.0}', b'{"step": 5']))
+    told: list[str] = []
+    assert list(read_scalars(tmp_path / "log.jsonl", told.append)) == [(1, {"a": 1.0}), (3, {}), (4, {"a": 4.0})]
+    assert told == [f"{tmp_path}/log.jsonl: left out 4 damaged line(s), number 2, 3, 4, 7"]
+    with RunLog(tmp_path) as out:
+        out.restart(3)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "a": 1.0}\n{"step": 3, "a": null}\n'
+    assert "left out 4 damaged line(s)" in (tmp_path / "log.txt").read_text()
+
+
+def test_scores_of_a_validation_that_is_repeated_are_forgotten(tmp_path):
+    with RunLog(tmp_path) as out:
+        for step in (1, 2):
+            out.record(step, {"source/total": 0.5})
+            out.record(step, {"val/miou": 50.0})
+        out.restart(2, validated=False)
+    kept = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(record["step"], "val/miou" in record) for record in kept] == [(1, False), (1, True), (2, False)]

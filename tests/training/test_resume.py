@@ -28,7 +28,7 @@ import os, signal, sys, torch, train_source_only
 whole, calls = torch.save, []
 def half(state, stream):
     calls.append(1)
-    if len(calls) == 3:  # the first validation writes best.pth and last.pth
+    if len(calls) == 3:  # last.pth before the first validation, best.pth, last.pth
         stream.write(b"PK half a file")
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,12 +57,8 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 def start(arguments: list[str], code: str | None = None, **options: bool) -> subprocess.Popen:
     script = ["-c", code] if code else ["train_source_only.py"]
-    options |= {
-        "cwd": ROOT,
-        "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-    }
+    options |= {"cwd": ROOT, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([sys.executable, *script, *arguments], text=True, **options)
 
 
@@ -91,9 +87,10 @@ def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path):
     process = start(command(tmp_path, "run", *KEYS), KILLED_WRITING)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
-    assert list((tmp_path / "run").glob("*.tmp"))
+    assert list((tmp_path / "run").glob("*.pth.*.tmp"))
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert "after step 2" in (tmp_path / "run/log.txt").read_text()
+    assert not list((tmp_path / "run").glob("*.tmp"))
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -123,10 +120,8 @@ def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, u
 
 def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path):
     """As a scheduler sends it: the loader's processes leave it to the main one, and end with it."""
-    process = start(
-        command(tmp_path, "run", "train.num_steps=100000", "val.every=100000", "train.num_workers=2"),
-        start_new_session=True,
-    )
+    arguments = command(tmp_path, "run", "train.num_steps=100000", "val.every=100000", "train.num_workers=2")
+    process = start(arguments, start_new_session=True)
     wait_for(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -167,7 +162,8 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
     assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
     train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))
-    assert "removed the earlier run's best.pth, last.pth" in (tmp_path / "run/log.txt").read_text()
+    assert f"the earlier run's results are now in {tmp_path}/run/earlier-1" in (tmp_path / "run/log.txt").read_text()
+    assert (tmp_path / "run/earlier-1/last.pth").stat().st_mtime_ns == before
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -192,9 +188,8 @@ def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, unin
         save(state, stream)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        CheckpointError, match="cannot write .*: .*No space left on device.*start the same command again"
-    ):
+    message = "cannot write .*: .*No space left on device.*start the same command again"
+    with pytest.raises(CheckpointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     assert not list((tmp_path / "run").glob("*.tmp"))
     monkeypatch.undo()
@@ -256,9 +251,8 @@ def poison_before(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoint(command, tmp_path, monkeypatch):
     poison_before(3, monkeypatch)
-    with pytest.raises(
-        FloatingPointError, match=r"loss in the source step: total=nan, main=nan, aux=[\d.]+\. .*last good checkpoint"
-    ):
+    message = r"loss in the source step: total=nan, main=nan, aux=[\d.]+\. .*last good checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)
     assert "FloatingPointError" in (tmp_path / "run/log.txt").read_text()
@@ -268,8 +262,7 @@ def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoin
 def test_non_finite_weights_are_not_saved(command, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_check_finite", lambda *arguments: None)
     poison_before(4, monkeypatch)
-    with pytest.raises(
-        FloatingPointError, match="after step 4 the network has non-finite weights: .*bias.*last good checkpoint"
-    ):
+    message = "after step 4 the network has non-finite weights: .*bias.*last good checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
+
 from dataset import priors
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import target_samples
+from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
 from utils.curriculum import PyramidCurriculum
 from utils.run_folder.log import RunLog
@@ -21,25 +24,37 @@ def _whole_target_size(config: Config) -> Size:
     return size
 
 
+def _check_boxes(config: Config) -> None:
+    size = config.target.crop_size or config.target.input_size
+    boxes = config.curriculum.box_size
+    if size and boxes and max(boxes) > min(size):
+        raise ConfigError(f"curriculum.box_size is {list(boxes)}, which does not fit into images of {size} (W, H)")
+
+
 def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
     c = config.curriculum
-    options = dict(cache_dir=config.run_folder / "priors", num_workers=config.train.num_workers)
+    _check_boxes(config)
+    t, kind, cache = config.train, config.source.label_kind, config.run_folder / "priors"
+    reading = {"num_workers": t.num_workers, "skip_bad": t.skip_bad_samples}
     class_prior = spatial_prior = None
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
     elif c.image_target == "source" and c.lambda_balance:
-        class_prior = priors.class_prior(samples, config.source.label_kind, config.num_classes, **options)
+        class_prior = priors.class_prior(samples, kind, config.num_classes, cache_dir=cache, **reading)
     if c.lambda_eq and c.spatial_prior is not None:
         spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, log.text)
     elif c.lambda_eq:
         size = _whole_target_size(config)
         spatial_prior = priors.spatial_prior(
-            samples, config.source.label_kind, config.num_classes, size, sigma=c.prior_sigma, **options
+            samples, kind, config.num_classes, size, sigma=c.prior_sigma, cache_dir=cache, **reading
         )
     files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
     switches = {name: value for name, value in asdict(c).items() if name not in files}
     log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
     return PyramidCurriculum(
-        class_prior, spatial_prior=spatial_prior, all_reduce=distributed.all_reduce_sum, **switches
+        None if class_prior is None else torch.from_numpy(class_prior),
+        spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
+        all_reduce=distributed.all_reduce_sum,
+        **switches,
     )

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from dataset.messages import ChoiceError
 from models import build_segmentor
 from models.batchnorm import configure_batchnorm
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.config.schema import Config
+from utils.config.schema import SCRATCH, Config
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 
@@ -33,28 +35,27 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
     """
     model = build_network(config, device)
-    report = (
-        load_encoder_decoder(model, *map(str, files)) if len(files) == 2 else load_checkpoint_weights(model, files[0])
-    )
-    return model, report
+    if len(files) == 2:
+        return model, load_encoder_decoder(model, *map(str, files))
+    return model, load_checkpoint_weights(model, files[0])
 
 
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
     """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
     m, t = config.model, config.train
     if t.compile and t.checkpoint_encoder:
-        raise ValueError(
+        raise ChoiceError(
             "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)
-    if pretrained and m.weights is not None:
+    if pretrained and m.weights not in (None, SCRATCH):
         log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
     if pretrained and (m.weights_encoder or m.weights_decoder):
         log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))
     distributed.broadcast_model(model)
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.channels_last:
-        model.to(memory_format=torch.channels_last)
+        convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions
     if t.compile:
         model.compile()  # in place: the state-dict keys stay as they are
     return model

@@ -1,158 +1,270 @@
 """``sh run.sh check CONFIG``: every problem of the data that a configuration names, in one table.
 
-Reads all images and labels of the source, the target training images and the test split, in parallel. The exit status
-is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
+Reads all images and labels of the source, the target training images, those of val.data_list and the test split, in
+parallel. The exit status is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
 """
 
-import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from dataset.folders import DataError, Sample, find_samples, known_labels
-from dataset.labels import IGNORE, ClassTable
-from dataset.reading import read_image, read_label
-from utils.build.data import has_test_set
-from utils.config.read import build_config
-from utils.config.schema import Config
+from dataset.failures import exit_after
+from dataset.folders import Sample, find_samples, known_labels
+from dataset.labels import (
+    IGNORE,
+    ClassTable,
+    class_table,
+    id_lookup,
+    known_ids,
+    look_like_train_ids,
+    refuse_train_ids,
+)
+from dataset.messages import SHOWN, DataError, few
+from dataset.progress import Progress
+from dataset.reading import is_turned, read_image, read_raw_label, remedy, turned
+from utils.build.data import has_test_set, shape_remark
+from utils.commands import arguments
+from utils.config.schema import Config, Domain, Evaluation
 
 ERROR, REMARK = "error", "remark"
+HELD_OUT = "held_out"
+SHOWN_IDS = 10
 RARE = 1e-5  # share of the labelled pixels below which a class is hardly learned
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file: an error would stop a run, a remark would not."""
+    """One thing about one file or, without ``path``, a split: an error would stop a run, a remark would not."""
 
     level: str
-    split: str
     path: str
     message: str
+    topic: str  # findings of one topic are folded when they are many
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """What is known of one split: findings, image sizes (W, H) and labelled pixels of each class (C,)."""
+    """What is known of one split: findings, image sizes (W, H), pixels of each class (C,) and of each raw id."""
 
     findings: list[Finding]
-    sizes: Counter
     counts: np.ndarray
+    sizes: Counter = field(default_factory=Counter)
+    raw: Counter = field(default_factory=Counter)
+    unknown: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))  # raw id -> label files
+    turned: int = 0  # images
     images: int = 0
     labels: int = 0
 
 
-class _Files(Dataset):
-    """Findings, size and class counts of one sample after another."""
+@dataclass
+class Seen:
+    """What reading one sample shows."""
 
-    def __init__(self, samples: Sequence[Sample], split: str, kind: str, num_classes: int) -> None:
-        self.samples, self.split, self.kind, self.num_classes = samples, split, kind, num_classes
+    findings: list[Finding]
+    size: tuple[int, int] | None = None
+    turned: bool = False
+    raw: dict[int, int] = field(default_factory=dict)  # pixels of each raw id
+    unknown: list[int] = field(default_factory=list)
+
+
+class _Files(Dataset):
+    """What is seen of one sample after another."""
+
+    def __init__(self, samples: Sequence[Sample], kind: str) -> None:
+        self.samples, self.kind = samples, kind
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[list[Finding], tuple[int, int] | None, np.ndarray]:
+    def __getitem__(self, index: int) -> Seen:
         sample = self.samples[index]
-        findings: list[Finding] = []
-        counts = np.zeros(self.num_classes, np.int64)
-        size = shape = None
+        seen, shape = Seen([]), None
         try:
-            size = read_image(sample.image).size
+            seen.size = read_image(sample.image).size
+            seen.turned = is_turned(sample.image)
         except DataError as error:
-            findings.append(Finding(ERROR, self.split, str(sample.image), str(error)))
+            seen.findings.append(Finding(ERROR, str(sample.image), str(error), "unreadable image"))
         if sample.label is not None:
             try:
-                label = read_label(sample.label, self.kind)
-                shape = label.shape[::-1]
-                counts += np.bincount(label.ravel(), minlength=IGNORE + 1)[: self.num_classes]
-                if not counts.any():
-                    findings.append(
-                        Finding(REMARK, self.split, str(sample.label), "nothing is labelled, all of it is void")
-                    )
+                raw = read_raw_label(sample.label, self.kind)
+                refuse_train_ids(sample.label, self.kind)
+                shape = raw.shape[::-1]
+                self._count(seen, raw, sample.label)
             except DataError as error:
-                findings.append(Finding(ERROR, self.split, str(sample.label), str(error)))
-        if size and shape and size != shape:
-            text = f"the image is {size[0]}x{size[1]}, the label {shape[0]}x{shape[1]} (W x H)"
-            findings.append(Finding(ERROR, self.split, str(sample.image), text))
-        return findings, size, counts
+                seen.findings.append(Finding(ERROR, str(sample.label), str(error), "unusable label"))
+        if seen.size and shape and seen.size != shape:
+            text = f"the image is {seen.size[0]}x{seen.size[1]}, the label {shape[0]}x{shape[1]} (W x H)"
+            text += turned(sample.image)
+            seen.findings.append(Finding(ERROR, str(sample.image), text, "image and label differ in size"))
+        return seen
+
+    def _count(self, seen: Seen, raw: np.ndarray, path: Path) -> None:
+        counts = np.bincount(raw.ravel(), minlength=IGNORE + 1)
+        present = np.flatnonzero(counts)
+        seen.raw = dict(zip(present.tolist(), counts[present].tolist(), strict=True))
+        seen.unknown = present[~known_ids(self.kind)[present]].tolist()
+        if not seen.unknown and (id_lookup(self.kind)[present] == IGNORE).all():
+            seen.findings.append(Finding(REMARK, str(path), "nothing is labelled, all of it is void", "all void"))
+
+
+def splits(config: Config) -> list[str]:
+    """What a configuration names: training images, those of val.data_list, and the test split."""
+    return ["source", "target", *([HELD_OUT] if config.val.data_list else []), "test"]
+
+
+def _options(config: Config, split: str) -> Domain | Evaluation:
+    if split != HELD_OUT:
+        return getattr(config, split)
+    v, t = config.val, config.target
+    return replace(t, data_dir=v.data_dir or t.data_dir, data_list=v.data_list, label_list=v.label_list)
 
 
 def check_split(config: Config, split: str, num_workers: int) -> Report:
-    """Everything about ``split``: "source", "target" (training images) or "test"."""
-    options = getattr(config, split)
+    """Everything about one of ``splits``."""
+    options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
-    empty = Report([], Counter(), np.zeros(config.num_classes, np.int64))
+    report = Report([], np.zeros(config.num_classes, np.int64))
     if split == "test" and not has_test_set(config):
-        empty.findings.append(Finding(REMARK, split, "test", "there is no test set: training works, without scores"))
-        return empty
+        text = "there is no test set: training needs none, but there will be no scores"
+        report.findings.append(Finding(REMARK, "", text, "no test set"))
+        return report
     try:
-        lists = {"data_list": options.data_list, "label_list": options.label_list}
-        samples = find_samples(options.dataset, data_dir, split=options.split, **lists, labels="optional")
+        samples = find_samples(
+            options.layout,
+            data_dir,
+            split=options.split,
+            data_list=options.data_list,
+            label_list=options.label_list,
+            labels="optional",
+            repeats=split in ("source", "target"),
+        )
     except DataError as error:
-        empty.findings.append(Finding(ERROR, split, str(data_dir), str(error)))
-        return empty
-    findings = list(_pairs(config, split, samples))
-    files = _Files(samples, split, options.label_kind, config.num_classes)
-    loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
-    sizes, counts = Counter(), empty.counts
-    for found, size, labelled in tqdm(loader, desc=split):
-        findings += found
-        sizes[size] += size is not None
-        counts = counts + labelled
-    return Report(findings, +sizes, counts, len(samples), sum(sample.label is not None for sample in samples))
+        report.findings.append(Finding(ERROR, str(data_dir), str(error), "not found"))
+        return report
+    report.images, report.labels = len(samples), sum(sample.label is not None for sample in samples)
+    report.findings += _pairs(config, split, samples)
+    kind = options.label_kind
+    loader = DataLoader(_Files(samples, kind), batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
+    for sample, seen in zip(samples, Progress(loader, split), strict=True):
+        report.findings += seen.findings
+        report.sizes[seen.size] += seen.size is not None
+        report.turned += seen.turned
+        report.raw.update(seen.raw)
+        for raw in seen.unknown:
+            report.unknown[raw].append(str(sample.label))
+    report.sizes = +report.sizes
+    lookup, known = id_lookup(kind), known_ids(kind)
+    for raw, pixels in report.raw.items():
+        if known[raw] and lookup[raw] != IGNORE:
+            report.counts[lookup[raw]] += pixels
+    report.findings += [*_unknown_ids(report, kind), *_label_remarks(report, split, kind)]
+    report.findings += _image_remarks(report, split, config)
+    return report
 
 
 def _pairs(config: Config, split: str, samples: Sequence[Sample]) -> Iterator[Finding]:
     """Images without label where one is needed, labels without image."""
     unlabelled = [sample for sample in samples if sample.label is None]
-    needed = split == "source" or 0 < len(unlabelled) < len(samples)
     if split == "test" and len(unlabelled) == len(samples):
-        yield Finding(REMARK, split, split, "no image has a label: training works, without scores")
-    for sample in unlabelled if needed else []:
-        yield Finding(ERROR if split != "target" else REMARK, split, str(sample.image), "has no label")
-    options = getattr(config, split)
+        text = "no image has a label: training needs none, but there will be no scores"
+        yield Finding(REMARK, "", text, "unlabelled")
+    elif split != "target" or len(unlabelled) < len(samples):
+        for sample in unlabelled:
+            level = REMARK if split == "target" else ERROR
+            yield Finding(level, str(sample.image), "has no label", "image without label")
+    options = _options(config, split)
     if options.dataset != "list" and options.data_list is None:
-        labels = known_labels(options.dataset, options.data_dir or config.target.data_dir, options.split)
+        labels = known_labels(options.layout, options.data_dir or config.target.data_dir, options.split)
         for path in sorted(labels - {sample.label for sample in samples}):
-            yield Finding(REMARK, split, str(path), "a label without image")
+            yield Finding(REMARK, str(path), "a label without image", "label without image")
 
 
-def describe(report: Report, split: str, table: ClassTable) -> str:
-    """Counts, sizes, class frequencies and findings of a split as text."""
+def _unknown_ids(report: Report, kind: str) -> Iterator[Finding]:
+    """Raw ids that the label kind does not define: by file where few are concerned, else by id."""
+    by_file = defaultdict(list)
+    for raw, files in sorted(report.unknown.items()):
+        for file in files:
+            by_file[file].append(raw)
+    advice = remedy(report.raw, kind)
+    ids = sorted(report.unknown)
+    listed = [f"{raw} ({len(report.unknown[raw])} files, {report.raw[raw]} pixels)" for raw in ids[:SHOWN_IDS]]
+    more = f" and {len(ids) - SHOWN_IDS} more ids" if len(ids) > SHOWN_IDS else ""
+    topic = f"have ids that {kind} does not define: {', '.join(listed)}{more}. {advice}"
+    for file, found in by_file.items():
+        yield Finding(ERROR, file, f"ids that {kind} does not define: {', '.join(map(str, found))}. {advice}", topic)
+
+
+def _label_remarks(report: Report, split: str, kind: str) -> Iterator[Finding]:
+    """What the ids of all labels together say about their encoding."""
+    total = sum(report.raw.values())
+    if total and not report.counts.any() and not report.unknown:
+        text = "no pixel of all labels is of a class: they count as no labels"
+        yield Finding(ERROR if split == "source" else REMARK, "", text, "no labelled pixel")
+    if not report.unknown and look_like_train_ids(report.raw, kind):
+        ids = ", ".join(map(str, sorted(report.raw)))
+        text = f"all ids are among {ids}: they look like train ids, where {kind} has label ids (labelIds files)"
+        yield Finding(REMARK, "", text, "train ids")
+    void_share = report.raw[IGNORE] / total if total else 0.0
+    if np.count_nonzero(report.counts) == 1 and void_share and id_lookup(kind)[IGNORE] == IGNORE:
+        name = class_table(kind).names[int(report.counts.argmax())]
+        text = f"{name} is the only class, and 255 ({void_share:.1%} of the pixels) is void: if it is a class of masks "
+        yield Finding(REMARK, "", text + "of 0 and 255, give it ids: [255] in the id table", "one class")
+
+
+def _image_remarks(report: Report, split: str, config: Config) -> Iterator[Finding]:
+    if report.turned:
+        text = f"{report.turned} images have an EXIF orientation, which is applied: labels must fit the upright images"
+        yield Finding(REMARK, "", text, "orientation")
+    if split == "test" and (text := shape_remark(config, report.sizes)):
+        yield Finding(REMARK, "", text, "shape")
+
+
+def describe(report: Report, split: str, table: ClassTable, fold: bool = True) -> str:
+    """Counts, sizes, class frequencies and findings of a split as text; ``fold``: many of a kind on one line."""
     sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in report.sizes.most_common(4))
     more = f" and {len(report.sizes) - 4} other sizes" if len(report.sizes) > 4 else ""
     lines = [f"{split}: {report.images} images, {report.labels} labels; {sizes}{more}"]
     total = report.counts.sum()
     if total:
-        shares = report.counts / total
-        lines.append(
-            "  "
-            + ", ".join(f"{name} {100 * share:.2f}%" for name, share in zip(table.names, shares, strict=True) if share)
-        )
-        rare = [name for name, share in zip(table.names, shares, strict=True) if share < RARE]
+        shares = dict(zip(table.names, report.counts / total, strict=True))
+        lines.append("  " + ", ".join(f"{name} {100 * share:.2f}%" for name, share in shares.items() if share))
+        rare = [name for name, share in shares.items() if share < RARE]
         if rare:
             lines.append(f"  absent or below {RARE:.3%} of the labelled pixels: {', '.join(rare)}")
-    return "\n".join(lines + [f"  {f.level}: {f.path}: {f.message}" for f in report.findings])
+    return "\n".join(lines + _lines(report.findings, fold))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sh run.sh check", description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, see cfgs/")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read files")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_intermixed_args(argv)
-    config = build_config(args.config, args.overrides)
+def _lines(findings: Sequence[Finding], fold: bool) -> list[str]:
+    topics: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        topics[finding.level, finding.topic].append(finding)
+    lines = []
+    for (level, topic), found in topics.items():
+        if fold and len(found) > SHOWN:
+            lines.append(f"  {level}: {len(found)} files: {topic}: {few(f.path for f in found)} (--all lists them)")
+        else:
+            lines += [f"  {level}: {f.path + ': ' if f.path else ''}{f.message}" for f in found]
+    return lines
+
+
+def run(config: Config, workers: int, fold: bool) -> int:
+    """Print the table; returns the exit status."""
     table = config.class_table
-    reports = {split: check_split(config, split, args.workers) for split in ("source", "target", "test")}
+    reports = {split: check_split(config, split, workers) for split in splits(config)}
     levels = Counter(finding.level for report in reports.values() for finding in report.findings)
-    print("\n".join(describe(report, split, table) for split, report in reports.items()))
+    print("\n".join(describe(report, split, table, fold) for split, report in reports.items()))
     print(f"{levels[ERROR]} errors, {levels[REMARK]} remarks")
     return 1 if levels[ERROR] else 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(*arguments.check(sys.argv[1:] if argv is None else argv))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main)

@@ -1,25 +1,20 @@
-"""``sh run.sh compare CONFIG [RUN ...] [key=value ...]``: did it help? Without target labels.
+"""``sh run.sh compare CONFIG [RUN ...]``: did it help? Without target labels, see ``utils.scoring.without_labels``."""
 
-The first RUN is the network before the adaptation, the last one after it; of one RUN alone (default: the run of CONFIG)
-the network before is the one that it started from. On unlabelled target training images: how often each class is
-predicted, beside its share in the source labels and in the pseudo-labels; how far the networks agree. On source images:
-what was forgotten. With ``source.data_list=FILE`` these are images that were not trained on, if there are any.
-"""
-
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from dataset.failures import exit_after
 from utils.build.network import load_network
-from utils.config.command_line import make_parser, parse_config
+from utils.commands import arguments
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.facts import distinct_names, starting_run
 from utils.scoring.without_labels import (
     CAVEAT,
-    IMAGES,
     Comparison,
     compare_networks,
     lost_words,
@@ -29,7 +24,7 @@ from utils.scoring.without_labels import (
 NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
 
 
-def compare(config: Config, runs: Sequence[str], images: int = IMAGES) -> Comparison:
+def compare(config: Config, runs: Sequence[str], images: int) -> Comparison:
     """Load the runs' networks and compare them, see ``compare_networks``."""
     given = list(runs) or [str(config.run_folder)]
     start = starting_run(Path(given[0])) if len(given) == 1 else None
@@ -65,15 +60,13 @@ def _cut(name: str) -> str:
     return name[-COLUMN + 2 :]
 
 
+def run(config: Config, runs: Sequence[str], images: int) -> None:
+    print(describe(compare(config, runs, images)))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.usage = "sh run.sh compare CONFIG [RUN ...] [--images N] [key=value ...]"
-    parser.add_argument("--images", type=int, default=IMAGES, help="of each domain at most, evenly spaced")
-    args = parser.parse_intermixed_args(argv)
-    runs = [given for given in args.overrides if "=" not in given]
-    args.overrides = [given for given in args.overrides if "=" in given]
-    print(describe(compare(parse_config(args, "evaluate"), runs, args.images)))
+    run(*arguments.compare(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dataset.failures import exit_after
 from dataset.reading import read_label
 from dataset.toy_city import Plan, write_toy_city
 from dataset.transforms import normalise
 from utils.build.data import test_samples
 from utils.build.network import load_network
+from utils.commands import arguments
 from utils.config.read import build_config, read_yaml, value_text
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.scoring.evaluation import predict
@@ -48,20 +50,18 @@ class Stage:
 
 SOURCE_ONLY = Stage("source only", "source_only", "train_source_only.py", "source_only")
 PYCDA = Stage("PyCDA", "pycda", "train_pycda.py", "pycda")
+SPATIAL = Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial")
 DEMO = (
     SOURCE_ONLY,
     Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
     Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
     PYCDA,
-    Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
+    SPATIAL,
 )
 ORACLE_KEYS = ("source.dataset=cityscapes", "source.data_dir={data}/cityscapes", "val.held_out=0")
 ORACLE = (Stage("oracle: labelled target images", "oracle", "train_source_only.py", "source_only", ORACLE_KEYS),)
-TOP, SQUARES, PIXELS = (
-    "curriculum.lambda_balance=0",
-    "curriculum.box_size=[]",
-    "curriculum.use_pixels=false",
-)  # each switches one off
+# Each switches one layer off.
+TOP, SQUARES, PIXELS = "curriculum.lambda_balance=0", "curriculum.box_size=[]", "curriculum.use_pixels=false"
 ABLATION = (
     SOURCE_ONLY,
     Stage("control: no layer", "adabn", "train_adabn.py", "adabn"),
@@ -84,21 +84,14 @@ def paper_keys() -> tuple[str, ...]:
 
 
 PAPER_KEYS = paper_keys()
+SOURCE_TARGET = ("curriculum.image_target=source",)
 VARIANTS = (
     SOURCE_ONLY,
     replace(PYCDA, title="PyCDA as released"),
-    Stage(
-        "released, but the source histogram as image target",
-        "source_target",
-        "train_pycda.py",
-        "pycda",
-        ("curriculum.image_target=source",),
-    ),
-    Stage("PyCDA as in the paper", "paper", "train_pycda.py", "pycda", PAPER_KEYS),
-    Stage("PyCDA + spatial ratio as released", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial"),
-    Stage(
-        "PyCDA + spatial ratio as in the paper", "paper_spatial", "train_pycda_spatial.py", "pycda_spatial", PAPER_KEYS
-    ),
+    replace(PYCDA, title="released, but the source histogram as image target", run="source_target", keys=SOURCE_TARGET),
+    replace(PYCDA, title="PyCDA as in the paper", run="paper", keys=PAPER_KEYS),
+    replace(SPATIAL, title="PyCDA + spatial ratio as released"),
+    replace(SPATIAL, title="PyCDA + spatial ratio as in the paper", run="paper_spatial", keys=PAPER_KEYS),
 )
 STAGES = {"oracle": ORACLE, "ablation": ABLATION, "variants": VARIANTS, "table": DEMO}
 
@@ -113,15 +106,15 @@ class Demo:
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
-        keys = [
-            key
-            for key in self.keys
-            if config in ("adabn", "pycda", "pycda_spatial") or not key.startswith("model.weights=")
-        ]
+        keys = self.keys
+        if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
+            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
-        if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode:
-            sys.exit(f"demo: {script} with {config} failed, see the message above")
+        status = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode
+        if status:
+            print(f"demo: {script} with {config} ended with status {status}, see above", file=sys.stderr)
+            raise SystemExit(status)
 
     def train(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
@@ -141,18 +134,18 @@ class Demo:
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
-        table, columns = config.class_table, {name: [] for name in ("image", "labels", *(s.title for s in stages))}
+        table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
+        columns: dict[str, list[Image.Image]] = {name: [] for name in names}
         weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
         models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
         for sample in test_samples(config)[:PANELS]:
             with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label, config.test.label_kind), table)]
+                tiles = [image.convert("RGB"), colour_map(read_label(sample.label_file, config.test.label_kind), table)]
             with torch.inference_mode():
                 pixels = normalise(tiles[0])[None]
-                tiles += [
-                    colour_map(predict(m, pixels, tuple(pixels.shape[-2:]), config.test.upsampling)[0].numpy(), table)
-                    for m in models
-                ]
+                size = (pixels.shape[-2], pixels.shape[-1])
+                predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
+            tiles += [colour_map(prediction, table) for prediction in predictions]
             for column, tile in zip(columns.values(), tiles, strict=True):
                 column.append(tile)
         path = self.folder / "panel.png"
@@ -164,22 +157,13 @@ class Demo:
 def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
     """The result table."""
     lines = ["| network | target mIoU | pixel accuracy |", "|---|---|---|"]
-    lines += [
-        f"| {s.title} | {r['miou']:.1f} | {r['pixel_accuracy']:.1f} |" for s, r in zip(stages, scores, strict=True)
-    ]
+    for stage, score in zip(stages, scores, strict=True):
+        lines.append(f"| {stage.title} | {score['miou']:.1f} | {score['pixel_accuracy']:.1f} |")
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="sh run.sh demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of data, runs and results")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
-    kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")
-    kind.add_argument("--variants", action="store_true", help="as released and as in the paper")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key in every stage")
-    args = parser.parse_intermixed_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """All stages of what the options ask for, then the table."""
     started = time.time()
     demo = Demo((args.out / f"seed{args.seed}").resolve(), args.seed, args.overrides)
     write_toy_city(demo.data, Plan(seed=args.seed))
@@ -189,14 +173,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
     if name == "table":
-        source = demo.scores(
-            [SOURCE_ONLY], "source_held_out", "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
-        )
-        note += f"; source only on held-out source scenes: {source[0]['miou']:.1f} mIoU"
+        held_out = "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
+        (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
+        note += f"; source only on held-out source scenes: {source['miou']:.1f} mIoU"
         note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
     (demo.folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*arguments.demo(sys.argv[1:] if argv is None else argv))
+
+
 if __name__ == "__main__":
-    main()
+    exit_after(main)

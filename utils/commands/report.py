@@ -6,30 +6,32 @@ run was trained with. No network is needed to read it.
 """
 
 import html
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dataset.failures import exit_after
 from dataset.folders import Sample
 from models.segmentor import Segmentor
 from utils.build import data
 from utils.build.network import load_network
+from utils.commands import arguments
 from utils.commands import report_numbers as numbers
 from utils.commands.page_style import page
 from utils.commands.report_curves import curves
 from utils.commands.report_images import Seen, choose, image_section
-from utils.config.command_line import make_parser, parse_config
 from utils.config.read import build_config
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
-from utils.run_folder.log import RECORDS
+from utils.run_folder.records import RECORDS
 from utils.scoring.class_shares import evenly_spaced
 from utils.scoring.evaluation import evaluate, per_class, scores
-from utils.scoring.without_labels import IMAGES, Comparison, compare_networks
+from utils.scoring.without_labels import Comparison, compare_networks
 
 OWN, BEFORE = "this run", "baseline"
 
@@ -56,7 +58,7 @@ def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch
     return Network(read_facts(weights), weights.parent, model.eval(), matrix, seen)
 
 
-def write_report(config: Config, baseline: str | None, images: int = IMAGES) -> Path:
+def write_report(config: Config, baseline: str | None, images: int) -> Path:
     """Write ``report.html`` into the run folder of ``config``; returns its path.
 
     Args:
@@ -115,13 +117,13 @@ def _sections(
     return sections
 
 
+def run(config: Config, baseline: str | None, images: int) -> None:
+    print(write_report(config, baseline, images))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--baseline", help="run folder to compare with; default: the run that it started from")
-    parser.add_argument("--images", type=int, default=IMAGES, help="of each domain at most, where labels are not used")
-    args = parser.parse_intermixed_args(argv)
-    print(write_report(parse_config(args, "evaluate"), args.baseline, args.images))
+    run(*arguments.report(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from utils.commands.chart import COLOURS, Points, chart
-from utils.run_folder.log import read_scalars
+from utils.run_folder.records import read_scalars
 from utils.run_folder.shares import PREDICTION, read_shares
 
 LABELLED = "target/labelled"

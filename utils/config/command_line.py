@@ -1,36 +1,127 @@
-"""The command line that all scripts share."""
+"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
 
 import argparse
+import os
+import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
+from dataset.messages import ChoiceError, nearest
+from utils.config.declare import ConfigError
 from utils.config.keys import keys_help
 from utils.config.read import build_config, to_yaml
 from utils.config.schema import Config
 
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "cfgs"
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+SUFFIX = ".yaml"
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """``--config CONFIG [key=value ...]``, with all keys in its help."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=keys_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; --help lists what there is")
+
+
+def make_parser(description: str | None, prog: str | None = None) -> Parser:
+    """``CONFIG [key=value ...]``, with all keys in its help."""
+    parser = Parser(
+        prog=prog,
+        description=description,
+        epilog=keys_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="YAML file, see cfgs/; 'base: FILE' in it inherits")
+    parser.add_argument("--config", help="the same as CONFIG")
     parser.add_argument("--print-config", action="store_true", help="print the effective configuration and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.num_steps=100")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="YAML file, see cfgs/ ('base: FILE' in it inherits); overrides of its keys, e.g. train.num_steps=100",
+    )
     return parser
 
 
+def is_override(argument: str) -> bool:
+    """Whether an argument is ``key=value`` and not the name of a file that has such a name."""
+    return bool(OVERRIDE.match(argument)) and not os.path.exists(argument)
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, rest: str | None = None
+) -> argparse.Namespace:
+    """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
+
+    Args:
+        rest: attribute that gets what is neither the configuration nor ``key=value``; None: there may be no such thing.
+
+    Raises:
+        ConfigError: an option that is not there, no configuration, or something that is no ``key=value``.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    overrides = [argument for argument in given if is_override(argument)]
+    args = parser.parse_intermixed_args([argument for argument in given if not is_override(argument)])
+    others = args.arguments
+    if args.config is None and others:
+        args.config, *others = others
+    if args.config is None:
+        parser.error("a configuration is needed")
+    if rest is not None:
+        setattr(args, rest, others)
+    elif others:
+        raise ConfigError(f"command line: '{others[0]}' is not key=value")
+    args.overrides = overrides
+    return args
+
+
+def find_config(given: str) -> Path:
+    """File of the configuration ``given``: from where the command was started, else the shipped one of that name.
+
+    ``.yaml`` may be left out. Raises ConfigError, which names the nearest one.
+    """
+    path = Path(given).expanduser()
+    for place in (path, ROOT / path, SHIPPED / path):
+        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
+            if place.name and candidate.is_file():
+                return candidate
+    known = [str(file) for file in path.parent.glob(f"*{SUFFIX}")]
+    known += [str(file.relative_to(ROOT)) for file in SHIPPED.rglob(f"*{SUFFIX}")]
+    raise ConfigError(f"no config file {given}; the nearest is {nearest(given, known)}")
+
+
 def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any] | None = None) -> Config:
-    """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``."""
-    config = build_config(args.config, args.overrides, defaults, script)
+    """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``.
+
+    Raises:
+        ConfigError: a key, a value, or classes that do not go together.
+    """
+    config = build_config(find_config(args.config), args.overrides, defaults, script)
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    _check_classes(config)
     return config
 
 
+def _check_classes(config: Config) -> None:
+    """What else would only be known at the first validation. Raises ConfigError."""
+    try:
+        config.class_table.ids(config.test.eval_classes or ())
+    except ChoiceError as error:
+        raise ConfigError(f"test.eval_classes: {error}") from error
+
+
 def load_config(
-    argv: Sequence[str] | None, description: str, script: str, defaults: dict[str, Any] | None = None
+    argv: Sequence[str] | None, description: str | None, script: str, defaults: dict[str, Any] | None = None
 ) -> Config:
     """Config of the script named ``script`` from its command line."""
-    return parse_config(make_parser(description).parse_intermixed_args(argv), script, defaults)
+    return parse_config(parse_arguments(make_parser(description), argv), script, defaults)
+
+
+def path(text: str) -> Path:
+    """Path that an option names, with ``~`` as the home folder, which the shell expands in some places only."""
+    return Path(text).expanduser()

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from utils.config.read import key_types, type_name, value_text
+from utils.config.read import value_text
 from utils.config.schema import Config
+from utils.config.values import key_types, type_name
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Key:
 
 
 def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
-    """All keys in the order of ``utils/schema.py``, by dotted name."""
+    """All keys in the order of ``utils/config/schema.py``, by dotted name."""
     group, types = group or Config(), key_types()
     for f in fields(group):
         value, name = getattr(group, f.name), f"{prefix}{f.name}"
@@ -26,6 +27,8 @@ def describe_keys(group: Any = None, prefix: str = "") -> Iterator[Key]:
         else:
             choices = f.metadata["choices"]
             kind = " \\| ".join(choices) if choices else type_name(types[name]).replace("|", "or")
+            if f.metadata["within"]:
+                kind += f", {f.metadata['within']}"
             yield Key(name, kind, value_text(value), f.metadata["help"])
 
 

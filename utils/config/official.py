@@ -105,8 +105,11 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
         repeated: keys that the file has more than once; the last one wins, as it did.
 
     Raises:
-        OfficialKeyError: a key that is none of the authors', or another ignored label than 255.
+        OfficialKeyError: a key that is none of the authors', another type, or another ignored label than 255.
     """
+    if not isinstance(common, dict):
+        raise OfficialKeyError(f"common: expected keys and values, got {type(common).__name__}")
+    common = {str(name): value for name, value in common.items()}
     unknown = sorted(set(common) - {*RENAMED, *DERIVED, *ELSEWHERE, *DEAD})
     if unknown:
         raise OfficialKeyError(
@@ -135,11 +138,13 @@ def _conversion(live: dict[str, Any]) -> dict[str, Any]:
 def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if "arch_decoder" in live:
-        keys["model.decoder"] = live["arch_decoder"].removesuffix("_deepsup")
+        keys["model.decoder"] = str(live["arch_decoder"]).removesuffix("_deepsup")
     for low, high in RANGES:
         if (low in live) != (high in live):
             raise OfficialKeyError(f"common.{low} and common.{high} are one range: give both in the same file")
     if "decrease_lr" in live:
+        if type(live["decrease_lr"]) is not int:
+            raise OfficialKeyError(f"common.decrease_lr must be int, got {live['decrease_lr']!r}")
         if live["decrease_lr"] < 0 and "num_steps" not in live:
             raise OfficialKeyError("common.decrease_lr below 0 (never) needs common.num_steps in the same file")
         keys["train.decrease_lr"] = live["decrease_lr"] if live["decrease_lr"] >= 0 else live["num_steps"]

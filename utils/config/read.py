@@ -3,28 +3,25 @@
 A file may begin with ``base: other.yaml``: it inherits what it does not set itself.
 """
 
-import types
-import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dataset.messages import nearest
-from utils.config.official import OfficialKeyError, translate
-from utils.config.schema import Config
+from utils.config.declare import ConfigError
+from utils.config.official import RENAMED, OfficialKeyError, translate
+from utils.config.schema import LIST, Config
+from utils.config.values import admitted, check_exp_name, from_text, key_types
+from utils.config.yaml_text import parse, read_text
 
 OFFICIAL = "common"  # the group of the authors' keys
 BASE = "base"  # names the file that this one inherits from
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key."""
-
-
-def _repeated_keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     """(dotted name, line, line of the repetition) of every key that YAML would silently take the last of."""
     if not isinstance(node, yaml.MappingNode):
         return
@@ -41,7 +38,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"model": {"encoder": x}}`` -> ``{"model.encoder": x}``."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
@@ -55,11 +52,17 @@ class YamlFile:
     Attributes:
         base: the file that it inherits from.
         keys: its values by dotted name, not yet checked; the authors' keys under our names.
+        theirs: the authors' name of each of those.
     """
 
     path: Path
     base: Path | None
     keys: dict[str, Any]
+    theirs: dict[str, str]
+
+    def origin(self, name: str) -> str:
+        """Where the key ``name`` stands, for messages."""
+        return f"{self.path}, {OFFICIAL}.{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
 def read_yaml(path: str | Path, script: str) -> YamlFile:
@@ -69,8 +72,6 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
         ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}")
     tree, repeated = _load(path)
     base = _base_of(tree, path)
     keys: dict[str, Any] = {}
@@ -79,7 +80,9 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
             keys = translate(official, script, repeated)
         except OfficialKeyError as error:
             raise ConfigError(f"{path}: {error}") from error
-    return YamlFile(path, base, keys | flatten(tree))
+    own = flatten(tree)
+    theirs = {RENAMED[name]: name for name in official or () if RENAMED.get(name, "") in keys.keys() - own.keys()}
+    return YamlFile(path, base, keys | own, theirs)
 
 
 def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
@@ -94,12 +97,12 @@ def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
 
 def _load(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Content of a YAML file, and the authors' keys that it gives twice (of theirs, the last one counts)."""
-    text = path.read_text()
+    tree, node = parse(read_text(path), str(path))
     try:
-        tree = yaml.safe_load(text)
-        repeated = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        repeated = list(_repeated_keys(node))
+        flatten(tree if isinstance(tree, dict) else {})
+    except RecursionError as error:
+        raise ConfigError(f"{path}: a key contains itself by a YAML alias") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
     for name, first, second in repeated:
@@ -132,77 +135,28 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
     return chain
 
 
-def key_types(group: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every key."""
-    types_: dict[str, Any] = {}
-    hints = typing.get_type_hints(group)
-    for f in fields(group):
-        if is_dataclass(hints[f.name]):
-            types_.update(key_types(hints[f.name], f"{prefix}{f.name}."))
-        else:
-            types_[f"{prefix}{f.name}"] = hints[f.name]
-    return types_
-
-
-def _convert(value: Any, type_: Any) -> Any:
-    """``value`` as ``type_``; raises TypeError or ValueError where it is not one."""
-    origin, args = typing.get_origin(type_), typing.get_args(type_)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _convert(value, next(a for a in args if a is not type(None)))
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise TypeError
-        if args[-1] is Ellipsis:
-            return tuple(_convert(item, args[0]) for item in items)
-        if len(items) != len(args):
-            raise ValueError
-        return tuple(_convert(item, arg) for item, arg in zip(items, args, strict=False))
-    if type_ is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        return float(value)  # YAML 1.1 reads 1e-4 as a string
-    if type_ is int and isinstance(value, str):
-        return int(value)
-    if type_ is str and value is False:
-        return "off"  # ... and a bare off as false
-    if type(value) is not type_:
-        raise TypeError
-    return value
-
-
-def type_name(type_: Any) -> str:
-    """``type_`` as people write it."""
-    return (
-        type_.__name__
-        if isinstance(type_, type) and not typing.get_args(type_)
-        else str(type_).replace("NoneType", "null")
-    )
-
-
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
-    """Set the dotted key ``name``; ``origin`` (file or command line) goes into the error message."""
+    """Set the dotted key ``name``; ``origin`` (file or command line) goes into the error message.
+
+    Raises:
+        ConfigError: no such key, or a value that it does not admit.
+    """
     known = key_types()
+    if any(key.startswith(f"{name}.") for key in known) and value in (None, {}):
+        return  # a group of which all keys are left out
     if name not in known:
         same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        raise ConfigError(
-            f"{origin}: unknown key '{name}'; the nearest is '{(same_leaf or [nearest(name, known)])[0]}'"
-        )
-    try:
-        value = _convert(value, known[name])
-    except (TypeError, ValueError):
-        expected = type_name(known[name])
-        raise ConfigError(
-            f"{origin}: key '{name}' must be {expected}, got {value!r} ({type(value).__name__})"
-        ) from None
+        close = same_leaf[0] if same_leaf else nearest(name, known)
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{close}'")
     *groups, leaf = name.split(".")
     owner = config
     for group in groups:
         owner = getattr(owner, group)
-    choices = next(f for f in fields(owner) if f.name == leaf).metadata["choices"]
-    if choices and value is not None and value not in choices:
-        raise ConfigError(f"{origin}: key '{name}' is {value!r}; choose one of {', '.join(choices)}")
-    setattr(owner, leaf, value)
+    metadata = next(f for f in fields(owner) if f.name == leaf).metadata
+    try:
+        setattr(owner, leaf, admitted(name, value, known[name], metadata))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def value_text(value: Any) -> str:
@@ -212,13 +166,13 @@ def value_text(value: Any) -> str:
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["train.num_steps=10"]`` -> ``{"train.num_steps": 10}``; values are YAML."""
-    overrides = {}
+    """``["train.num_steps=10"]`` -> ``{"train.num_steps": 10}``; see ``from_text``."""
+    overrides, known = {}, key_types()
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"command line: '{pair}' is not key=value")
-        overrides[name] = yaml.safe_load(text)
+        overrides[name] = from_text(name, text, known.get(name))
     return overrides
 
 
@@ -233,16 +187,19 @@ def build_config(
         ConfigError: names the key, and the file of the chain in which it stands.
     """
     config = Config()
-    for origin, values in (
-        ("script", defaults or {}),
-        *((str(file.path), file.keys) for file in read_chain(path, script)),
-        ("command line", parse_overrides(overrides)),
-    ):
-        for name, value in values.items():
-            set_key(config, name, value, origin)
+    settings = [(name, value, "script") for name, value in (defaults or {}).items()]
+    for file in read_chain(path, script):
+        settings += [(name, value, file.origin(name)) for name, value in file.keys.items()]
+    settings += [(name, value, "command line") for name, value in parse_overrides(overrides).items()]
+    for name, value, origin in settings:
+        set_key(config, name, value, origin)
+    given = {name for name, _, _ in settings}
     if not config.exp_name:
         config.exp_name = Path(path).stem
+    check_exp_name(config.exp_name)
     config.follow_target()
+    if config.test.dataset == LIST and "test.input_size" not in given:
+        config.test.input_size = None  # the default is Cityscapes' shape
     return config
 
 

@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
+from utils.config.declare import (
+    ABOVE_0,
+    ANGLE,
+    CLASSES,
+    COUNT,
+    FRACTION,
+    MOMENTUM,
+    POSITIVE,
+    SHARE,
+    WEIGHT,
+    ConfigError,
+    key,
+)
 
-
-def key(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A configuration key with its default, meaning and, for a closed set of names, the choices."""
-    metadata = {"help": help, "choices": choices}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
+SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
 DATASETS = (*DATA_SETS, LIST)
 Size = tuple[int, int]  # (W, H) in pixels
@@ -25,16 +29,25 @@ Range = tuple[float, float]
 class Model:
     encoder: str = key("resnet101_dilated8", "encoder name, see models/segmentor.py")
     decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
-    fc_dim: int | None = key(None, "channels of the last encoder stage, to be checked; null: the encoder's own")
+    fc_dim: int | None = key(
+        None, "channels of the last encoder stage, to be checked; null: the encoder's own", within=POSITIVE
+    )
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
-        None, "start from a run of this project: run folder (its best.pth, else last.pth) or file"
+        None,
+        "start from a run of this project: run folder (its best.pth, else last.pth) or file; "
+        "scratch: from random weights, which PyCDA does only when told so",
+        path=True,
     )
-    weights_encoder: str | None = key(None, "encoder file: ImageNet or official checkpoint, or torchvision enum name")
-    weights_decoder: str | None = key(None, "decoder file of an official checkpoint")
-    bn_momentum: float = key(0.001, "batch-norm momentum of the running average")
+    weights_encoder: str | None = key(
+        None, "encoder file: ImageNet or official checkpoint, or torchvision enum name", path=True
+    )
+    weights_decoder: str | None = key(None, "decoder file of an official checkpoint", path=True)
+    bn_momentum: float = key(0.001, "batch-norm momentum of the running average", within=MOMENTUM)
     bn_bias_correction: bool = key(True, "t-th update uses momentum m / (1 - (1-m)^(t+1)), as the released code")
-    dropout: float | None = key(None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)")
+    dropout: float | None = key(
+        None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)", within=FRACTION
+    )
 
 
 class _Labelled:
@@ -44,16 +57,27 @@ class _Labelled:
     id_table: str | None
 
     @property
+    def layout(self) -> str:
+        """``dataset``, which is known once the configuration is read.
+
+        Raises:
+            ConfigError: it is null, see ``Config.follow_target``.
+        """
+        if self.dataset is None:
+            raise ConfigError("the dataset is null: it is that of the target only in a configuration that was read")
+        return self.dataset
+
+    @property
     def label_kind(self) -> str:
         """How the labels are encoded, as ``dataset.labels`` takes it: the data set's name, or the file of an id table.
 
         Raises:
-            ValueError: a list without an id table, or an id table for a data set that has its own.
+            ConfigError: a list without an id table, or an id table for a data set that has its own.
         """
         if (self.dataset == LIST) != (self.id_table is not None):
             given = f"dataset {self.dataset} with id_table {self.id_table}"
-            raise ValueError(f"{given}: dataset list needs one, the others have their own")
-        return self.id_table or self.dataset
+            raise ConfigError(f"{given}: dataset list needs one, the others have their own")
+        return self.id_table or self.layout
 
 
 @dataclass
@@ -61,33 +85,37 @@ class Domain(_Labelled):
     dataset: str = key(
         "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
     )
-    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)")
-    data_dir: str = key("", "root folder of the data set")
+    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)", path=True)
+    data_dir: str = key("", "root folder of the data set", path=True)
     split: str = key("train", "split folder (Cityscapes layout only)")
     data_list: str | None = key(
-        None, "text file with one image path a line (list: and its label path); null: scan the folder"
+        None, "text file with one image path a line (list: and its label path); null: scan the folder", path=True
     )
-    label_list: str | None = key(None, "text file with one label path a line, same order; without it by file name")
-    input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size")
-    scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none")
+    label_list: str | None = key(
+        None, "text file with one label path a line, same order; without it by file name", path=True
+    )
+    input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size", within=POSITIVE)
+    scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none", within=ABOVE_0)
     scale_from: str = key(
         "resized",
         "what the random scale resizes: the image at input_size (released), or the original, once and sharper",
         choices=("resized", "original"),
     )
-    rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none")
+    rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none", within=ANGLE)
     flip: bool = key(False, "random horizontal flip")
-    crop_size: Size | None = key(None, "random crop [W, H], padded where the image is smaller; null: the full image")
+    crop_size: Size | None = key(
+        None, "random crop [W, H], padded where the image is smaller; null: the full image", within=POSITIVE
+    )
 
 
 @dataclass
 class Validation:
-    held_out: int = key(500, "target training images held out for model selection; 0: no validation")
-    held_out_seed: int = key(0, "seed of the fixed choice of the held-out images")
-    data_dir: str | None = key(None, "root folder of the images in data_list; null: target.data_dir")
-    data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice")
-    label_list: str | None = key(None, "text file of their labels, same order")
-    every: int = key(1000, "validate and save after this many iterations")
+    held_out: int = key(500, "target training images held out for model selection; 0: no validation", within=COUNT)
+    held_out_seed: int = key(0, "seed of the fixed choice of the held-out images", within=COUNT)
+    data_dir: str | None = key(None, "root folder of the images in data_list; null: target.data_dir", path=True)
+    data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice", path=True)
+    label_list: str | None = key(None, "text file of their labels, same order", path=True)
+    every: int = key(1000, "validate and save after this many iterations", within=POSITIVE)
 
 
 @dataclass
@@ -96,77 +124,100 @@ class Evaluation(_Labelled):
         None, "folder layout and label ids; list: own data, named by data_list; null: target.dataset", choices=DATASETS
     )
     id_table: str | None = key(
-        None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table"
+        None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table", path=True
     )
-    data_dir: str | None = key(None, "root folder; null: target.data_dir")
+    data_dir: str | None = key(None, "root folder; null: target.data_dir", path=True)
     split: str = key("val", "split folder (Cityscapes layout only)")
     data_list: str | None = key(
-        None, "text file with one image path a line (list: and its label path); dataset list without it: no test set"
+        None,
+        "text file with one image path a line (list: and its label path); dataset list without it: no test set",
+        path=True,
     )
-    label_list: str | None = key(None, "text file with one label path a line")
-    input_size: Size | None = key((1024, 512), "network input [W, H]; scores are at the label's own size")
+    label_list: str | None = key(None, "text file with one label path a line", path=True)
+    input_size: Size | None = key(
+        (1024, 512),
+        "network input [W, H]; null keeps the size, which dataset list does unless this is set; scores are at the "
+        "label's own size",
+        within=POSITIVE,
+    )
     upsampling: str = key(
         "released",
         "logits to the label's size: released: to the input's size first, then with align_corners; direct: in one step",
         choices=("released", "direct"),
     )
-    eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all")
-    num_workers: int = key(2, "loader processes of evaluation and validation")
+    eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all", needs_one=True)
+    num_workers: int = key(2, "loader processes of evaluation and validation", within=COUNT)
 
 
 @dataclass
 class AtTestTime:
     """Test-time augmentation; training has its own, see ``Domain``."""
 
-    scales: tuple[float, ...] = key((1.0,), "evaluate at these scales of the input and average the probabilities")
+    scales: tuple[float, ...] = key(
+        (1.0,), "evaluate at these scales of the input and average the probabilities", within=ABOVE_0, needs_one=True
+    )
     flip: bool = key(False, "... and at each scale its mirror image too")
 
 
 @dataclass
 class Train:
-    num_steps: int = key(35000, "iterations; each is one optimiser step a domain")
-    batch_size: int = key(8, "images of each domain in an iteration, all processes together")
+    num_steps: int = key(35000, "iterations; each is one optimiser step a domain", within=POSITIVE)
+    batch_size: int = key(8, "images of each domain in an iteration, all processes together", within=POSITIVE)
     iter_size: int = key(
-        1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm"
+        1,
+        "forward a process's images in this many parts: less memory, the same gradients up to batch norm",
+        within=POSITIVE,
     )
-    num_workers: int = key(4, "loader processes of each domain, per process")
+    num_workers: int = key(4, "loader processes of each domain, per process", within=COUNT)
     cache_dir: str | None = key(
-        None, "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time"
+        None,
+        "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time",
+        path=True,
     )
-    lr_encoder: float = key(0.0016, "initial learning rate of the encoder")
-    lr_decoder: float = key(0.016, "initial learning rate of the decoder")
+    lr_encoder: float = key(0.0016, "initial learning rate of the encoder", within=WEIGHT)
+    lr_decoder: float = key(0.016, "initial learning rate of the decoder", within=WEIGHT)
     schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))
-    lr_pow: float = key(0.9, "poly: iteration i (from 0) has lr * (1 - (i - 1) / num_steps) ^ lr_pow, the first one lr")
-    decrease_lr: int = key(1500, "drop: lr is constant up to this iteration (from 0) and times 0.1 after it")
-    momentum: float = key(0.9, "SGD momentum")
-    weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only")
-    lambda_seg: float = key(0.4, "weight of the auxiliary source loss")
+    lr_pow: float = key(
+        0.9, "poly: iteration i (from 0) has lr * (1 - (i - 1) / num_steps) ^ lr_pow, the first one lr", within=WEIGHT
+    )
+    decrease_lr: int = key(
+        1500, "drop: lr is constant up to this iteration (from 0) and times 0.1 after it", within=COUNT
+    )
+    momentum: float = key(0.9, "SGD momentum", within=FRACTION)
+    weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only", within=WEIGHT)
+    lambda_seg: float = key(0.4, "weight of the auxiliary source loss", within=WEIGHT)
     amp: str = key("off", "autocast of the network's forward; losses stay in float32", choices=("off", "bf16", "fp16"))
     channels_last: bool = key(False, "memory format of images and network; faster where the convolutions prefer it")
     compile: bool = key(False, "torch.compile the network")
     checkpoint_encoder: bool = key(
         False, "compute the encoder's activations twice instead of keeping them: less memory"
     )
-    skip_bad_samples: int = key(0, "unreadable training images that are replaced by the next one before the run stops")
-    print_freq: int = key(20, "write losses to the logs every this many iterations")
+    skip_bad_samples: int = key(
+        0, "unreadable training images that are replaced by the next one before the run stops", within=COUNT
+    )
+    print_freq: int = key(20, "write losses to the logs every this many iterations", within=POSITIVE)
 
 
 @dataclass
 class Curriculum:
-    box_size: tuple[int, ...] = key((4, 8), "sides of the squares of the middle layer, pixels; []: no squares")
+    box_size: tuple[int, ...] = key(
+        (4, 8), "sides of the squares of the middle layer, pixels; []: no squares", within=POSITIVE
+    )
     use_pixels: bool = key(True, "bottom layer: pixel pseudo-labels")
-    conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this")
+    conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this", within=SHARE)
     merge_1x1: bool = key(False, "one mean over pixels and squares together (paper) instead of one mean each, added")
-    lambda_pseudo: float = key(1.0, "weight of pixels and squares")
-    lambda_balance: float = key(1.0, "weight of the image term (top layer)")
-    lambda_eq: float = key(0.0, "weight of the spatial term; 0: off")
+    lambda_pseudo: float = key(1.0, "weight of pixels and squares", within=WEIGHT)
+    lambda_balance: float = key(1.0, "weight of the image term (top layer)", within=WEIGHT)
+    lambda_eq: float = key(0.0, "weight of the spatial term; 0: off", within=WEIGHT)
     image_target: str = key("uniform", "histogram the image term aims at", choices=("uniform", "source"))
     image_loss: str = key("bce", "binary CE of the batch average or CE per image", choices=("bce", "ce"))
     region_pool: str = key("logits", "what a square averages", choices=("logits", "probs"))
     drop_saturated: bool = key(True, "leave losses that are exactly 0 out of the means (released code)")
-    class_prior: str | None = key(None, "text or .npy file of class frequencies; null: from the source labels")
-    spatial_prior: str | None = key(None, ".npy (H, W, C) prior; null: from the source labels")
-    prior_sigma: float = key(0.0, "Gaussian smoothing of the spatial prior, sigma in pixels")
+    class_prior: str | None = key(
+        None, "text or .npy file of class frequencies; null: from the source labels", path=True
+    )
+    spatial_prior: str | None = key(None, ".npy (H, W, C) prior; null: from the source labels", path=True)
+    prior_sigma: float = key(0.0, "Gaussian smoothing of the spatial prior, sigma in pixels", within=WEIGHT)
 
 
 @dataclass
@@ -180,28 +231,38 @@ class AdaBN:
         "whole", "whole images, or crops of target.crop_size, not flipped or rotated", choices=("whole", "crops")
     )
     scale: Range | None = key(
-        None, "random scale of the crops; null: that of the training. The released test_adabn: [0.5, 1.5]"
+        None,
+        "random scale of the crops; null: that of the training. The released test_adabn: [0.5, 1.5]",
+        within=ABOVE_0,
     )
     domains: str = key("target", "images that give the statistics", choices=("target", "source", "both"))
-    batch_size: int = key(4, "images in a forward pass, all processes together. The released test_adabn: 8")
-    epochs: int = key(1, "passes over the images; crops differ from pass to pass")
-    num_steps: int | None = key(None, "forward passes in a domain, instead of epochs; null: as many as the epochs take")
-    score_every: int = key(
-        0, "score after every this many passes too; 0: only before and after. The released test_adabn: 1000"
+    batch_size: int = key(
+        4, "images in a forward pass, all processes together. The released test_adabn: 8", within=POSITIVE
     )
-    weights: str | None = key(None, "run folder or file to convert; null: the run that this configuration trained")
+    epochs: int = key(1, "passes over the images; crops differ from pass to pass", within=POSITIVE)
+    num_steps: int | None = key(
+        None, "forward passes in a domain, instead of epochs; null: as many as the epochs take", within=POSITIVE
+    )
+    score_every: int = key(
+        0,
+        "score after every this many passes too; 0: only before and after. The released test_adabn: 1000",
+        within=COUNT,
+    )
+    weights: str | None = key(
+        None, "run folder or file to convert; null: the run that this configuration trained", path=True
+    )
 
 
 @dataclass
 class Config:
     exp_name: str = key("", "name of the run; its folder is snapshot_dir/exp_name")
-    snapshot_dir: str = key("runs", "folder of all runs")
+    snapshot_dir: str = key("runs", "folder of all runs", path=True)
     resume: str = key(
-        "auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file"
+        "auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file", path=True
     )
     resume_force: bool = key(False, "go on although the configuration differs from the checkpoint's")
-    seed: int = key(0, "seed of initialisation, data order and augmentation")
-    num_classes: int = key(19, "classes, C in the paper")
+    seed: int = key(0, "seed of initialisation, data order and augmentation", within=COUNT)
+    num_classes: int = key(19, "classes, C in the paper", within=CLASSES)
     model: Model = field(default_factory=Model)
     source: Domain = field(default_factory=lambda: Domain(dataset="gtav"))
     target: Domain = field(default_factory=Domain)
@@ -229,18 +290,21 @@ class Config:
         """The classes, which all three data sets share.
 
         Raises:
-            ValueError: they do not, or num_classes is another number.
+            ConfigError: an id table cannot be read, they do not, or num_classes is another number.
         """
         tables = {}
         for name, options in (("source", self.source), ("target", self.target), ("test", self.test)):
             kind = options.label_kind
-            tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+            try:
+                tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+            except ValueError as error:
+                raise ConfigError(f"{name}.id_table: {error}") from error
         for name, table in tables.items():
             if table.names != tables["source"].names:
                 own, source = ", ".join(table.names), ", ".join(tables["source"].names)
-                raise ValueError(f"the classes of {name} are {own}; those of source {source}")
+                raise ConfigError(f"the classes of {name} are {own}; those of source {source}")
         if self.num_classes != tables["source"].num_classes:
-            raise ValueError(
+            raise ConfigError(
                 f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that"
             )
         return tables["source"]

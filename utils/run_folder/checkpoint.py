@@ -1,7 +1,7 @@
 """Whole-or-nothing checkpoints: one file holds everything that a run needs to go on."""
 
-import subprocess
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +9,36 @@ import torch
 import yaml
 
 from dataset.files import write_whole
+from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file
-from utils.config.read import flatten, to_yaml
+from utils.config.read import to_yaml
 from utils.config.schema import Config
+from utils.run_folder.classes import class_entry
+from utils.run_folder.identity import config_changes, data_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
-# Keys that change neither the result nor its place in the training.
-FREE_KEYS = (
-    "snapshot_dir",
-    "exp_name",
-    "resume",
-    "resume_force",
-    "model.fc_dim",  # only checks model.encoder
-    "train.num_workers",
-    "train.cache_dir",
-    "train.skip_bad_samples",
-    "test.num_workers",
-)
+
+# Of a state of a training, what it must hold at least; older versions wrote no more.
+STATE = {
+    "model": dict,
+    "bn_updates": dict,
+    "config": str,
+    "optimizer": dict,
+    "scaler": dict,
+    "step": int,
+    "best_miou": float,
+    "skipped": int,
+}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or gone on from; the message says what to do."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that cannot be read, so that one before it may be taken."""
 
 
 def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
@@ -40,19 +47,9 @@ def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
         "model": model.state_dict(),
         "bn_updates": bn_updates(model),
         "config": to_yaml(config),
+        "classes": class_entry(config.class_table),
         "git": git_revision(),
     }
-
-
-def make_run_folder(folder: Path) -> None:
-    """Make the run folder if absent. Raises CheckpointError where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        problem = f"cannot write into the run folder {folder}: {error.strerror}"
-        raise CheckpointError(f"{problem}. Make it writable or choose another snapshot_dir") from error
 
 
 def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
@@ -74,53 +71,90 @@ def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None)
         ) from error
 
 
-def find_state(config: Config, folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+def find_state(
+    config: Config, method: str, data: Mapping[str, Any], report: Callable[[str], None]
+) -> dict[str, Any] | None:
     """State to go on from as ``config.resume`` says, None to start anew.
 
     A damaged last checkpoint is reported and the one before it taken.
 
+    Args:
+        method: name of the training script.
+        data: what the run is trained on, see ``identity.data_identity``.
+
     Raises:
-        CheckpointError: no usable file, or the run was configured otherwise.
+        CheckpointError: no usable file, or one of another method, configuration or data.
     """
+    folder = config.run_folder
     if config.resume == "off":
         return None
-    candidates = [folder / LAST, folder / PREVIOUS] if config.resume == "auto" else [Path(config.resume)]
+    if config.resume != "auto":
+        return _checked(Path(config.resume), config, method, data, report)
     damaged = []
-    for path in candidates:
-        if config.resume == "auto" and not path.is_file():
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
             continue
         try:
-            state = read_file(path)
-            state["step"], state["optimizer"]
-        except (WeightsError, KeyError) as error:
-            damaged.append(f"{path}: {error}")
-            report(f"damaged checkpoint, looking for the one before it. {damaged[-1]}")
-            continue
-        _check_config(state["config"], config, path)
-        report(f"going on from {path} after step {state['step']}")
-        return state
+            return _checked(path, config, method, data, report)
+        except DamagedError as error:
+            damaged.append(str(error))
+            report(f"damaged checkpoint, looking for the one before it. {error}")
     if damaged:
-        raise CheckpointError(f"no checkpoint to go on from: {'; '.join(damaged)}. resume=off starts anew")
+        best = f"; resume={folder / BEST} goes on from the best one" if (folder / BEST).is_file() else ""
+        raise CheckpointError(f"no checkpoint to go on from: {'; '.join(damaged)}. resume=off starts anew{best}")
     return None
 
 
-def _check_config(saved: str, config: Config, path: Path) -> None:
-    old, new = flatten(yaml.safe_load(saved)), flatten(yaml.safe_load(to_yaml(config)))
-    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)
-    if differing and not config.resume_force:
-        listed = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in differing)
+def _checked(
+    path: Path, config: Config, method: str, data: Mapping[str, Any], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """The training state in the file ``path``, if it is of this run."""
+    try:
+        state = read_file(path)
+    except WeightsError as error:
+        raise DamagedError(f"no checkpoint to go on from: {error}") from error
+    if "model" in state and "step" not in state:
         raise CheckpointError(
-            f"{path} was written with another configuration ({listed}). Restore it, start anew with resume=off, or "
+            f"{path} has a network but no state of a training (step, optimiser), as test_adabn.py writes it: "
+            f"model.weights={path} starts a new training from it"
+        )
+    wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing or of another type")
+    try:
+        _compare(state, path, config, method, data, report)
+    except (yaml.YAMLError, zlib.error, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedError(f"{path} is no state of a training: what it says of its run is unreadable") from error
+    report(f"going on from {path} after step {state['step']}")
+    return state
+
+
+def _compare(
+    state: dict[str, Any],
+    path: Path,
+    config: Config,
+    method: str,
+    data: Mapping[str, Any],
+    report: Callable[[str], None],
+) -> None:
+    if "method" not in state:
+        report(f"{path} is of an older version, which did not note the method and the data: they are not compared")
+    elif state["method"] != method:
+        raise CheckpointError(
+            f"{path} was written by {state['method']}.py, this is {method}.py: choose another exp_name, or start anew "
+            f"with resume=off; model.weights={path} starts from its network"
+        )
+    changed = config_changes(state["config"], config)
+    problems = [f"another configuration ({changed})"] if changed else []
+    if "data" in state and (changed := data_changes(state["data"], data)):
+        problems.append(f"other data ({changed})")
+    if problems and not config.resume_force:
+        raise CheckpointError(
+            f"{path} was written with {' and '.join(problems)}. Restore it, start anew with resume=off, or "
             "go on all the same with resume_force=true"
         )
-
-
-def remove_results(folder: Path) -> list[str]:
-    """Delete the checkpoints of an earlier run, which would be mistaken for the new run's. Returns their names."""
-    found = [name for name in (BEST, LAST, PREVIOUS, CONVERTED) if (folder / name).is_file()]
-    for name in found:
-        (folder / name).unlink()
-    return found
+    for problem in problems:
+        report(f"resume_force: going on although the checkpoint was written with {problem}")
 
 
 def resolve_weights(path: str) -> Path:
@@ -139,11 +173,11 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Name -> files of each network that ``weights`` lists: runs of this project, or an official encoder, then decoder.
 
     Raises:
-        ValueError: an encoder file without a decoder file after it, or a network given twice.
+        ChoiceError: an encoder file without a decoder file after it, or a network given twice.
     """
     repeated = sorted({given for given in weights if weights.count(given) > 1})
     if repeated:
-        raise ValueError(f"weights list {', '.join(repeated)} more than once")
+        raise ChoiceError(f"weights list {', '.join(repeated)} more than once")
     networks: dict[str, tuple[str, ...]] = {}
     encoder = None
     for given in weights:
@@ -157,15 +191,7 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
         else:
             networks[encoder], encoder = (encoder, given), None
     if encoder is not None:
-        raise ValueError(
+        raise ChoiceError(
             f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it"
         )
     return networks
-
-
-def git_revision() -> str:
-    """Commit of the code, or "unknown" outside a git checkout."""
-    result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or "unknown"

@@ -10,7 +10,7 @@ import yaml
 from models.weights import WeightsError, read_file
 from utils.config.read import build_config, flatten
 from utils.run_folder.checkpoint import BEST, CONVERTED, LAST
-from utils.run_folder.log import RECORDS, read_scalars
+from utils.run_folder.records import RECORDS, read_scalars
 
 METHODS = {
     "train_source_only": "source only",

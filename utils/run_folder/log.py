@@ -1,46 +1,29 @@
-"""What a run writes down: a text log, one JSON line a record, TensorBoard. Only the first process writes."""
+"""What a run writes down: a text log, one JSON line a record, TensorBoard. Only the first process writes.
 
-import json
-import logging
-import math
+No log may stop or stall a training: one that cannot be written is switched off with a word, and the run goes on.
+"""
+
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from dataset.files import write_whole
+from utils.run_folder.board import Board
+from utils.run_folder.console import Console
+from utils.run_folder.records import RECORDS, kept_records, plain_json
 
-RECORDS, BOARD = "log.jsonl", "tensorboard"
-SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
-PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation
-DRAWN_BARS = 30  # TensorBoard draws so many, whatever it is given: with as many, each is one class
-NOTHING = 1e-12  # height of an empty bar: TensorBoard would widen the first and last full one over those of 0
-
-
-def read_scalars(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        step = record.pop("step")
-        yield step, {name: value for name, value in record.items() if f"/{SHARE}/" not in name}
-
-
-class _TqdmHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+TEXT, BOARD = "log.txt", "tensorboard"
 
 
 class RunLog:
-    """Logs of one run folder: ``log.txt``, ``log.jsonl`` and ``tensorboard/``.
+    """Logs of one run folder: ``log.txt``, ``log.jsonl`` and ``tensorboard/``; ``log.txt`` on the console too.
 
     Args:
         folder: the run folder, which exists.
@@ -49,54 +32,72 @@ class RunLog:
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
         self.folder, self.enabled = folder, enabled
-        self._logger = logging.Logger(str(folder))
-        if not enabled:
-            return
-        for handler in (logging.FileHandler(folder / "log.txt"), _TqdmHandler()):
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-            self._logger.addHandler(handler)
-        self._open_records()
+        self.console = Console(self.text)
+        self._off: set[str] = set()  # logs that cannot be written any more
+        if enabled:
+            self._text = (folder / TEXT).open("a")
+            self._open_records()
 
     def __enter__(self) -> "RunLog":
+        self.console.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.enabled:
-            return
-        if error is not None:
-            self._logger.error(f"{kind.__name__}: {error}")
-        self._json.close()
-        self._board.close()
-        for handler in self._logger.handlers:
-            handler.close()
+        if self.enabled:
+            if error is not None and not isinstance(error, SystemExit):
+                self.text(f"{type(error).__name__}: {error}")
+            for name, log in ((RECORDS, self._json), (BOARD, self._board), (TEXT, self._text)):
+                with self._tolerate(name):
+                    log.close()
+        self.console.__exit__(kind, error, trace)
 
-    def _open_records(self, **options: int) -> None:
+    @contextmanager
+    def _tolerate(self, name: str) -> Iterator[None]:
+        """Switch the log ``name`` off where it cannot be written, and say so once."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self._off:
+                self._off.add(name)
+                self.text(f"WARNING: cannot write {self.folder / name}: {error}. It ends here, the run goes on without")
+
+    def _open_records(self, purge_step: int | None = None) -> None:
         self._json = (self.folder / RECORDS).open("a")
-        self._board = SummaryWriter(str(self.folder / BOARD), **options)
+        self._board = Board(self.folder / BOARD, purge_step)
 
-    def restart(self, step: int) -> None:
-        """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats."""
+    def restart(self, step: int, validated: bool = True) -> None:
+        """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats.
+
+        Args:
+            validated: False forgets the scores at ``step`` too: that validation is repeated.
+        """
         if not self.enabled:
             return
         self._json.close()
         self._board.close()
         path = self.folder / RECORDS
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step) if step else ""
+        kept = kept_records(path, step, validated, self.text) if step and path.is_file() else ""
         write_whole(path, lambda stream: stream.write(kept.encode()))
         if step == 0:  # TensorBoard would go on showing what the new run does not write
-            shutil.rmtree(self.folder / BOARD)
+            shutil.rmtree(self.folder / BOARD, ignore_errors=True)
         self._open_records(purge_step=step + 1)
 
     def text(self, message: str) -> None:
         """A line (or a table) for people."""
-        if self.enabled:
-            self._logger.info(message)
+        if not self.enabled:
+            return
+        line = f"{time.strftime('%H:%M:%S')} {message}"
+        tqdm.write(line, file=sys.stdout)  # above a progress bar instead of through it
+        sys.stdout.flush()
+        if TEXT not in self._off:
+            with self._tolerate(TEXT):
+                self._text.write(f"{line}\n")
+                self._text.flush()
 
     def record(self, step: int, values: dict[str, float], shares: dict[str, dict[str, float]] | None = None) -> None:
-        """What a step gave, for programs and TensorBoard.
+        """What a step gave, for programs and TensorBoard. Values that are not finite are null.
 
         Args:
             values: scalars by name.
@@ -105,32 +106,31 @@ class RunLog:
         if not self.enabled:
             return
         shares = shares or {}
-        flat = {
-            f"{histogram}/{name}": share for histogram, classes in shares.items() for name, share in classes.items()
-        }
-        self._json.write(json.dumps({"step": step, **values, **flat}) + "\n")
-        self._json.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        for histogram, classes in shares.items():
-            self._bars(step, histogram, list(classes.values()))
+        flat = {f"{layer}/{name}": share for layer, classes in shares.items() for name, share in classes.items()}
+        if RECORDS not in self._off:
+            with self._tolerate(RECORDS):
+                self._json.write(plain_json({"step": step, **values, **flat}) + "\n")
+                self._json.flush()
+        if BOARD not in self._off:
+            with self._on_board() as board:
+                board.scalars(step, values)
+                for histogram, classes in shares.items():
+                    board.bars(step, histogram, list(classes.values()))
 
-    def _bars(self, step: int, name: str, heights: Sequence[float]) -> None:
-        """A histogram in TensorBoard whose bar from c to c + 1 is ``heights[c]``; all that follow are empty."""
-        bars = np.full(DRAWN_BARS * math.ceil(len(heights) / DRAWN_BARS), NOTHING)
-        bars[: len(heights)] = np.maximum(heights, NOTHING)
-        left = np.arange(len(bars))
-        moments = {"num": bars.sum(), "sum": (left * bars).sum(), "sum_squares": (left**2 * bars).sum()}
-        limits = {"min": 0, "max": len(bars), "bucket_limits": left + 1}
-        self._board.add_histogram_raw(name, bucket_counts=bars, global_step=step, **limits, **moments)
+    @contextmanager
+    def _on_board(self) -> Iterator[Board]:
+        with self._tolerate(BOARD):
+            yield self._board
+            self._board.flush()
 
     def document(self, step: int, name: str, text: str) -> None:
         """A preformatted text in TensorBoard."""
-        if self.enabled:
-            self._board.add_text(name, f"```\n{text}\n```", step)
+        if self.enabled and BOARD not in self._off:
+            with self._on_board() as board:
+                board.document(step, name, text)
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
-        """A picture in TensorBoard, shrunk to ``PICTURE_WIDTH`` or less."""
-        if self.enabled:
-            small = picture.reduce(math.ceil(picture.width / PICTURE_WIDTH))
-            self._board.add_image(name, np.array(small), step, dataformats="HWC")
+        """A picture in TensorBoard, shrunk."""
+        if self.enabled and BOARD not in self._off:
+            with self._on_board() as board:
+                board.picture(step, name, picture)

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.config.schema import AtTestTime, Config
@@ -75,7 +75,7 @@ def predictions_on(
         stack.enter_context(torch.random.fork_rng(devices=[]))  # a loader draws a seed for its workers
         for model in models:
             stack.enter_context(evaluation_mode(model))
-        for batch in tqdm(loader, desc=title, disable=title is None or not distributed.is_main(), leave=False):
+        for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
             image, valid = batch["image"].to(device), batch["valid"]
             size = tuple(valid.shape[-2:])
             maps = [predict(m, image, size, config.test.upsampling, tta).cpu()[valid] for m in models]

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from dataset.progress import Progress
 from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
 from utils import distributed
@@ -51,7 +51,7 @@ def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.dev
     """Batches of all loaders, interleaved in proportion to their lengths; gives the number of forwards done."""
     turns = sorted((turn / len(loader), number) for number, loader in enumerate(loaders) for turn in range(len(loader)))
     batches = [iter(loader) for loader in loaders]
-    bar = tqdm(turns, desc="statistics", disable=not distributed.is_main(), leave=False)
+    bar = Progress(turns, "statistics", enabled=distributed.is_main(), leave=False)
     for done, (_, number) in enumerate(bar, start=1):
         model(next(batches[number])["image"].to(device))
         yield done

@@ -10,6 +10,7 @@ from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
 TEXT_SIZE, TITLE_HEIGHT, SWATCH = 12, 18, 10  # pixels
+LABEL_IDS = "label_ids"  # the folder of a saved prediction that can be scored
 
 
 def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
@@ -81,7 +82,7 @@ def legend(table: ClassTable, width: int) -> Image.Image:
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
     """Pictures side by side or one below the other, on white."""
-    widths, heights = zip(*(tile.size for tile in tiles), strict=False)
+    widths, heights = zip(*(tile.size for tile in tiles), strict=True)
     gaps = gap * (len(tiles) - 1)
     size = (sum(widths) + gaps, max(heights)) if horizontal else (max(widths), sum(heights) + gaps)
     sheet = Image.new("RGB", size, "white")
@@ -95,15 +96,16 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
 def save_prediction(
     folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable
 ) -> None:
-    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image below ``folder``."""
+    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image; ``name`` may have sub-folders."""
     pictures = {
         "colour": colour_map(prediction, table),
-        "label_ids": label_id_map(prediction, table),
+        LABEL_IDS: label_id_map(prediction, table),
         "panels": panel(image, label, prediction, table),
     }
     for kind, picture in pictures.items():
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        picture.save(folder / kind / f"{name}.png")
+        path = folder / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:

@@ -1,23 +1,28 @@
 """Predictions as files: pictures of a network's, and scores of those that somebody else made."""
 
+import os
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from dataset.folders import DataError, Sample
-from dataset.labels import ClassTable
-from dataset.reading import read_label, read_prediction
+from dataset.folders import Sample
+from dataset.labels import IGNORE, ClassTable, class_table, id_lookup, look_like_train_ids
+from dataset.messages import DataError, few
+from dataset.progress import Progress
+from dataset.reading import prediction_kind, read_label, read_raw_label, train_ids
 from utils import distributed
 from utils.metrics import ConfusionMatrix
-from utils.scoring.pictures import confusion_picture, save_prediction
+from utils.scoring.pictures import LABEL_IDS, confusion_picture, save_prediction
 
 WORST = 10  # images shown apart
+NO_CLASS = 0.01  # share of the predicted pixels above which ids of no class are worth a word
 
 
 class Gallery:
@@ -44,26 +49,109 @@ class Gallery:
         shutil.rmtree(worst, ignore_errors=True)
         worst.mkdir()
         for rank, (miou, name) in enumerate(sorted(labelled)[:WORST], start=1):
-            shutil.copy(self.folder / "panels" / f"{name}.png", worst / f"{rank:02d}_{miou:.1f}_{Path(name).name}.png")
+            flat = name.replace("/", "_")
+            shutil.copy(self.folder / "panels" / f"{name}.png", worst / f"{rank:02d}_{miou:.1f}_{flat}.png")
 
 
 def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_classes: int) -> ConfusionMatrix:
-    """Confusion matrix of label-id PNGs below ``folder``, one a sample, whose names begin with the sample's name.
+    """Confusion matrix of label-id PNGs below ``folder``, one a sample, see ``find_predictions``.
 
     Raises:
-        DataError: a sample has no prediction or several, or one of another size than its label.
+        DataError: a sample has no prediction or several, one of another size than its label, an id that is not defined,
+            or all of them hold train ids.
     """
     matrix = ConfusionMatrix(num_classes)
-    files = sorted(folder.rglob("*.png"))
-    for sample in tqdm(samples, desc="predictions", disable=not distributed.is_main()):
-        stem = Path(sample.name).name
-        found = [path for path in files if path.stem == stem or path.name.startswith(f"{stem}_")]
-        if len(found) != 1:
-            problem = f"{len(found)} predictions for {sample.name} below {folder}"
-            raise DataError(f"{problem}: exactly one {stem}.png or {stem}_*.png is needed")
-        label, prediction = read_label(sample.label, dataset), read_prediction(found[0], dataset)
+    kind = prediction_kind(dataset)
+    counts = np.zeros(len(id_lookup(kind)), np.int64)  # labelled pixels that are given each raw id
+    files = find_predictions(folder, samples)
+    for sample in Progress(samples, "predictions", enabled=distributed.is_main()):
+        path = files[sample.name]
+        raw, label = read_raw_label(path, kind), read_label(sample.label_file, dataset)
+        prediction = train_ids(raw, path, kind)
         if label.shape != prediction.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (prediction.shape, label.shape))
-            raise DataError(f"prediction {found[0]} and label {sample.label} differ in size (W x H): {sizes}")
+            raise DataError(f"prediction {path} and label {sample.label} differ in size (W x H): {sizes}")
+        counts += np.bincount(raw[label != IGNORE], minlength=len(counts))
         matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
+    _judge_ids(counts, folder, kind)
     return matrix
+
+
+def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
+    """Refuse predictions of train ids; say it where much of others is no class."""
+    found = np.flatnonzero(counts).tolist()
+    if look_like_train_ids(found, kind):
+        examples = few(class_table(kind).export_ids[: class_table(kind).num_classes].tolist())
+        raise DataError(
+            f"the predictions below {folder} hold {found}, which look like train ids: write label ids ({examples}, ...)"
+        )
+    share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
+    if share > NO_CLASS and distributed.is_main():
+        print(f"{share:.1%} of the labelled pixels are predicted as ids that are no class, which counts as wrong")
+
+
+def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
+    """The PNG below ``folder`` that belongs to each sample, by the sample's name.
+
+    A file belongs to the sample whose name its own is or begins with, up to a character that is no letter or digit; of
+    several such samples to the one of the longest name, then to the one with which most folders agree. Of a sample's
+    files, one of exactly its name goes first. Linked folders are searched; of a folder that ``--save`` wrote, its
+    ``label_ids``.
+
+    Raises:
+        DataError: a sample has no file or several.
+    """
+    by_stem: dict[str, list[PurePath]] = defaultdict(list)
+    for sample in samples:
+        by_stem[PurePath(sample.name).name].append(PurePath(sample.name))
+    candidates: dict[str, list[tuple[tuple[bool, int], Path]]] = defaultdict(list)
+    for path in _pngs(folder):
+        stem = next((start for start in _starts(path.stem) if start in by_stem), None)
+        if stem is None:
+            continue
+        agreeing = {name: _agreement(path.parent, name.parent) for name in by_stem[stem]}
+        most = max(agreeing.values())
+        nearest = [name for name, folders in agreeing.items() if folders == most]
+        if len(nearest) == 1:
+            candidates[str(nearest[0])].append(((path.stem == stem, most), path))
+    found = {}
+    for sample in samples:
+        ranked = candidates[sample.name]
+        best = [path for rank, path in ranked if rank == max(rank for rank, _ in ranked)]
+        if len(best) != 1:
+            name = PurePath(sample.name)
+            which = f" ({few(best)})" if best else ""
+            raise DataError(
+                f"{len(best)} predictions for {sample.name} below {folder}{which}: exactly one {name}.png or "
+                f"{name.name}_*.png is needed"
+            )
+        found[sample.name] = best[0]
+    return found
+
+
+def _starts(stem: str) -> Iterator[str]:
+    """``stem``, then what is before each character of it that is no letter or digit, the longest first."""
+    yield stem
+    for at in range(len(stem) - 1, 0, -1):
+        if not stem[at].isalnum():
+            yield stem[:at]
+
+
+def _agreement(found: PurePath, wanted: PurePath) -> int:
+    """How many folders at the end of two paths have the same names."""
+    pairs = zip(reversed(found.parts), reversed(wanted.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _pngs(folder: Path) -> Iterator[Path]:
+    """PNGs below ``folder`` and linked folders, each once."""
+    seen = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        if LABEL_IDS in folders:
+            folders[:], names = [LABEL_IDS], []
+        folders.sort()
+        if os.path.realpath(at) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(at))
+        yield from (Path(at, name) for name in sorted(names) if name.lower().endswith(".png"))

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from dataset.folders import Sample, hold_out, read_list
+from dataset.folders import Sample, hold_out
+from dataset.lists import read_list
 from dataset.priors import class_prior
 from models.segmentor import Segmentor
 from utils.build import data
 from utils.config.read import build_config
 from utils.config.schema import Config
-from utils.run_folder.log import RECORDS
+from utils.run_folder.records import RECORDS
 from utils.run_folder.shares import last_labels
 from utils.scoring.class_shares import evenly_spaced, is_lost, predictions_on
 from utils.scoring.evaluation import evaluate, scores
 
-IMAGES = 100  # of each domain at most
 SEED = 0  # of the choice of the source images
 CAVEAT = (
     "Confidence, entropy and agreement under mirroring are left out on purpose: measured on small runs, they rank "
@@ -63,7 +63,7 @@ class Comparison:
 
 
 def compare_networks(
-    config: Config, networks: dict[str, Segmentor], folders: Sequence[Path], device: torch.device, images: int = IMAGES
+    config: Config, networks: dict[str, Segmentor], folders: Sequence[Path], device: torch.device, images: int
 ) -> Comparison:
     """Compare networks on the unlabelled target training images of ``config``.
 
@@ -80,7 +80,8 @@ def compare_networks(
     )
     cache, workers = folders[-1] / "priors", config.test.num_workers
     kind = config.source.label_kind
-    shares = class_prior(source, kind, config.num_classes, cache_dir=cache, num_workers=workers).tolist()
+    skip = config.train.skip_bad_samples
+    prior = class_prior(source, kind, config.num_classes, cache_dir=cache, num_workers=workers, skip_bad=skip)
     labels = last_labels(folders[-1] / RECORDS) if (folders[-1] / RECORDS).is_file() else None
     names = config.class_table.names
     return Comparison(
@@ -88,7 +89,7 @@ def compare_networks(
         networks=tuple(networks),
         images=len(seen),
         available=len(target),
-        source=shares,
+        source=prior.tolist(),
         predicted=found.shares.tolist(),
         labels=None if labels is None else [labels[name] for name in names],
         agreement=found.agreement.tolist(),
@@ -104,7 +105,8 @@ def _source_scores(
     device: torch.device,
     images: int,
 ) -> SourceScores:
-    chosen = list(source) if len(source) <= images else hold_out(source, images, SEED)[1]
+    unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
+    chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
     loader = data.evaluation_loader(config, chosen, config.source)
     found = []
     for network in networks:
@@ -113,13 +115,13 @@ def _source_scores(
     lists = [trained_on(folder) for folder in folders if (folder / "lists/source.txt").is_file()]
     known = {path for paths in lists for path in paths}
     seen = sum(sample.image.resolve() in known for sample in chosen) if lists else None
-    return SourceScores(found, len(chosen), len(source), seen)
+    return SourceScores(found, len(chosen), len(unique), seen)
 
 
 def trained_on(folder: Path) -> set[Path]:
     """Source images that a run was trained on."""
     root = Path(build_config(folder / "config.yaml").source.data_dir)
-    return {(root / line).resolve() for line in read_list(folder / "lists/source.txt")}
+    return {(root / line).resolve() for line in read_list(folder / "lists/source.txt", repeats=True)}
 
 
 def source_words(comparison: Comparison, names: Sequence[str]) -> str:

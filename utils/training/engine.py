@@ -2,28 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.folders import DataError
 from dataset.messages import few
-from models.batchnorm import set_bn_updates
+from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.config.schema import Config
-from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, model_state, save_atomic
-from utils.run_folder.log import SHARE, RunLog
-from utils.training.label_watch import CollapseWatch, LayerShares, VanishingWatch, layer_shares, patience
-from utils.training.losses import Batch, LossFunction, Outcome
+from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, save_atomic
+from utils.run_folder.log import RunLog
+from utils.scoring.evaluation import EvaluationStopped
+from utils.training.iteration import Iteration, numbers
+from utils.training.label_watch import PATIENCE, CollapseWatch, UnlabelledWatch, VanishingWatch, patience
+from utils.training.losses import Batch, LossFunction, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
+from utils.training.state import Standing, load_training_state, training_state
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
@@ -38,30 +40,6 @@ class Phase:
     loader: Iterable[Batch]
     losses: LossFunction
     backward: bool = True
-
-
-@dataclass
-class Iteration:
-    """What one iteration gave, all phases together."""
-
-    losses: dict[str, float] = field(default_factory=dict)  # PHASE/TERM
-    shares: dict[str, LayerShares] = field(default_factory=dict)  # PHASE/LAYER, of the pseudo-labels
-    data_time: float = 0.0  # seconds spent waiting for data
-    step_time: float = 0.0  # seconds in all
-
-    def values(self) -> dict[str, float]:
-        """Scalars for the logs: the losses, and PHASE/labelled/LAYER."""
-        return self.losses | {_within(name, "labelled"): shares.labelled for name, shares in self.shares.items()}
-
-    def histograms(self) -> dict[str, dict[str, float]]:
-        """PHASE/share/LAYER: the share of each class among the labels."""
-        return {_within(name, SHARE): shares.classes for name, shares in self.shares.items()}
-
-
-def _within(name: str, what: str) -> str:
-    """PHASE/LAYER -> PHASE/WHAT/LAYER"""
-    phase, layer = name.split("/")
-    return f"{phase}/{what}/{layer}"
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
@@ -83,6 +61,8 @@ class Trainer:
         optimizer: with the initial learning rates, see ``utils.build.network.build_optimizer``.
         validation: None: the last checkpoint is the result.
         target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
+        origin: what the checkpoints say of the method and the data.
+        before_save: called before each checkpoint is written; what it raises ends the run.
     """
 
     def __init__(
@@ -94,55 +74,92 @@ class Trainer:
         validation: Validation | None,
         device: torch.device,
         log: RunLog,
+        *,
         target_shares: TargetShares | None = None,
+        origin: Mapping[str, Any] | None = None,
+        before_save: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
         self.validation, self.device, self.log = validation, device, log
         self.folder, self.class_names = config.run_folder, config.class_table.names
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
-        self.start, self.best_miou, self.skipped = 0, -1.0, 0
+        phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
+        self.origin, self.before_save = {"phases": phase_names} | dict(origin or {}), before_save
+        self.standing = Standing()
         self.target_shares = target_shares
-        self.watches = [CollapseWatch(patience(config.train.num_steps))]
+        self.watches: list[CollapseWatch | VanishingWatch] = [CollapseWatch(patience(config.train.num_steps))]
         if target_shares and distributed.is_main():  # which alone has the log that it reads, and warns
             self.watches.append(VanishingWatch(target_shares.expected, patience(config.train.num_steps)))
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint as if the run had never stopped."""
-        self.model.load_state_dict(state["model"])
-        set_bn_updates(self.model, state["bn_updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.start, self.best_miou, self.skipped = state["step"], state["best_miou"], state["skipped"]
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint as if the run had never stopped. Raises CheckpointError where it does not fit."""
+        before = state.get("phases", self.origin["phases"])
+        if before != self.origin["phases"]:
+            raise CheckpointError(f"the checkpoint is of the phases {before}, this method has {self.origin['phases']}")
+        self.standing = load_training_state(state, self.model, self.optimizer, self.scaler)
+
+    def owes_validation(self) -> bool:
+        """Whether the validation after the last step is missing: it was broken off, or its best.pth is not there."""
+        p = self.standing
+        if self.validation is None or p.step == 0:
+            return False
+        lost = not (self.folder / BEST).is_file() and (p.best_miou >= 0 or p.step >= self.config.train.num_steps)
+        owes = distributed.is_main() and (lost or not p.validated)
+        return distributed.sum_over_ranks(owes, self.device) > 0
 
     def fit(self) -> Path:
         """Train; returns the file of the result (best.pth with validation, else last.pth)."""
-        result = self.folder / (BEST if self.validation is not None else LAST)
-        t = self.config.train
-        if self.start >= t.num_steps:
-            self.log.text(f"already trained for {self.start} steps; resume=off trains anew")
-            return result
+        t, p = self.config.train, self.standing
+        owes = self.owes_validation()
+        if p.step >= t.num_steps and not owes:
+            self.log.text(f"already trained for {p.step} steps; resume=off trains anew")
+            if distributed.sum_over_ranks(distributed.is_main() and not (self.folder / LAST).is_file(), self.device):
+                self._save()  # gone on from a file elsewhere: this folder has no result yet
+            return self._result()
         self.model.train()
-        if self.start == 0:
-            self._record_target_shares(0)
+        if p.step == 0:
+            self._record_target_shares()
         batches = [iter(phase.loader) for phase in self.phases]
-        indices = range(self.start, t.num_steps)
-        options = {"initial": self.start, "total": t.num_steps, "mininterval": 1, "disable": not distributed.is_main()}
-        with StopSignals() as signals, tqdm(indices, desc=self.config.exp_name, **options) as bar:
+        indices = range(p.step, t.num_steps)
+        main = distributed.is_main()
+        bar = Progress(indices, self.config.exp_name, start=p.step, enabled=main, lines=False)  # the log has the steps
+        with StopSignals() as signals, bar:
+            if owes:
+                self._make_up_for_validation(signals)
+            unlabelled = UnlabelledWatch(min(PATIENCE, max(len(indices), 1)))
             for index in bar:
                 iteration = self._iterate(index, batches)
-                totals = ", ".join(
-                    f"{k.split('/')[0]} {v:.3f}" for k, v in iteration.losses.items() if k.endswith("/total")
-                )
-                bar.set_postfix_str(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
-                done = index + 1
-                if done % t.print_freq == 0:
-                    self._log_iteration(done, iteration)
-                saved = done % self.config.val.every == 0 or done == t.num_steps
+                losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
+                totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
+                bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
+                p.step = index + 1
+                self._warn(iteration, unlabelled)
+                if p.step % t.print_freq == 0:
+                    self._log_iteration(p.step, iteration)
+                saved = p.step % self.config.val.every == 0 or p.step == t.num_steps
                 if saved:
-                    self._validate_and_save(done)
-                self._stop_if_asked(signals, done, saved)
-        return result
+                    self._save_and_validate(signals)
+                self._stop_if_asked(signals, saved)
+        return self._result()
+
+    def _result(self) -> Path:
+        best = self.folder / BEST
+        return best if self.validation is not None and best.is_file() else self.folder / LAST
+
+    def _make_up_for_validation(self, signals: StopSignals) -> None:
+        """The validation that the checkpoint which the run goes on from has not had, or whose result is gone."""
+        if distributed.sum_over_ranks(distributed.is_main() and not (self.folder / BEST).is_file(), self.device):
+            self.standing.best_miou = -1.0
+        self.standing.validated = False
+        self._validate(signals)
+        self._stop_if_asked(signals, saved=True)
+
+    def _warn(self, iteration: Iteration, unlabelled: UnlabelledWatch) -> None:
+        warnings = [watch.update(iteration.shares) for watch in self.watches]
+        warnings += [unlabelled.update(count) for count in iteration.labelled]
+        for warning in filter(None, warnings):
+            self.log.text(warning)
 
     def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
         """One iteration: every phase once."""
@@ -155,16 +172,13 @@ class Trainer:
             batch = self._next(iterator)
             iteration.data_time += time.perf_counter() - waiting
             self._run(phase, batch, iteration)
-        for watch in self.watches:
-            if warning := watch.update(iteration.shares):
-                self.log.text(warning)
         iteration.step_time = time.perf_counter() - started
         return iteration
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
-        self._tolerate([message for message in batch.pop("skipped") if message])
-        batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        self._tolerate([message for message in batch["skipped"] if message])
+        batch = on_device(batch, self.device)
         if self.config.train.channels_last:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         return batch
@@ -174,13 +188,12 @@ class Trainer:
         limit = self.config.train.skip_bad_samples
         if limit == 0:
             return
-        self.skipped += round(distributed.sum_over_ranks(len(messages), self.device))
+        p = self.standing
+        p.skipped += round(distributed.sum_over_ranks(len(messages), self.device))
         for message in messages:
-            self.log.text(f"skipped ({self.skipped} of at most {limit}): {message}")
-        if self.skipped > limit:
-            raise DataError(
-                f"{self.skipped} images could not be read, train.skip_bad_samples allows {limit}; see the log"
-            )
+            self.log.text(f"skipped ({p.skipped} of at most {limit}): {message}")
+        if p.skipped > limit:
+            raise DataError(f"{p.skipped} images could not be read, train.skip_bad_samples allows {limit}; see the log")
 
     def _seed(self, step: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a run can go on from any step without RNG states."""
@@ -201,10 +214,11 @@ class Trainer:
         parts = self.config.train.iter_size
         partwise = PartwiseForward(self.model, self._forward, parts) if parts > 1 else None
         outcome = phase.losses(partwise or self._forward, batch)
-        losses, shares = self._numbers(outcome)
+        losses, shares, labelled = numbers(outcome, self.class_names)
         self._check_finite(phase.name, losses)
         iteration.losses |= {f"{phase.name}/{term}": value for term, value in losses.items()}
         iteration.shares |= {f"{phase.name}/{layer}": value for layer, value in shares.items()}
+        iteration.labelled += labelled
         if phase.backward:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(outcome.losses["total"]).backward()
@@ -213,20 +227,6 @@ class Trainer:
             distributed.all_reduce_gradients(self.model)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    def _numbers(self, outcome: Outcome) -> tuple[dict[str, float], dict[str, LayerShares]]:
-        """Tensors as numbers, in one transfer from the device."""
-        tensors = [loss.detach().double().view(1) for loss in outcome.losses.values()] + list(
-            outcome.label_counts.values()
-        )
-        values = torch.cat(tensors).tolist() if tensors else []
-        losses, counts = values[: len(outcome.losses)], values[len(outcome.losses) :]
-        size = len(self.class_names) + 1
-        shares = {
-            layer: layer_shares(counts[i * size : (i + 1) * size], self.class_names)
-            for i, layer in enumerate(outcome.label_counts)
-        }
-        return dict(zip(outcome.losses, losses, strict=True)), shares
 
     def _check_finite(self, name: str, values: dict[str, float]) -> None:
         if all(math.isfinite(v) for v in values.values()):
@@ -245,45 +245,62 @@ class Trainer:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
-    def _record_target_shares(self, done: int) -> None:
+    def _record_target_shares(self) -> None:
         if self.target_shares:
-            self.target_shares.record(self.model, done)
+            self.target_shares.record(self.model, self.standing.step)
 
-    def _validate_and_save(self, done: int) -> None:
-        self._record_target_shares(done)  # before the checkpoint: a run that goes on from it has this record
-        best = False
-        if self.validation is not None:
-            miou = self.validation(self.model, done, self.best_miou)
-            best = miou > self.best_miou
-            self.best_miou = max(miou, self.best_miou)
-        self._save(done, best)
+    def _save_and_validate(self, signals: StopSignals) -> None:
+        """The checkpoint first: what comes after, however long, may be broken off and is repeated."""
+        self.standing.validated = self.validation is None
+        self._record_target_shares()  # before the checkpoint: a run that goes on from it has this record
+        self._save(previous=True)
+        self._validate(signals)
 
-    def _save(self, done: int, best: bool = False) -> None:
+    def _validate(self, signals: StopSignals) -> None:
+        """Score the network, whose checkpoint is saved, if anything is held out; it becomes the best one or not."""
+        p = self.standing
+        if self.validation is None:
+            return
+        try:
+            miou = self.validation(self.model, p.step, p.best_miou, stop=lambda: self._asked_to_stop(signals))
+        except EvaluationStopped:
+            return
+        best = miou > p.best_miou  # False for NaN
+        p.best_miou, p.validated = miou if best else p.best_miou, True
+        self._save(best=best)
+
+    def _save(self, *, best: bool = False, previous: bool = False) -> None:
+        """Write last.pth, and best.pth too if this is the ``best``; ``previous`` keeps the old last.pth."""
         bad = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
         if bad:
             raise FloatingPointError(
-                f"after step {done} the network has non-finite weights: {few(bad)}. {self._advice()}"
+                f"after step {self.standing.step} the network has non-finite weights: {few(bad)}. {self._advice()}"
             )
         if distributed.is_main():
-            state = model_state(self.config, self.model) | {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": done,
-                "best_miou": self.best_miou,
-                "skipped": self.skipped,
-            }
-            if best:  # first: a run that is killed in between goes on from before this validation, and finds it again
+            if self.before_save is not None:
+                self.before_save()
+            state = training_state(self.config, self.model, self.optimizer, self.scaler, self.standing, self.origin)
+            if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
-            save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS)
+            save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
         distributed.barrier()
 
-    def _stop_if_asked(self, signals: StopSignals, done: int, saved: bool) -> None:
+    def _asked_to_stop(self, signals: StopSignals) -> bool:
+        """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
+        asked = signals.received or (self.log.console.lost and signals.hangup_stops)
+        return distributed.sum_over_ranks(bool(asked), self.device) > 0
+
+    def _stop_if_asked(self, signals: StopSignals, saved: bool) -> None:
         """Every process stops after the same step, whichever got the signal."""
-        if not distributed.sum_over_ranks(signals.received, self.device):
+        if not self._asked_to_stop(signals):
             return
         if not saved:
-            self._save(done)
+            self._save(previous=True)
+        p = self.standing
+        why = f"signal {signals.received}" if signals.received else "a signal, or because nobody reads its output"
+        left = "" if p.validated else ", and repeats the validation"
         self.log.text(
-            f"stopped by a signal after step {done}, saved {self.folder / LAST}: the same command goes on from there"
+            f"stopped by {why} after step {p.step}, saved {self.folder / LAST}: the same command goes on from there"
+            + left
         )
         raise SystemExit(STOPPED)

@@ -1,18 +1,21 @@
 """An experiment: its processes, its folder, its data, and the phases that a training script makes of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dataset.folders import Sample
 from utils import distributed
 from utils.build import data, network
-from utils.config.read import to_yaml
-from utils.config.schema import Config
-from utils.run_folder.checkpoint import find_state, git_revision, make_run_folder, remove_results
+from utils.config.read import ConfigError, to_yaml
+from utils.config.schema import SCRATCH, Config
+from utils.run_folder.checkpoint import CheckpointError, find_state
+from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
+from utils.run_folder.identity import data_identity, git_revision
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
@@ -20,18 +23,31 @@ from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
 
+class Run(NamedTuple):
+    """A run of this process: its device, its logs and, in the first process, its folder."""
+
+    device: torch.device
+    log: RunLog
+    folder: RunFolder | None
+
+    def begin(self) -> None:
+        """From here on the run folder is kept; before, a start that fails leaves none."""
+        if self.folder is not None:
+            self.folder.kept = True
+
+
 @contextmanager
-def start_run(config: Config) -> Iterator[tuple[torch.device, RunLog]]:
-    """Join the other processes, open the run folder's logs; undo it at the end."""
+def start_run(config: Config) -> Iterator[Run]:
+    """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
     device = distributed.setup()
-    folder = config.run_folder
     try:
-        if distributed.is_main():
-            make_run_folder(folder)
-        with RunLog(folder, enabled=distributed.is_main()) as log:
+        with ExitStack() as stack:
+            main = distributed.is_main()
+            folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
+            log = stack.enter_context(RunLog(config.run_folder, enabled=main))
             processes = f"{distributed.world_size()} process(es) on {device.type}"
-            log.text(f"run folder {folder}, {processes}, code {git_revision()}")
-            yield device, log
+            log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
+            yield Run(device, log, folder)
     finally:
         distributed.shutdown()
 
@@ -57,48 +73,105 @@ class Experiment:
         return Phase("target", loader, losses, backward)
 
 
-def train(config: Config, make_phases: Callable[[Experiment], Sequence[Phase]]) -> Path:
+def train(
+    config: Config,
+    make_phases: Callable[[Experiment], Sequence[Phase]],
+    method: str,
+    *,
+    self_trained: bool = False,
+) -> Path:
     """Train the phases that ``make_phases`` gives for the experiment's parts. Returns the file of the result.
+
+    Args:
+        method: name of the script, which its checkpoints hold.
+        self_trained: the method learns from the network's own predictions, so it needs weights to start from.
 
     Raises:
         SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command goes on.
     """
-    with start_run(config) as (device, log):
-        table = config.class_table  # before anything slow: do the data sets go together?
-        state = find_state(config, config.run_folder, log.text)
-        start = state["step"] if state else 0
-        prepare_folder(config, table.names, log, start)
+    with start_run(config) as run:
+        device, log = run.device, run.log
+        _ = config.class_table  # before anything slow: do the data sets go together?
         source = data.source_samples(config)
-        target, held_out = data.target_samples(config)
-        data.write_lists(config, source=source, target=target, held_out=held_out)
+        target, held_out = data.target_samples(config, log.text)
+        identity = data_identity(config, source, target, held_out)
+        state = find_state(config, method, identity, log.text)
+        if state is None:
+            _check_starting_weights(config, self_trained, log)
         log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
+        validation = _make_validation(config, held_out, device, log)
         model = network.build_model(config, log, device, pretrained=state is None)
-        phases = make_phases(Experiment(config, source, target, device, log, start))
-        validation = None
-        if held_out:
-            validation = Validation(
-                config, held_out, data.evaluation_loader(config, held_out, config.target), device, log
-            )
-        else:
-            log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
-        optimizer = network.build_optimizer(config, model)
-        shares = TargetShares(config, source, target, device, log)
-        trainer = Trainer(config, model, optimizer, phases, validation, device, log, shares)
+        phases = make_phases(Experiment(config, source, target, device, log, state["step"] if state else 0))
+        trainer = Trainer(
+            config,
+            model,
+            network.build_optimizer(config, model),
+            phases,
+            validation,
+            device,
+            log,
+            target_shares=TargetShares(config, source, target, device, log),
+            origin={"method": method, "data": identity},
+            before_save=run.folder.check_lock if run.folder else None,
+        )
         if state:
             trainer.load_state(state)
+        run.begin()
+        _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
         return trainer.fit()
 
 
-def prepare_folder(config: Config, class_names: Sequence[str], log: RunLog, start: int) -> None:
-    """Let the run folder hold what a run up to step ``start`` has written, and this configuration."""
-    if not distributed.is_main():
-        return
-    log.restart(start)
-    if start == 0:
-        removed = remove_results(config.run_folder)
-        if removed:
-            log.text(f"starting anew, removed the earlier run's {', '.join(removed)}")
-    (config.run_folder / "config.yaml").write_text(to_yaml(config))
+def _check_starting_weights(config: Config, self_trained: bool, log: RunLog) -> None:
+    """Random weights are said, and refused where the network would be its own teacher.
+
+    Raises:
+        ConfigError: no weights for a method that needs them.
+    """
+    m = config.model
+    whole = m.weights not in (None, SCRATCH) or (m.weights_encoder and m.weights_decoder)
+    if self_trained and not whole and m.weights != SCRATCH:
+        raise ConfigError(
+            "model.weights is not set: PyCDA learns from the network's own predictions, which are noise before it was "
+            "trained. Set model.weights to a source-only run (or model.weights_encoder and model.weights_decoder to a "
+            f"released pair); model.weights={SCRATCH} starts from random weights all the same"
+        )
+    if not whole and not m.weights_encoder and m.weights != SCRATCH:
+        log.text(
+            "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
+            f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
+        )
+
+
+def _make_validation(
+    config: Config, held_out: Sequence[Sample], device: torch.device, log: RunLog
+) -> Validation | None:
+    """None where there are no held-out images: the last checkpoint is the result."""
+    if not held_out:
+        log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
+        return None
+    if remark := data.first_shape_remark(config, held_out):
+        log.text(remark)
+    return Validation(config, held_out, data.evaluation_loader(config, held_out, config.target), device, log)
+
+
+def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[str, Sequence[Sample]]) -> None:
+    """Let the run folder hold what a run up to the trainer's step has written, its configuration and its lists."""
+    folder, start = config.run_folder, trainer.standing.step
+    elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
+    try:
+        if distributed.is_main() and (start == 0 or elsewhere):
+            moved = set_aside(folder)
+            if moved:
+                log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
+        distributed.barrier()
+        log.restart(start, validated=not trainer.owes_validation())
+        data.write_lists(config, **lists)
+        if distributed.is_main():
+            (folder / "config.yaml").write_text(to_yaml(config))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write into the run folder {folder}: {error}. Make room or choose another"
+        ) from error
     log.document(start, "config", to_yaml(config))
-    classes = [f"{c} to {c + 1}: {name}" for c, name in enumerate(class_names)]
+    classes = [f"{c} to {c + 1}: {name}" for c, name in enumerate(config.class_table.names)]
     log.document(start, "classes of the share histograms", "\n".join(classes))

@@ -1,4 +1,5 @@
-"""What the pseudo-labels are made of, and warnings when self-training collapses or loses a class."""
+"""What the labels and pseudo-labels are made of, and warnings: nothing is labelled, self-training collapses or loses
+a class."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -41,9 +42,8 @@ def layer_shares(counts: Sequence[float], names: Sequence[str]) -> LayerShares:
     """Shares from one layer's (C + 1,) counts, see ``count_labels``; ``names`` are the classes."""
     *per_class, entries = counts
     labelled = sum(per_class)
-    return LayerShares(
-        labelled / entries, {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)}
-    )
+    classes = {name: n / max(labelled, 1) for name, n in zip(names, per_class, strict=True)}
+    return LayerShares(labelled / entries, classes)
 
 
 class CollapseWatch:
@@ -111,4 +111,21 @@ class VanishingWatch:
             f"WARNING: the pseudo-labels are losing classes ({found}). Unless the target has hardly any of them, the "
             "network is unlearning them: look at `sh run.sh compare CONFIG RUN...`, and try lower train.lr_encoder and "
             "train.lr_decoder, fewer train.num_steps or a lower curriculum.conf_threshold"
+        )
+
+
+class UnlabelledWatch:
+    """Tells once when no pixel of the source batches has been labelled for ``patience`` steps."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.streak = patience, 0
+
+    def update(self, labelled: float) -> str | None:
+        """Take one step's number of labelled pixels; returns the warning, if this step gives rise to one."""
+        self.streak = 0 if labelled else self.streak + 1
+        if self.streak != self.patience:
+            return None
+        return (
+            f"WARNING: no pixel of the source batches of {self.patience} steps is labelled, so nothing is learnt from "
+            "them: `sh run.sh check CONFIG` counts the labels; a larger source.crop_size sees more of each image"
         )

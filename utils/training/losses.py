@@ -26,25 +26,44 @@ class Batch(TypedDict):
     skipped: list[str]
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``; the copies may still be under way."""
+    return {
+        **batch,
+        "image": batch["image"].to(device, non_blocking=True),
+        "label": batch["label"].to(device, non_blocking=True),
+        "valid": batch["valid"].to(device, non_blocking=True),
+    }
+
+
 class Outcome(NamedTuple):
     """Of one forward pass."""
 
     losses: dict[str, Tensor]  # scalars by name; ``total`` is what is minimised
     label_counts: dict[str, Tensor] = {}  # by layer of the pyramid, of the global batch, see ``count_labels``
+    labelled: Tensor | None = None  # labelled pixels of the global batch, scalar, where the labels are the data set's
 
 
 Forward = Callable[..., dict[str, Tensor]]
 LossFunction = Callable[[Forward, Batch], Outcome]
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def labelled_pixels(label: Tensor) -> Tensor:
+    """Number of labelled pixels of the global batch, scalar."""
+    return all_reduce_sum((label != IGNORE).sum())
+
+
+def cross_entropy(logits: Tensor, label: Tensor, labelled: Tensor) -> Tensor:
     """Mean over the labelled pixels of the global batch, in float32 or float64; 0 where nothing is labelled.
+
+    Args:
+        labelled: see ``labelled_pixels``.
 
     The released code averages the means of the single GPUs instead, which weights pixels by how many others of their
     GPU are labelled; with one GPU the two are the same.
     """
     total = F.cross_entropy(at_least_float32(logits), label, ignore_index=IGNORE, reduction="sum")
-    return all_reduce_sum(total) / all_reduce_sum((label != IGNORE).sum()).clamp_min(1)
+    return all_reduce_sum(total) / labelled.clamp_min(1)
 
 
 def supervised(lambda_seg: float) -> LossFunction:
@@ -52,12 +71,13 @@ def supervised(lambda_seg: float) -> LossFunction:
 
     def losses(forward: Forward, batch: Batch) -> Outcome:
         outputs = forward(batch["image"])
-        terms = {"main": cross_entropy(outputs["logits"], batch["label"])}
+        labelled = labelled_pixels(batch["label"])
+        terms = {"main": cross_entropy(outputs["logits"], batch["label"], labelled)}
         total = terms["main"]
         if "aux" in outputs:
-            terms["aux"] = cross_entropy(outputs["aux"], batch["label"])
+            terms["aux"] = cross_entropy(outputs["aux"], batch["label"], labelled)
             total = total + lambda_seg * terms["aux"]
-        return Outcome({"total": total, **terms})
+        return Outcome({"total": total, **terms}, labelled=labelled)
 
     return losses
 

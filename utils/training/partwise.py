@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dataset.messages import ChoiceError
 from models.batchnorm import frozen_statistics
 
 
@@ -25,7 +26,7 @@ class PartwiseForward:
 
     def __call__(self, images: Tensor, **options: bool) -> dict[str, Tensor]:
         if len(images) % self.parts:
-            raise ValueError(
+            raise ChoiceError(
                 f"a process has {len(images)} images, they do not divide into train.iter_size={self.parts} parts"
             )
         self.chunks, self.options = images.chunk(self.parts), options
@@ -43,9 +44,8 @@ class PartwiseForward:
 
     def backward(self) -> None:
         """Accumulate the parameters' gradients from those of the outputs."""
-        grads = {
-            name: output.grad.chunk(self.parts) for name, output in self.outputs.items() if output.grad is not None
-        }
+        reached = {name: output.grad for name, output in self.outputs.items() if output.grad is not None}
+        grads = {name: grad.chunk(self.parts) for name, grad in reached.items()}
         with frozen_statistics(self.model):  # these forwards are no further batches
             for index in range(self.parts):
                 outputs = self._part(index)

@@ -6,15 +6,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dataset.folders import DataError, Sample
+from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.loader import eval_loader
+from dataset.messages import DataError
 from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.build import data
 from utils.config.schema import Config
-from utils.run_folder.log import RECORDS, RunLog
+from utils.run_folder.log import RunLog
+from utils.run_folder.records import RECORDS
 from utils.run_folder.shares import PREDICTION, read_shares
 from utils.scoring.class_shares import evenly_spaced, predictions_on
 
@@ -49,7 +51,7 @@ class TargetShares:
         """By class, its share in some source labels or in the run's first predictions, whichever is larger."""
         found = [self._in_source()]
         path = self.log.folder / RECORDS
-        found += [shares for _, shares in read_shares(path, PREDICTION)[:1]] if path.is_file() else []
+        found += [shares for _, shares in read_shares(path, PREDICTION, self.log.text)[:1]] if path.is_file() else []
         return {name: max(shares[name] for shares in found) for name in self.names}
 
     def _in_source(self) -> dict[str, float]:

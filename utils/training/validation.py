@@ -1,7 +1,7 @@
 """Scores on the held-out target images while a network is trained: what model selection goes by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.config.schema import Config
 from utils.run_folder.log import RunLog
+from utils.run_folder.records import VALIDATION
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.scoring.pictures import panel
 
@@ -32,23 +33,37 @@ class Validation:
         self, config: Config, held_out: Sequence[Sample], loader: DataLoader, device: torch.device, log: RunLog
     ) -> None:
         self.config, self.loader, self.device, self.log = config, loader, device, log
+        self.told = False
         self.table, self.classes = config.class_table, config.test.eval_classes
         seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-        self.pictured = {
-            sample.name: sample.image for sample in seen[:: math.ceil(len(seen) / PANELS)]
-        }  # spread over the cities
+        spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
+        self.pictured = {sample.name: sample.image for sample in spread}
 
-    def __call__(self, model: Segmentor, done: int, best_before: float) -> float:
-        """mIoU in percent after step ``done``; scores and pictures go into the logs."""
+    def __call__(self, model: Segmentor, done: int, best_before: float, stop: Callable[[], bool]) -> float:
+        """mIoU in percent after step ``done``, NaN where no scored class is labelled; scores and pictures are logged.
+
+        Raises:
+            EvaluationStopped: ``stop`` said so, see ``evaluate``; nothing but pictures was logged.
+        """
         draw = partial(self._draw_panel, done)
-        matrix = evaluate(self.config, model, self.loader, self.device, on_image=draw, title="validate")
+        matrix = evaluate(self.config, model, self.loader, self.device, on_image=draw, title="validate", stop=stop)
         result = scores(matrix, self.table, self.classes)
-        self.log.record(done, {f"val/{name}": value for name, value in result.items()})
+        self.log.record(done, {f"{VALIDATION}/{name}": value for name, value in result.items()})
+        if math.isnan(result["miou"]):
+            self._say_once_that_nothing_is_scored()
+            return result["miou"]
         best = max(result["miou"], best_before)
-        self.log.text(
-            f"validation at step {done} (best so far {best:.2f})\n{iou_table(matrix, self.table, self.classes)}"
-        )
+        table = iou_table(matrix, self.table, self.classes)
+        self.log.text(f"validation at step {done} (best so far {best:.2f})\n{table}")
         return result["miou"]
+
+    def _say_once_that_nothing_is_scored(self) -> None:
+        if not self.told:
+            self.told = True
+            self.log.text(
+                "WARNING: no scored class is labelled in the held-out images, so none of the checkpoints is the best "
+                "and the last one is the result: see test.eval_classes and the held-out labels"
+            )
 
     def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
         if name in self.pictured:

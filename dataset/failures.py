@@ -1,0 +1,67 @@
+"""How every program here ends: what the user can mend is one line and status 2, a bug of ours its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from dataset.messages import UserError
+
+MENDABLE, INTERRUPTED = 2, 130  # exit status
+# Everything that is no bug: our own errors, files and folders, a training that diverges.
+EXPECTED = (UserError, OSError, FloatingPointError)
+TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
+OUT_OF_MEMORY = "train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size takes less"
+
+
+def one_line(error: BaseException) -> str:
+    """What ``error`` says, on one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    if "Original Traceback" in text:  # a loader process's error, which DataLoader repeats with its traceback
+        text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
+    if _out_of_memory(error):
+        text = f"out of memory: {text.partition('. ')[0] or 'the system has no more'}. {OUT_OF_MEMORY}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
+
+
+def say(message: str, program: str | None = None) -> None:
+    """The last line of a program, on stderr; of several processes each has its own, with its rank."""
+    sys.stdout.flush()
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"{program or Path(sys.argv[0]).name}: {rank}{message}", file=sys.stderr, flush=True)
+
+
+def exit_after(main: Callable[[], int | None], program: str | None = None) -> NoReturn:
+    """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
+
+    A text in ``SystemExit`` is such a line too. Other errors are bugs and keep their traceback and status 1.
+
+    Args:
+        program: its name in that line; None: the file that was started.
+    """
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            say(f"error: {stopped.code}", program)
+        status = MENDABLE if isinstance(stopped.code, str) else stopped.code
+    except KeyboardInterrupt:
+        say("interrupted", program)
+        status = INTERRUPTED
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or not (isinstance(error, EXPECTED) or _out_of_memory(error)):
+            raise
+        say(f"error: {one_line(error)}", program)
+        status = MENDABLE
+    sys.exit(status)

@@ -1,0 +1,63 @@
+"""Progress: a bar that shows its loss at 80 columns on a terminal, and no carriage return anywhere else."""
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import pytest
+
+from dataset import progress
+from dataset.progress import Progress
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, stream: TextIO, title: str, **options) -> None:
+    """Write what a loop over a training's steps does."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(range(34990, 35000), title, start=34990, **options) as bar:
+        for _ in bar:
+            bar.note("source 0.123, target 0.456, data 0.02s of 1.20s")
+    stream.flush()
+
+
+@contextmanager
+def terminal(columns: int) -> Iterator[tuple[TextIO, int]]:
+    """A stream to a terminal, and the file descriptor at its other end."""
+    screen, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(end, "w") as stream:
+        yield stream, screen
+    os.close(screen)
+
+
+def test_loss_fits_into_80_columns(monkeypatch):
+    monkeypatch.setattr(progress, "REDRAW", 0)
+    with terminal(80) as (stream, screen):
+        shown(monkeypatch, stream, "pycda_spatial_ratio_exp001")
+        states = os.read(screen, 2**16).decode().strip().split("\r")
+    assert "..atial_ratio_exp001: 34999/35000, source 0.123, target 0.456" in states[-3]
+    assert len(states) > 10 and all(len(state.strip("\n")) < 80 for state in states)
+
+
+def test_no_terminal_no_carriage_return(monkeypatch):
+    def lines(**options) -> list[str]:
+        stream = io.StringIO()
+        shown(monkeypatch, stream, "run", **options)
+        return stream.getvalue().split("\n")
+
+    assert lines() == [""]
+    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    assert lines()[:2] == ["run: 34991 of 35000", "run: 34992 of 35000"] and len(lines()) == 11
+    assert lines(lines=False) == lines(enabled=False) == [""]
+
+
+def test_items_of_unknown_number(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY", 0)
+    assert list(Progress((i for i in range(2)), "stream")) == [0, 1]
+    assert capsys.readouterr().err == "stream: 1 of ?\nstream: 2 of ?\n"

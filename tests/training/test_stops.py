@@ -1,0 +1,72 @@
+"""A run that is told to stop, or whose reader goes away, saves and can go on."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_source_only
+from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from utils.training.engine import Trainer
+from utils.training.signals import STOPPED
+from utils.training.validation import Validation
+
+
+def log_of(run: Path) -> str:
+    return (run / "log.txt").read_text()
+
+
+def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
+    command,
+    uninterrupted,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    images = []
+
+    def signalled(self, done, name, label, prediction):
+        images.append(name)
+        if len(images) == 4:  # the first of the second validation
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Validation, "_draw_panel", signalled)
+    with pytest.raises(SystemExit) as stopped:
+        train_source_only.main(command(tmp_path, "run", *KEYS))
+    state = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    assert stopped.value.code == STOPPED and len(images) == 4 and state["step"] == 4 and not state["validated"]
+    assert "repeats the validation" in log_of(tmp_path / "run") and "SystemExit" not in log_of(tmp_path / "run")
+    monkeypatch.undo()
+    train_source_only.main(command(tmp_path, "run", *KEYS))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_path, monkeypatch):
+    iterate = Trainer._iterate
+
+    def hung_up(self, *arguments):
+        for _ in range(3):  # kernel and shell both tell
+            os.kill(os.getpid(), signal.SIGHUP)
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_iterate", hung_up)
+    with pytest.raises(SystemExit) as stopped:
+        train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
+    assert stopped.value.code == STOPPED
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 1
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
+
+
+def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
+    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
+    wait_for(process, tmp_path / "run", 1)
+    process.stdout.close()
+    assert process.wait(timeout=120) == STOPPED
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 1
+    assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads its output" in log_of(tmp_path / "run")

@@ -1,0 +1,209 @@
+"""A trained network for use elsewhere: one file that needs torch alone (.pt2) or an ONNX runtime (.onnx).
+
+It takes pictures as they are decoded, uint8 RGB (N, H, W, 3), and gives the class of every pixel, uint8 (N, H, W), or
+logits, float32 (N, C, H, W): normalisation and upsampling to the picture's size are part of it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from dataset.files import write_whole
+from dataset.labels import ClassTable
+from dataset.messages import UserError
+from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from models.segmentor import Segmentor
+from utils.metrics import class_map
+from utils.run_folder.classes import class_entry
+
+Size = tuple[int, int]  # (W, H)
+Network = Callable[[Tensor], Tensor]
+CLASSES = "classes.json"  # within the file
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SMALLEST = 32  # pixels a side: what the encoders reduce to one place
+SHAPES = ((1, 96, 160), (2, 65, 129), (1, 192, 96))  # (N, H, W) of the pictures that are compared
+NOISE = 0.05  # deviation, of pictures from 0 to 1
+SHOWN = 300  # characters of an error of torch
+AUXILIARY = ("cbr_deepsup", "dropout_deepsup", "conv_last_deepsup")  # modules that only training uses
+CLASS_TOLERANCE, LOGIT_TOLERANCE = 1e-3, 1e-3  # share of the pixels; of the largest logit
+
+
+class ExportError(UserError, RuntimeError):
+    """A network that cannot be exported as asked; the message says what to do."""
+
+
+class ExportedNetwork(nn.Module):
+    """uint8 RGB (N, H, W, 3) -> classes uint8 (N, H, W), or with ``logits`` float32 (N, C, H, W)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: Segmentor, logits: bool) -> None:
+        super().__init__()
+        self.model, self.logits = _exportable(model), logits
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        images = (pictures.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.deviation
+        logits = self.model(images, aux=False)["logits"]
+        return logits if self.logits else logits.argmax(1).to(torch.uint8)
+
+
+class PoolBySize(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as a product with one matrix an axis, whose sizes may be free in an exported graph."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self._shares(size, x) for size in x.shape[-2:])
+        return rows @ x @ columns.T
+
+    def _shares(self, size: int, x: Tensor) -> Tensor:
+        """(cells, size): what each place has in the average of each cell."""
+        cell = torch.arange(self.cells, device=x.device)[:, None]
+        place = torch.arange(size, device=x.device)[None]
+        first, end = cell * size // self.cells, ((cell + 1) * size + self.cells - 1) // self.cells
+        inside = ((place >= first) & (place < end)).to(x.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+
+def _exportable(model: Segmentor) -> Segmentor:
+    """A copy of ``model`` without its auxiliary head and with averages whose sizes may be free."""
+    model = deepcopy(model)
+    for name in AUXILIARY:
+        if hasattr(model.decoder, name):
+            delattr(model.decoder, name)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+                setattr(parent, name, PoolBySize(child.output_size))
+    return model
+
+
+def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: bool, size: Size | None) -> str:
+    """Write ``model`` to a .pt2 or .onnx file, run that and compare it with the original.
+
+    Args:
+        model: on the CPU, in eval mode.
+        logits: give logits instead of classes.
+        size: (W, H) of all pictures; None: any size.
+
+    Returns:
+        what was written, and the largest difference on random pictures.
+
+    Raises:
+        ExportError: a package is missing, the size cannot be free, or the file gives something else than the original.
+    """
+    formats: dict[str, tuple[Callable[..., None], Callable[[Path], Network]]] = {
+        ".pt2": (_write_pt2, _read_pt2),
+        ".onnx": (_write_onnx, _read_onnx),
+    }
+    if path.suffix not in formats:
+        raise ExportError(f"cannot export to {path}: its name must end in {', '.join(formats)}")
+    write, read = formats[path.suffix]
+    if path.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
+        raise ExportError(f"ONNX needs packages that are not there: pip install {' '.join(missing)}")
+    network = ExportedNetwork(model, logits).eval()
+    program = _traced(network, size)
+    write(program, table, path, "logits" if logits else "classes")
+    shapes = [(count, size[1], size[0]) for count, _, _ in SHAPES] if size else SHAPES
+    try:
+        difference = compare(read(path), model, logits, shapes)
+    except Exception:
+        path.unlink()  # nobody shall use it
+        raise
+    pictures = f"({', '.join(map(str, ('N', *(size[::-1] if size else 'HW'), 3)))})"
+    given = "logits float32 (N, C, H, W)" if logits else "classes uint8 (N, H, W)"
+    return f"{path}: pictures uint8 RGB {pictures} -> {given}; {difference}"
+
+
+@torch.no_grad()
+def _traced(network: ExportedNetwork, size: Size | None) -> torch.export.ExportedProgram:
+    free = torch.export.Dim.AUTO
+    width, height = size or (3 * SMALLEST, 2 * SMALLEST)
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    dims = {0: free} if size else {0: free, 1: free, 2: free}
+    try:
+        program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
+    except Exception as error:  # whatever the compiler stumbles over
+        advice = "" if size else ". With --size W H it may be possible for pictures of that size"
+        raise ExportError(f"torch cannot export the network: {' '.join(str(error).split())[:SHOWN]}{advice}") from error
+    seen = tuple(program.graph.find_nodes(op="placeholder")[-1].meta["val"].shape[1:3])
+    if size is None and any(isinstance(side, int) for side in seen):
+        raise ExportError("torch exports this network for one size only: give it by --size W H")
+    return program
+
+
+def _write_pt2(program: torch.export.ExportedProgram, table: ClassTable, path: Path, output: str) -> None:
+    extra = {CLASSES: json.dumps(class_entry(table))}
+    write_whole(path, lambda stream: torch.export.save(program, stream, extra_files=extra))
+
+
+def _read_pt2(path: Path) -> Network:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, path: Path, output: str) -> None:
+    import onnx  # optional
+
+    onnx_program = torch.onnx.export(
+        program, input_names=["pictures"], output_names=[output], dynamo=True, verbose=False
+    )
+    assert onnx_program is not None  # of the dynamo exporter
+    proto = onnx_program.model_proto
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in class_entry(table).items()})
+    write_whole(path, lambda stream: stream.write(proto.SerializeToString()))
+
+
+def _read_onnx(path: Path) -> Network:
+    import onnxruntime  # optional
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda pictures: torch.from_numpy(session.run(None, {given.name: pictures.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(network: Network, model: Segmentor, logits: bool, shapes: Sequence[tuple[int, int, int]]) -> str:
+    """The largest difference between ``network`` and ``model`` on random pictures of ``shapes`` (N, H, W), as text.
+
+    Raises:
+        ExportError: it is larger than rounding explains.
+    """
+    differing = pixels = 0
+    largest = scale = 0.0
+    for seed, shape in enumerate(shapes):
+        pictures = random_pictures(*shape, seed=seed)
+        images = torch.stack([normalise(Image.fromarray(picture.numpy())) for picture in pictures])
+        expected, given = model(images, aux=False)["logits"], network(pictures)
+        if logits:
+            largest = max(largest, float((given - expected).abs().max()))
+            scale = max(scale, float(expected.abs().max()))
+        else:
+            differing += int((given != class_map(expected)).sum())
+            pixels += given.numel()
+    text = f"largest difference {largest:.1e} of logits up to {scale:.3g}"
+    if not logits:
+        text = f"{differing} of {pixels} pixels of random pictures get another class"
+    if largest > LOGIT_TOLERANCE * scale or differing > CLASS_TOLERANCE * pixels:
+        raise ExportError(f"the exported network is not the original: {text}")
+    return text
+
+
+def random_pictures(count: int, height: int, width: int, seed: int) -> Tensor:
+    """uint8 (N, H, W, 3): coarse random colours with some noise, more like photographs than noise alone."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 7, generator=generator)
+    smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    noisy = smooth + NOISE * torch.randn(smooth.shape, generator=generator)
+    return noisy.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous()

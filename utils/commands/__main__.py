@@ -1,0 +1,35 @@
+"""``python -m utils.commands NAME [argument ...]``: what ``run.sh`` starts when NAME is no script."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from dataset.failures import exit_after
+from dataset.messages import nearest
+from utils.commands import arguments
+from utils.config.command_line import ROOT
+from utils.config.declare import ConfigError
+
+COMMANDS = {
+    "check": arguments.check,
+    "compare": arguments.compare,
+    "demo": arguments.demo,
+    "export": arguments.export,
+    "predict": arguments.predict,
+    "report": arguments.report,
+}
+OF_RUN_SH = ("ablation", "benchmark", "test")  # run.sh itself knows them
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    name, *others = sys.argv[1:] if argv is None else argv
+    if name not in COMMANDS:
+        scripts = sorted(path.name for path in ROOT.glob("*.py"))
+        known = [*scripts, *sorted([*COMMANDS, *OF_RUN_SH])]
+        raise ConfigError(f"no script or command {name}; the nearest is {nearest(name, known)}: {', '.join(known)}")
+    given = COMMANDS[name](others)
+    return import_module(f"utils.commands.{name}").run(*given)
+
+
+if __name__ == "__main__":
+    exit_after(main, "run.sh")

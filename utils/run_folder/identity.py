@@ -1,0 +1,154 @@
+"""What a run is: its method, its configuration and its data. A checkpoint holds all three; going on compares them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from dataset.files import file_version
+from dataset.folders import Sample
+from dataset.labels import IGNORE, id_lookup, is_id_table
+from dataset.messages import few
+from utils.config.read import flatten, to_yaml
+from utils.config.schema import SCRATCH, Config
+
+# Keys that change neither the result nor its place in the training.
+FREE_KEYS = (
+    "snapshot_dir",
+    "exp_name",
+    "resume",
+    "resume_force",
+    "model.fc_dim",  # only checks model.encoder
+    "train.num_workers",
+    "train.cache_dir",
+    "train.skip_bad_samples",
+    "test.num_workers",
+)
+Entry = list[Any]  # image; with a label also its path, time of the last change in ns, size in bytes
+
+
+def git_revision() -> str:
+    """Commit of the code, or "unknown" outside a git checkout and where there is no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def config_changes(saved: str, config: Config) -> str:
+    """The keys in which a checkpoint's configuration (YAML) differs from ``config``, with both values; "" if in none.
+
+    A key that the checkpoint's version of the code did not have yet counts as its default.
+    """
+    unset = Config()
+    unset.follow_target()
+    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
+    old = {name: default[name] for name in default.keys() - old.keys()} | old
+    old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)
+    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in differing)
+
+
+def data_identity(
+    config: Config, source: Sequence[Sample], target: Sequence[Sample], held_out: Sequence[Sample]
+) -> dict[str, Any]:
+    """What a run is trained and selected on, for its checkpoints and for ``data_changes``.
+
+    Returns:
+        digest: of the lists of images and labels, the labels' times and sizes, the id tables and the prior files.
+        content: uint8 tensor, all of that packed, so that a change can be named.
+    """
+    roots = config.source.data_dir, config.target.data_dir, config.val.data_dir or config.target.data_dir
+    lists = {
+        name: _entries(samples, root)
+        for (name, samples), root in zip(
+            {"source": source, "target": target, "held out": held_out}.items(), roots, strict=True
+        )
+    }
+    text = json.dumps({"lists": lists, "files": _files(config)})
+    packed = zlib.compress(text.encode())
+    return {
+        "digest": hashlib.sha256(text.encode()).hexdigest(),
+        "content": torch.from_numpy(np.frombuffer(packed, np.uint8).copy()),
+    }
+
+
+def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
+    """Files are named as seen from the data set's folder, which may be mounted elsewhere the next time."""
+    base = Path(root).resolve()
+
+    def name(path: Path) -> str:
+        resolved = path.resolve()
+        return os.path.relpath(resolved, base) if resolved.is_relative_to(base) else str(resolved)
+
+    return [
+        [name(sample.image)]
+        + ([] if sample.label is None else [name(sample.label), *(file_version(sample.label) or (0, 0))])
+        for sample in samples
+    ]
+
+
+def _files(config: Config) -> dict[str, str]:
+    """What the configured files say that are no lists, by key."""
+    found = {}
+    for name, options in (("source.id_table", config.source), ("target.id_table", config.target)):
+        if is_id_table(options.label_kind):
+            lookup = id_lookup(options.label_kind)
+            ids = {c: np.flatnonzero(lookup == c).tolist() for c in np.unique(lookup[lookup != IGNORE]).tolist()}
+            names = config.class_table.names
+            found[name] = ", ".join(f"{names[c]} {raw}" for c, raw in ids.items())
+    c = config.curriculum
+    for name, path in (("curriculum.class_prior", c.class_prior), ("curriculum.spatial_prior", c.spatial_prior)):
+        if path is not None and Path(path).is_file():
+            found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    return found
+
+
+def data_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """What differs between the ``data_identity`` of a checkpoint and that of now, in words; "" if nothing does."""
+    if saved["digest"] == current["digest"]:
+        return ""
+    old, new = _unpack(saved["content"]), _unpack(current["content"])
+    changes = [
+        f"{name}: {text}" for name in old["lists"] if (text := _list_changes(old["lists"][name], new["lists"][name]))
+    ]
+    for name in sorted(old["files"].keys() | new["files"].keys()):
+        before, now = old["files"].get(name), new["files"].get(name)
+        if before != now:
+            changes.append(f"{name}: {before} -> {now}")
+    return "; ".join(changes)
+
+
+def _unpack(content: Tensor) -> dict[str, Any]:
+    return json.loads(zlib.decompress(content.numpy().tobytes()))
+
+
+def _list_changes(old: Sequence[Entry], new: Sequence[Entry]) -> str:
+    if old == new:
+        return ""
+    before, now = (Counter(image for image, *_ in entries) for entries in (old, new))
+    labels = {image: label for image, *label in old}
+    edited = [image for image, *label in new if image in labels and label != labels[image]]
+    texts = [
+        _counted((before - now).elements(), "removed"),
+        _counted((now - before).elements(), "added"),
+        _counted(edited, "with another label file"),
+    ]
+    return ", ".join(filter(None, texts)) or "the same images in another order"
+
+
+def _counted(images: Iterable[str], what: str) -> str:
+    names = list(images)
+    return f"{len(names)} image(s) {what} ({few(names)})" if names else ""

@@ -1,0 +1,65 @@
+"""``log.jsonl``: one JSON object a line; a damaged one, as a crash of a machine leaves it, is left out and told."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RECORDS = "log.jsonl"
+SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
+VALIDATION = "val"  # val/SCORE
+
+
+def plain_json(value: Any) -> str:
+    """``value`` as JSON, in which there is no NaN and no infinity: null stands for them."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The record of each whole line; ``report`` is told which lines were left out."""
+    damaged = []
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            yield record
+        else:
+            damaged.append(number)
+    if damaged:
+        lines = ", ".join(map(str, damaged))
+        report(f"{path}: left out {len(damaged)} damaged line(s), number {lines}")
+
+
+def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, finite scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
+    for record in read_records(path, report):
+        step = record.pop("step")
+        numbers = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
+        yield step, {name: value for name, value in numbers.items() if f"/{SHARE}/" not in name}
+
+
+def kept_records(path: Path, step: int, validated: bool, report: Callable[[str], None]) -> str:
+    """What a run that goes on after ``step`` keeps of its records; without the scores of a validation that it repeats.
+
+    Args:
+        validated: whether the validation after ``step`` is done.
+    """
+    kept = []
+    for record in read_records(path, report):
+        scores = all(name == "step" or name.startswith(f"{VALIDATION}/") for name in record)
+        if record["step"] < step or (record["step"] == step and (validated or not scores)):
+            kept.append(f"{plain_json(record)}\n")
+    return "".join(kept)

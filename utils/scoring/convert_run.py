@@ -1,0 +1,60 @@
+"""A trained run with the batch-norm statistics of the target: evaluate, convert, save, evaluate again."""
+
+from torch.utils.data import DataLoader
+
+from utils import distributed
+from utils.build import data
+from utils.build.network import load_network
+from utils.config.read import to_yaml
+from utils.config.schema import Config
+from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
+from utils.scoring.convert_batchnorm import convert_statistics
+from utils.scoring.evaluation import evaluate_test_split, iou_table
+from utils.training.experiment import start_run
+
+
+def statistics_loaders(config: Config) -> list[DataLoader]:
+    """One finite loader for each domain that ``adabn.domains`` names."""
+    samples = {}
+    if config.adabn.domains in ("source", "both"):
+        samples[data.SOURCE] = data.source_samples(config)
+    if config.adabn.domains in ("target", "both"):
+        samples[data.TARGET], _ = data.target_samples(config)
+    return [data.statistics_loader(config, domain, found) for domain, found in samples.items()]
+
+
+def convert_run(config: Config) -> None:
+    """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder.
+
+    Without test labels there are no scores, and the same file.
+    """
+    folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
+    with start_run(config) as run:
+        device, log = run.device, run.log
+        model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
+        log.text(report)
+        samples = data.test_samples(config, labels="optional")
+        if not data.are_labelled(samples):
+            log.text("no labelled test images: the network is converted without scores")
+
+        def score(title: str) -> None:
+            if data.are_labelled(samples):
+                matrix = evaluate_test_split(config, model, samples, device, title=title)
+                log.text(f"{title}\n{iou_table(matrix, table, classes)}")
+
+        score("before conversion")
+        run.begin()
+        a = config.adabn
+        convert_statistics(
+            model,
+            statistics_loaders(config),
+            a.mode,
+            device,
+            score_every=a.score_every,
+            score=lambda done: score(f"after {done} forward passes"),
+        )
+        if distributed.is_main():
+            (folder / "config_adabn.yaml").write_text(to_yaml(config))
+            save_atomic(model_state(config, model) | {"method": "test_adabn"}, folder / CONVERTED)
+        log.text(f"saved as {folder / CONVERTED} ({config.adabn})")
+        score("after conversion")

@@ -1,0 +1,84 @@
+"""Scores of what ``evaluate.py`` is asked for: networks, official pairs of files, or predictions as files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataset.folders import Sample
+from dataset.reading import read_image
+from utils import distributed
+from utils.build.data import first_shape_remark, test_samples
+from utils.build.network import load_network
+from utils.config.schema import Config
+from utils.metrics import ConfusionMatrix
+from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.records import plain_json
+from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
+from utils.scoring.predictions import Gallery, score_files
+
+
+def score(
+    config: Config, weights: Sequence[str] | None, predictions: Path | None, json_file: Path | None, save: Path | None
+) -> None:
+    """Print the scores on the test split, and write them down.
+
+    Args:
+        weights: run folders or files, see ``pair_up``; None: the run of ``config``.
+        predictions: score the label-id PNGs below this folder instead.
+        json_file: gets the scores too.
+        save: folder of the pictures.
+    """
+    device = distributed.setup()
+    samples, table = test_samples(config), config.class_table
+    if predictions:
+        matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
+    else:
+        remark = first_shape_remark(config, samples)
+        if remark and distributed.is_main():
+            print(remark)
+        matrices = {}
+        networks = pair_up(weights or [str(config.run_folder)])
+        for name, files in networks.items():
+            folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
+            gallery = Gallery(folder, table) if folder else None
+            matrices[name] = score_network(config, files, samples, device, gallery)
+    if distributed.is_main():
+        print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
+        if json_file:
+            write_json(json_file, config, matrices, len(samples))
+    distributed.shutdown()
+
+
+def score_network(
+    config: Config, files: Sequence[str], samples: Sequence[Sample], device: torch.device, gallery: Gallery | None
+) -> ConfusionMatrix:
+    """Confusion matrix of one checkpoint, or of an official (encoder, decoder) pair, with pictures in ``gallery``."""
+    model, report = load_network(config, files, device)
+    if distributed.is_main():
+        print(report)
+    on_image: Callable[[str, Tensor, Tensor], None] | None = None
+    if gallery:
+        images = {sample.name: sample.image for sample in samples}
+        on_image = lambda name, label, prediction: gallery.add(name, read_image(images[name]), label, prediction)  # noqa: E731
+    matrix = evaluate_test_split(config, model, samples, device, on_image=on_image)
+    if gallery:
+        gallery.finish(matrix)
+    return matrix
+
+
+def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:
+    """One object for one network, a list of them for several."""
+    table, classes = config.class_table, config.test.eval_classes
+    results = []
+    for name, matrix in matrices.items():
+        result = {
+            "name": name,
+            "images": images,
+            **scores(matrix, table, classes),
+            "iou": per_class(matrix, table, classes),
+        }
+        results.append(result | {"confusion_matrix": matrix.counts.tolist()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(plain_json(results[0] if len(results) == 1 else results))

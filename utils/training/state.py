@@ -1,0 +1,74 @@
+"""The state of a training, as a checkpoint holds it: to go on from it is never to have stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.batchnorm import set_bn_updates
+from models.segmentor import Segmentor
+from models.weights import WeightsError, fill
+from utils.config.schema import Config
+from utils.run_folder.checkpoint import CheckpointError, model_state
+
+
+@dataclass
+class Standing:
+    """How far a training is.
+
+    Attributes:
+        step: iterations that are done.
+        best_miou: percent, of the validations so far; -1 before the first.
+        skipped: unreadable images so far.
+        validated: False between a checkpoint and the end of the validation that follows it.
+    """
+
+    step: int = 0
+    best_miou: float = -1.0
+    skipped: int = 0
+    validated: bool = True
+
+
+def training_state(
+    config: Config,
+    model: Segmentor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    standing: Standing,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a checkpoint of a training holds; ``origin`` says what method and data it is of."""
+    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    return model_state(config, model) | state | vars(standing) | dict(origin)
+
+
+def load_training_state(
+    state: Mapping[str, Any], model: Segmentor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> Standing:
+    """Fill network, optimiser and scaler from a checkpoint of ``training_state``.
+
+    Raises:
+        CheckpointError: it is of another network or optimiser.
+    """
+    try:
+        fill(model, state["model"], "network", "the checkpoint")
+        set_bn_updates(model, state["bn_updates"])
+        optimizer.load_state_dict(state["optimizer"])
+        _check_momenta(optimizer)
+        if state["scaler"]:  # empty where the run before had train.amp=off or bf16
+            scaler.load_state_dict(state["scaler"])
+    except (WeightsError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint does not fit this network and optimiser: {error}. model.weights=FILE starts a new training"
+        ) from error
+    return Standing(state["step"], state["best_miou"], state["skipped"], state.get("validated", True))
+
+
+def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
+    parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None and momentum.shape != parameter.shape:
+            raise ValueError(f"a momentum of {tuple(momentum.shape)} for a parameter of {tuple(parameter.shape)}")
