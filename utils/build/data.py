@@ -101,7 +101,7 @@ def test_samples(config: Config, labels: str = "required") -> list[Sample]:
     def find(labels: str) -> list[Sample]:
         data_dir = e.data_dir or config.target.data_dir
         return find_samples(
-            e.layout, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels=labels
+            e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels=labels
         )
 
     if labels == "optional":
@@ -116,7 +116,7 @@ def has_test_set(config: Config) -> bool:
     e = config.test
     if e.data_list is not None or e.data_dir is not None:
         return True
-    layout = DATA_SETS.get(e.layout)
+    layout = DATA_SETS.get(e.dataset)
     return layout is not None and (Path(config.target.data_dir) / layout.images.format(split=e.split)).is_dir()
 
 

@@ -135,7 +135,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
         return report
     try:
         samples = find_samples(
-            options.layout,
+            options.dataset,
             data_dir,
             split=options.split,
             data_list=options.data_list,
@@ -179,7 +179,7 @@ def _pairs(config: Config, split: str, samples: Sequence[Sample]) -> Iterator[Fi
             yield Finding(level, str(sample.image), "has no label", "image without label")
     options = _options(config, split)
     if options.dataset != "list" and options.data_list is None:
-        labels = known_labels(options.layout, options.data_dir or config.target.data_dir, options.split)
+        labels = known_labels(options.dataset, options.data_dir or config.target.data_dir, options.split)
         for path in sorted(labels - {sample.label for sample in samples}):
             yield Finding(REMARK, str(path), "a label without image", "label without image")
 

@@ -21,6 +21,7 @@ from utils.config.declare import (
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
 DATASETS = (*DATA_SETS, LIST)
+TARGETS = "target"  # as test.dataset: that of the target
 Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
 
@@ -53,19 +54,8 @@ class Model:
 class _Labelled:
     """A data set whose labels can be read."""
 
-    dataset: str | None
+    dataset: str
     id_table: str | None
-
-    @property
-    def layout(self) -> str:
-        """``dataset``, which is known once the configuration is read.
-
-        Raises:
-            ConfigError: it is null, see ``Config.follow_target``.
-        """
-        if self.dataset is None:
-            raise ConfigError("the dataset is null: it is that of the target only in a configuration that was read")
-        return self.dataset
 
     @property
     def label_kind(self) -> str:
@@ -77,7 +67,7 @@ class _Labelled:
         if (self.dataset == LIST) != (self.id_table is not None):
             given = f"dataset {self.dataset} with id_table {self.id_table}"
             raise ConfigError(f"{given}: dataset list needs one, the others have their own")
-        return self.id_table or self.layout
+        return self.id_table or self.dataset
 
 
 @dataclass
@@ -120,8 +110,8 @@ class Validation:
 
 @dataclass
 class Evaluation(_Labelled):
-    dataset: str | None = key(
-        None, "folder layout and label ids; list: own data, named by data_list; null: target.dataset", choices=DATASETS
+    dataset: str = key(
+        TARGETS, "folder layout and label ids as of target.dataset; target: the same", choices=(*DATASETS, TARGETS)
     )
     id_table: str | None = key(
         None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table", path=True
@@ -129,15 +119,12 @@ class Evaluation(_Labelled):
     data_dir: str | None = key(None, "root folder; null: target.data_dir", path=True)
     split: str = key("val", "split folder (Cityscapes layout only)")
     data_list: str | None = key(
-        None,
-        "text file with one image path a line (list: and its label path); dataset list without it: no test set",
-        path=True,
+        None, "text file with one image path a line (list: and its label path); list without it: no test set", path=True
     )
     label_list: str | None = key(None, "text file with one label path a line", path=True)
     input_size: Size | None = key(
         (1024, 512),
-        "network input [W, H]; null keeps the size, which dataset list does unless this is set; scores are at the "
-        "label's own size",
+        "network input [W, H]; null keeps the size, as list does unless this is set; scores are at the label's size",
         within=POSITIVE,
     )
     upsampling: str = key(
@@ -280,7 +267,7 @@ class Config:
 
     def follow_target(self) -> None:
         """Let the test set be of the target's data set and classes where it is not said to be of others."""
-        if self.test.dataset is None:
+        if self.test.dataset == TARGETS:
             self.test.dataset = self.target.dataset
         if self.test.dataset == LIST and self.test.id_table is None:
             self.test.id_table = self.target.id_table

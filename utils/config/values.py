@@ -99,7 +99,7 @@ def admitted(name: str, value: Any, type_: Any, metadata: Mapping[str, Any]) -> 
         raise ConfigError(
             f"key '{name}' must be {type_name(type_)}, got {value!r} ({type(value).__name__}){quotes}"
         ) from None
-    if metadata["choices"] and value is not None and value not in metadata["choices"]:
+    if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(f"key '{name}' is {value!r}; choose one of {', '.join(metadata['choices'])}")
     if metadata["needs_one"] and value == ():
         raise ConfigError(f"key '{name}' is empty: it needs one entry at least")

@@ -21,7 +21,7 @@ from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, s
 from utils.run_folder.log import RunLog
 from utils.scoring.evaluation import EvaluationStopped
 from utils.training.iteration import Iteration, numbers
-from utils.training.label_watch import PATIENCE, CollapseWatch, UnlabelledWatch, VanishingWatch, patience
+from utils.training.label_watch import Watches
 from utils.training.losses import Batch, LossFunction, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
@@ -88,9 +88,6 @@ class Trainer:
         self.origin, self.before_save = {"phases": phase_names} | dict(origin or {}), before_save
         self.standing = Standing()
         self.target_shares = target_shares
-        self.watches: list[CollapseWatch | VanishingWatch] = [CollapseWatch(patience(config.train.num_steps))]
-        if target_shares and distributed.is_main():  # which alone has the log that it reads, and warns
-            self.watches.append(VanishingWatch(target_shares.expected, patience(config.train.num_steps)))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint as if the run had never stopped. Raises CheckpointError where it does not fit."""
@@ -127,14 +124,16 @@ class Trainer:
         with StopSignals() as signals, bar:
             if owes:
                 self._make_up_for_validation(signals)
-            unlabelled = UnlabelledWatch(min(PATIENCE, max(len(indices), 1)))
+            expected = self.target_shares.expected if self.target_shares and main else None  # main alone has the log
+            watches = Watches(t.num_steps, len(indices), expected)
             for index in bar:
                 iteration = self._iterate(index, batches)
                 losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
                 totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
                 bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 p.step = index + 1
-                self._warn(iteration, unlabelled)
+                for warning in watches.update(iteration.shares, iteration.labelled):
+                    self.log.text(warning)
                 if p.step % t.print_freq == 0:
                     self._log_iteration(p.step, iteration)
                 saved = p.step % self.config.val.every == 0 or p.step == t.num_steps
@@ -154,12 +153,6 @@ class Trainer:
         self.standing.validated = False
         self._validate(signals)
         self._stop_if_asked(signals, saved=True)
-
-    def _warn(self, iteration: Iteration, unlabelled: UnlabelledWatch) -> None:
-        warnings = [watch.update(iteration.shares) for watch in self.watches]
-        warnings += [unlabelled.update(count) for count in iteration.labelled]
-        for warning in filter(None, warnings):
-            self.log.text(warning)
 
     def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
         """One iteration: every phase once."""

@@ -129,3 +129,25 @@ class UnlabelledWatch:
             f"WARNING: no pixel of the source batches of {self.patience} steps is labelled, so nothing is learnt from "
             "them: `sh run.sh check CONFIG` counts the labels; a larger source.crop_size sees more of each image"
         )
+
+
+class Watches:
+    """All watches of a run.
+
+    Args:
+        num_steps: of the whole run.
+        remaining: steps from here on.
+        expected: see ``VanishingWatch``; None: a class that vanishes is not noticed.
+    """
+
+    def __init__(self, num_steps: int, remaining: int, expected: Callable[[], dict[str, float]] | None) -> None:
+        self.of_shares: list[CollapseWatch | VanishingWatch] = [CollapseWatch(patience(num_steps))]
+        if expected:
+            self.of_shares.append(VanishingWatch(expected, patience(num_steps)))
+        self.unlabelled = UnlabelledWatch(min(PATIENCE, max(remaining, 1)))
+
+    def update(self, shares: dict[str, LayerShares], labelled: Sequence[float]) -> list[str]:
+        """Take one step's shares by layer and labelled pixels of each phase; returns the warnings it gives rise to."""
+        warnings = [watch.update(shares) for watch in self.of_shares]
+        warnings += [self.unlabelled.update(count) for count in labelled]
+        return [warning for warning in warnings if warning]
