@@ -9,6 +9,7 @@ import yaml
 
 from models.weights import WeightsError, read_file
 from utils.config.read import build_config, flatten
+from utils.config.schema import SCRATCH
 from utils.run_folder.checkpoint import BEST, CONVERTED, LAST
 from utils.run_folder.records import RECORDS, read_scalars
 
@@ -49,7 +50,8 @@ def read_facts(weights: Path) -> Facts:
     if "config" not in content:
         raise WeightsError(f"{weights} is no checkpoint of this project: it does not say how it was trained")
     keys = flatten(yaml.safe_load(content["config"]))
-    start = keys["model.weights"] or keys["model.weights_encoder"]
+    whole = keys["model.weights"]
+    start = keys["model.weights_encoder"] if whole in (None, SCRATCH) else whole
     lists = {path.stem: len(path.read_text().splitlines()) for path in sorted((folder / "lists").glob("*.txt"))}
     log = folder / "log.txt"
     return Facts(
@@ -113,5 +115,5 @@ def starting_run(run: Path) -> str | None:
     if not (folder / "config.yaml").is_file():
         return None
     start = build_config(folder / "config.yaml").model.weights
-    there = start is not None and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
+    there = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
     return start if there else None
