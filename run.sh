@@ -5,6 +5,7 @@
 # sh run.sh predict CONFIG PATH... --save DIR  pictures without labels, on all GPUs
 # sh run.sh export CONFIG --to FILE         the network for use elsewhere: .pt2, .onnx or .pth
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
+# sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
 # sh run.sh benchmark                       ours beside the released way of doing it, on this machine
@@ -20,7 +21,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 usage() {
-    sed -n '2,16s/^# //p' "$0"
+    sed -n '2,17s/^# //p' "$0"
 }
 
 # -P: the folder that the command is started in may hold modules of our names
@@ -51,6 +52,7 @@ case $1 in
     ablation) shift; module utils.commands demo --ablation "$@" ;;
     benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;
     check) shift; module utils.commands check "$@" ;;
+    compare) shift; module utils.commands compare "$@" ;;
     export) shift; module utils.commands export "$@" ;;
     report) shift; module utils.commands report "$@" ;;
     test) shift; cd "$here"; module pytest tests "$@" ;;

@@ -1,6 +1,6 @@
 """Convert a trained run's batch-norm statistics to the target: evaluate, convert, save, evaluate again.
 
-The converted checkpoint is adabn.pth in the run folder.
+The converted checkpoint is adabn.pth in the run folder. Without test labels there are no scores, and the same file.
 """
 
 from collections.abc import Sequence

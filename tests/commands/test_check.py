@@ -107,6 +107,16 @@ def test_unlabelled_target_is_no_problem(command, data, capsys):
     assert run(command, data, capsys)[0] == 0
 
 
+def test_test_set_without_labels_or_none_at_all_is_a_remark(command, data, capsys):
+    shutil.rmtree(data / "cityscapes/gtFine/val")
+    status, lines = run(command, data, capsys)
+    assert status == 0 and lines[-1] == "0 errors, 1 remarks" and "no image has a label" in lines[-2]
+    shutil.rmtree(data / "cityscapes/leftImg8bit/val")
+    status, lines = run(command, data, capsys)
+    assert status == 0 and lines[-1] == "0 errors, 1 remarks" and "there is no test set" in lines[-2]
+    assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, and not there
+
+
 def findings(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith(("error:", "remark:"))]
 

@@ -18,7 +18,7 @@ from utils.config.declare import ConfigError
 from utils.config.schema import AtTestTime
 from utils.metrics import ConfusionMatrix
 from utils.scoring.evaluation import comparison, predict, short_names
-from utils.scoring.pictures import confusion_picture
+from utils.scoring.pictures import TITLE_HEIGHT, confusion_picture, panel
 
 
 def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):
@@ -156,3 +156,16 @@ def test_confusion_picture_is_dark_where_pixels_are():
     cell = picture[130 + 40 * 3 + 2, 130 + 40 * 5 + 2]
     other = picture[130 + 40 * 5 + 2, 130 + 40 * 3 + 2]
     assert cell[0] < 60 and other[0] == 255
+
+
+def test_panel_of_an_unlabelled_image_shows_the_prediction_and_lays_it_on_the_image():
+    image, prediction = Image.new("RGB", (8, 4), (100, 0, 0)), np.full((4, 8), 10)
+    sky = CITYSCAPES.palette[10]
+    for label, third in ((np.full((4, 8), 255), (sky + np.array([100, 0, 0])) // 2), (np.full((4, 8), 10), sky)):
+        pixels = np.asarray(panel(image, label, prediction, CITYSCAPES)).astype(int)
+        assert pixels.shape == (TITLE_HEIGHT + 4, 3 * 8 + 2 * 4, 3)
+        assert (pixels[TITLE_HEIGHT:, 12:20] == sky).all()  # the prediction, or the labels, which are the same
+        assert np.abs(pixels[TITLE_HEIGHT:, 24:] - third).max() <= 1
+    half = np.where(np.arange(8) < 4, 255, 10) + np.zeros((4, 1), int)
+    pixels = np.asarray(panel(image, half, prediction, CITYSCAPES))[TITLE_HEIGHT:, 24:]
+    assert not pixels[:, :4].any() and (pixels[:, 4:] == sky).all()  # black where nothing is labelled

@@ -1,6 +1,7 @@
 """Own data by list files and an id table, with other classes than Cityscapes'."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 
 import evaluate
+import test_adabn
 import train_pycda
 import train_pycda_spatial
 import train_source_only
 from dataset.folders import DataError, find_samples
 from dataset.labels import id_lookup, read_id_table
 from dataset.reading import read_label
+from utils.build import data
+from utils.commands import check, compare, export, predict, report
 from utils.config.read import build_config
+from utils.inference import load
 
 TABLE = """\
 classes:
@@ -109,9 +114,49 @@ def test_bad_lists_and_settings_are_named(command, city, own):
     assert build_config(command(own, "x")[1]).source.id_table is None
 
 
+def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(command, city, own):
+    given = [key for key in keys(own, city) if not key.startswith("test.")]
+    config = build_config(command(own, "x")[1], given)
+    assert config.test.label_kind == f"{own}/classes.yaml" and config.class_table.names[0] == "ground"
+    assert data.test_samples(config, labels="optional") == []  # a list that nobody gave
+    with pytest.raises(DataError, match="needs a data_list"):
+        data.test_samples(config)
+    unlabelled = build_config(command(own, "x")[1], [*given, f"test.data_list={own}/train.txt"])
+    assert len(data.test_samples(unlabelled, labels="optional")) == 9
+    assert build_config(command(own, "x")[1], [*given, "test.dataset=gtav"]).test.label_kind == "gtav"
+
+
 def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
     config = command(own, "x")[1]
     mine = [key for key in keys(own, city) if not key.startswith("test.input_size")]
     assert build_config(config).test.input_size == (1024, 512)
     assert build_config(config, mine).test.input_size is None
     assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)
+
+
+def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
+    """Own classes, photographs without a label, and no ``test:`` section."""
+    domain = "{dataset: list, id_table: classes.yaml, crop_size: [64, 32], data_dir: %s, data_list: %s.txt}"
+    lines = ["num_classes: 4", "model: {encoder: resnet18_dilated16, decoder: fcn}"]
+    lines += [f"{name}: {domain % (city, file)}" for name, file in (("source", "source"), ("target", "train"))]
+    lines += ["train: {num_steps: 2, batch_size: 2, num_workers: 0}"]
+    monkeypatch.chdir(own)
+    Path("own.yaml").write_text("\n".join(lines))
+    assert check.main(["own.yaml", "--workers", "0"]) == 0 and "there is no test set" in capsys.readouterr().out
+    train_source_only.main(["own.yaml", "exp_name=own_source"])
+    train_pycda.main(["own.yaml", "exp_name=own_pycda", "model.weights=runs/own_source"])
+    capsys.readouterr()
+    compare.main(["own.yaml", "runs/own_source", "runs/own_pycda", "--images", "3"])
+    table = capsys.readouterr().out
+    assert re.search(r"^plants( +\d+\.\d\d){3,4}", table, re.MULTILINE) and "own_source and own_pycda give" in table
+    test_adabn.main(["own.yaml", "exp_name=own_pycda"])
+    assert "converted without scores" in Path("runs/own_pycda/log.txt").read_text()
+    report.main(["own.yaml", "exp_name=own_pycda", "--images", "3"])
+    page = Path("runs/own_pycda/report.html").read_text()
+    assert "PyCDA, without test labels: predicts" in page and "nan" not in page
+    image = Path("train.txt").read_text().splitlines()[0]
+    assert predict.main(["own.yaml", image, "--weights", "runs/own_pycda", "--save", "segmented"]) == 0
+    assert export.main(["own.yaml", "--weights", "runs/own_pycda", "--to", "own.pth"]) == 0
+    assert load("own.pth").names == ("ground", "built", "plants", "moving")
+    with pytest.raises(DataError, match="needs a data_list"):
+        evaluate.main(["own.yaml", "exp_name=own_pycda"])

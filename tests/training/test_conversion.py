@@ -1,5 +1,7 @@
 """Batch-norm conversion: the released running average to the last bit that matters, and what a released YAML means."""
 
+import shutil
+
 import torch
 from torch import Tensor
 
@@ -64,3 +66,19 @@ def test_scores_on_the_way_leave_the_exact_average_alone(command, source_run, tm
         convert.main(command(tmp_path, name, f"adabn.weights={source_run}", "adabn.batch_size=2", *keys))
         found.append(torch.load(tmp_path / name / "adabn.pth", weights_only=True)["model"])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_conversion_without_test_labels_saves_the_same_file(command, city, source_run, tmp_path):
+    shutil.copytree(city / "cityscapes/leftImg8bit", tmp_path / "data/leftImg8bit")
+    (tmp_path / "data/leftImg8bit/val").rename(tmp_path / "val")
+    keys = [f"adabn.weights={source_run}", "adabn.batch_size=2", "val.held_out=0"]
+    convert.main(command(tmp_path, "scored", *keys))
+    for name, unlabelled in (("without", False), ("unlabelled", True)):
+        if unlabelled:
+            (tmp_path / "val").rename(tmp_path / "data/leftImg8bit/val")
+        convert.main(command(tmp_path, name, *keys, f"target.data_dir={tmp_path}/data"))
+        log = (tmp_path / name / "log.txt").read_text()
+        assert "without scores" in log and "before conversion" not in log
+    files = [tmp_path / run / "adabn.pth" for run in ("scored", "without", "unlabelled")]
+    found = [torch.load(file, weights_only=True)["model"] for file in files]
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])

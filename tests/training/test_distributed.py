@@ -49,7 +49,9 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> str:
 
 
 def losses(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    """Losses and scores; without the class shares of the predictions."""
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in found if "target/share/prediction/road" not in record]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

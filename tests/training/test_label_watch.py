@@ -15,8 +15,10 @@ from utils.training.label_watch import (
     CollapseWatch,
     LayerShares,
     UnlabelledWatch,
+    VanishingWatch,
     count_labels,
     layer_shares,
+    patience,
 )
 
 
@@ -56,6 +58,31 @@ def test_interrupted_streak_and_missing_labels():
     few = {"target/pixel": LayerShares(0.005, {}), "target/square_4": LayerShares(0.2, {})}
     assert "of target/pixel 0.50% is labelled" in watch.update(few)
     assert watch.update(few) is None
+
+
+def test_short_run_is_watched_for_a_part_of_its_steps():
+    assert patience(35000) == PATIENCE and patience(100) == 10 and patience(3) == 5
+    watch = CollapseWatch(patience(100))
+    shares = {"target/pixel": LayerShares(0.5, {"road": 0.95})}
+    assert [bool(watch.update(shares)) for _ in range(20)] == [i == 9 for i in range(20)]
+
+
+def test_class_that_was_common_and_vanishes_is_told_once():
+    watch = VanishingWatch(lambda: {"road": 0.5, "vegetation": 0.05, "sky": 0.1, "rider": 0.01}, patience(100))
+
+    def step(vegetation: float, sky_in_squares: float) -> str | None:
+        pixels = {"road": 0.9, "vegetation": vegetation, "sky": 0.0, "rider": 0.0}
+        squares = {"road": 0.9, "vegetation": 0.0, "sky": sky_in_squares, "rider": 0.0}
+        return watch.update({"target/pixel": LayerShares(0.5, pixels), "target/square_4": LayerShares(0.5, squares)})
+
+    assert watch.update({}) is None  # source only has no labels
+    assert not any(step(0.05, 0.1) for _ in range(60))  # and a rare class may well be missing
+    assert not any(step(0.02 * (i % 3 == 0), 0.1) for i in range(60))  # a batch has few images
+    told = [step(0.0, 0.1) for _ in range(40)]
+    (message,) = filter(None, told)
+    assert "vegetation: 5.0% of the source labels" in message and "sky" not in message
+    (message,) = filter(None, [step(0.0, 0.0) for _ in range(40)])
+    assert "sky: 10.0%" in message and "vegetation" not in message
 
 
 def test_source_batches_without_a_label_are_told_once():

@@ -18,6 +18,7 @@ from dataset.labels import CITYSCAPES
 from utils.run_folder import board
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import plain_json, read_scalars
+from utils.scoring.pictures import TITLE_HEIGHT
 
 
 def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
@@ -51,7 +52,8 @@ def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
             else:
                 assert written[step, name].simple_value == pytest.approx(number, nan_ok=True)
     histograms = {tag: value.histo for (_, tag), value in written.items() if value.HasField("histo")}
-    assert histograms.keys() == {f"target/share/{layer}" for layer in ("pixel", "square_4", "square_8")}
+    layers = ("pixel", "square_4", "square_8", "prediction")
+    assert histograms.keys() == {f"target/share/{layer}" for layer in layers}
     assert all(len(h.bucket) == h.max == board.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
     assert not any("/share/" in tag for (_, tag), value in written.items() if value.HasField("simple_value"))
 
@@ -63,7 +65,7 @@ def test_panels_of_the_held_out_images_at_each_validation(run):
     # One validation, three images.
     assert [(step, tag) for step, tag, _ in panels] == [(2, f"panels/{name}") for name in names]
     picture = Image.open(io.BytesIO(panels[0][2].encoded_image_string))
-    assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64)
+    assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64 + TITLE_HEIGHT)
 
 
 def test_configuration_is_there_once_as_text(run):

@@ -34,7 +34,9 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def records(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    """Losses and scores; without the class shares of the predictions."""
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in found if "target/share/prediction/road" not in record]
 
 
 def is_statistic(name: str) -> bool:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from dataset.cache import PictureCache
 from dataset.folders import Sample, find_samples, hold_out, write_list
-from dataset.labels import IGNORE
+from dataset.labels import DATA_SETS, IGNORE
 from dataset.loader import SegmentationDataset, epoch_loader, eval_loader, step_loader, train_loader
 from dataset.messages import DataError
 from dataset.reading import read_image, read_label, read_pair
@@ -86,12 +87,42 @@ def target_samples(config: Config, report: Callable[[str], None] | None = None) 
     return unlabelled, held_out
 
 
-def test_samples(config: Config) -> list[Sample]:
+def test_samples(config: Config, labels: str = "required") -> list[Sample]:
+    """Test images.
+
+    Args:
+        labels: "required": an image without label is an error, and so is a test set that is not there; "optional": no
+            image where there is no test set, and images without labels where none of them has a labelled pixel.
+    """
+    if labels == "optional" and not has_test_set(config):
+        return []
     e = config.test
-    data_dir = e.data_dir or config.target.data_dir
-    return find_samples(
-        e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels="required"
-    )
+
+    def find(labels: str) -> list[Sample]:
+        data_dir = e.data_dir or config.target.data_dir
+        return find_samples(
+            e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels=labels
+        )
+
+    if labels == "optional":
+        found = find("optional")
+        if not any_labelled(found, e.label_kind):
+            return [Sample(sample.name, sample.image, None) for sample in found]
+    return find("required")
+
+
+def has_test_set(config: Config) -> bool:
+    """Whether the configuration names a test set, or the target's data set has one at its usual place."""
+    e = config.test
+    if e.data_list is not None or e.data_dir is not None:
+        return True
+    layout = DATA_SETS.get(e.dataset)
+    return layout is not None and (Path(config.target.data_dir) / layout.images.format(split=e.split)).is_dir()
+
+
+def are_labelled(samples: Sequence[Sample]) -> bool:
+    """Whether there is anything to be scored: False for no samples, and for those of a set without labels."""
+    return any(sample.label for sample in samples)
 
 
 def shape_remark(config: Config, sizes: Iterable[tuple[int, int]]) -> str:

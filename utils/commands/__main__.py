@@ -12,6 +12,7 @@ from utils.config.declare import ConfigError
 
 COMMANDS = {
     "check": arguments.check,
+    "compare": arguments.compare,
     "demo": arguments.demo,
     "export": arguments.export,
     "predict": arguments.predict,

@@ -28,6 +28,13 @@ CLIPS = (".gif", ".webp")
 WEIGHTS = ".pth"
 EXPORTED = (".pt2", ".onnx", WEIGHTS)
 REPORT = """One HTML file about a run, in its folder: scores, curves, pseudo-labels, configuration."""
+COMPARE = """Did it help? Without target labels.
+
+The first RUN is the network before the adaptation, the last one after it; of one RUN alone (default: the run of CONFIG)
+the network before is the one that it started from. On unlabelled target training images: how often each class is
+predicted, beside its share in the source labels and in the pseudo-labels; how far the networks agree. On source images:
+what was forgotten. With source.data_list=FILE these are images that were not trained on, if there are any."""
+COMPARED = 100  # images of each domain at most
 
 
 def demo(argv: Sequence[str]) -> tuple[argparse.Namespace]:
@@ -60,12 +67,31 @@ def check(argv: Sequence[str]) -> tuple[Config, int, bool]:
     return parse_config(args, "evaluate"), args.workers, not args.all
 
 
-def report(argv: Sequence[str]) -> tuple[Config, str | None]:
-    """The configuration of the run, and the run to compare it with."""
+def report(argv: Sequence[str]) -> tuple[Config, str | None, int]:
+    """The configuration of the run, the run to compare it with, and of how many images at most."""
     parser = make_parser(REPORT, "sh run.sh report")
-    parser.add_argument("--baseline", help="run folder to compare with, such as the source-only run")
+    parser.add_argument("--baseline", help="run folder to compare with; default: the run that it started from")
+    parser.add_argument(
+        "--images", type=int, default=COMPARED, help="of each domain at most, where labels are not used"
+    )
     args = parse_arguments(parser, argv)
-    return parse_config(args, "evaluate"), args.baseline and str(path(args.baseline))
+    _check_images(args.images)
+    return parse_config(args, "evaluate"), args.baseline and str(path(args.baseline)), args.images
+
+
+def compare(argv: Sequence[str]) -> tuple[Config, list[str], int]:
+    """The configuration, the runs (folders or files) and how many images of each domain are looked at."""
+    parser = make_parser(COMPARE, "sh run.sh compare")
+    parser.usage = "sh run.sh compare CONFIG [RUN ...] [--images N] [key=value ...]"
+    parser.add_argument("--images", type=int, default=COMPARED, help="of each domain at most, evenly spaced")
+    args = parse_arguments(parser, argv, rest="runs")
+    _check_images(args.images)
+    return parse_config(args, "evaluate"), [expanduser(run) for run in args.runs], args.images
+
+
+def _check_images(count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"command line: --images must be at least 1, got {count}")
 
 
 def predict(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:

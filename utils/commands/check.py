@@ -27,7 +27,7 @@ from dataset.labels import (
 from dataset.messages import SHOWN, DataError, few
 from dataset.progress import Progress
 from dataset.reading import is_turned, read_image, read_raw_label, remedy, turned
-from utils.build.data import shape_remark
+from utils.build.data import has_test_set, shape_remark
 from utils.commands import arguments
 from utils.config.schema import Config, Domain, Evaluation
 
@@ -129,6 +129,10 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
     report = Report([], np.zeros(config.num_classes, np.int64))
+    if split == "test" and not has_test_set(config):
+        text = "there is no test set: training needs none, but there will be no scores"
+        report.findings.append(Finding(REMARK, "", text, "no test set"))
+        return report
     try:
         samples = find_samples(
             options.dataset,

@@ -29,7 +29,7 @@ from utils.commands import arguments
 from utils.config.read import build_config, read_yaml, value_text
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.scoring.evaluation import predict
-from utils.scoring.pictures import colour_map, stack
+from utils.scoring.pictures import colour_map, legend, stack, titled
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cfgs" / "demo"
@@ -132,9 +132,10 @@ class Demo:
         return found if isinstance(found, list) else [found]
 
     def picture(self, stages: Sequence[Stage]) -> Path:
-        """Image | ground truth | prediction of each stage, for the first target val images."""
+        """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
-        table, rows = config.class_table, []
+        table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
+        columns: dict[str, list[Image.Image]] = {name: [] for name in names}
         weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
         models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
         for sample in test_samples(config)[:PANELS]:
@@ -145,9 +146,11 @@ class Demo:
                 size = (pixels.shape[-2], pixels.shape[-1])
                 predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
             tiles += [colour_map(prediction, table) for prediction in predictions]
-            rows.append(stack(tiles, horizontal=True))
+            for column, tile in zip(columns.values(), tiles, strict=True):
+                column.append(tile)
         path = self.folder / "panel.png"
-        stack(rows, horizontal=False).save(path)
+        sheet = titled({name: stack(tiles, horizontal=False) for name, tiles in columns.items()})
+        stack([sheet, legend(table, sheet.width)], horizontal=False).save(path)
         return path
 
 

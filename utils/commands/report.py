@@ -1,254 +1,124 @@
 """``sh run.sh report CONFIG [--baseline RUN]``: one HTML file about a run, with everything in it.
 
-Per-class IoU against a baseline, curves of all losses and labelled shares, target images with the pseudo-labels of
-every layer of the pyramid, and the configuration that the run was trained with. No network is needed to read it.
+A verdict and the facts; per-class IoU against a baseline and the confusion matrix, where there are test labels; class
+shares without labels; curves; images with the pseudo-labels of every layer of the pyramid; the configuration that the
+run was trained with. No network is needed to read it.
 """
 
-import base64
 import html
-import io
-import json
-import math
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import yaml
-from PIL import Image
 
 from dataset.failures import exit_after
-from dataset.labels import IGNORE, ClassTable
-from dataset.reading import read_image, read_label
-from dataset.transforms import EvalTransform
+from dataset.folders import Sample
 from models.segmentor import Segmentor
-from utils.build.data import test_samples
+from utils.build import data
 from utils.build.network import load_network
 from utils.commands import arguments
-from utils.commands.chart import chart
-from utils.config.read import build_config, flatten, to_yaml
+from utils.commands import report_numbers as numbers
+from utils.commands.page_style import page
+from utils.commands.report_curves import curves
+from utils.commands.report_images import Seen, choose, image_section
+from utils.config.read import build_config
 from utils.config.schema import Config
-from utils.curriculum import PyramidCurriculum
+from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.records import RECORDS, read_scalars
-from utils.scoring.evaluation import evaluate_test_split, per_class, scores
-from utils.scoring.pictures import colour_map
+from utils.run_folder.facts import Facts, read_facts, starting_run
+from utils.run_folder.records import RECORDS
+from utils.scoring.class_shares import evenly_spaced
+from utils.scoring.evaluation import evaluate, per_class, scores
+from utils.scoring.without_labels import Comparison, compare_networks
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; }}
-body {{ margin: 1rem auto; max-width: 68rem; padding: 0 1rem; }}
-h1, h3, p, .keys td + td {{ overflow-wrap: anywhere; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ccc; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-td, th {{ padding: .12rem 0 .12rem .7rem; text-align: right; white-space: nowrap; }}
-td:first-child, th:first-child {{ text-align: left; padding-left: 0; white-space: normal; }}
-.iou {{ width: 100%; max-width: 46rem; }} .iou tr {{ border-bottom: 1px solid #eee; }}
-.means td {{ font-weight: 600; background: #f3f6f9; }}
-.iou td:last-child {{ width: 40%; }}
-.own {{ background: #0072b2; height: .45rem; }} .before {{ background: #999; height: .2rem; }}
-.up {{ color: #11702f; }} .down {{ color: #b3261e; }}
-.keys :is(td, th) {{ text-align: left; white-space: normal; vertical-align: top; }}
-.curves {{ display: grid; gap: 1.6rem 2.5rem; }}
-.curves {{ grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }}
-.curves table {{ font-size: .85rem; margin-left: 1rem; }} svg text {{ font-size: 11px; fill: #444; }}
-svg path {{ stroke: #ddd; }} svg polyline {{ fill: none; stroke-width: 1.5; stroke-linejoin: round; }}
-.panels {{ display: grid; gap: .7rem; grid-template-columns: repeat(4, 1fr); }}
-@media (max-width: 40rem) {{
-.panels {{ grid-template-columns: repeat(2, 1fr); }} td, th {{ padding-left: .5rem; }}
-.iou :is(td, th):last-child {{ display: none; }} .iou td:first-child {{ width: 100%; }} }}
-figure {{ margin: 0; min-width: 0; }} figcaption {{ color: #444; font-size: .85rem; }}
-img, svg {{ width: 100%; height: auto; display: block; }}
-i {{ display: inline-block; width: .8rem; height: .8rem; }}
-i {{ margin-right: .4rem; vertical-align: -.08rem; box-shadow: 0 0 0 1px #0003; }}
-.legend {{ list-style: none; margin: 0; padding: .4rem 0; position: sticky; top: 0; background: #fff; }}
-.legend {{ display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .8rem; }}
-pre {{ overflow-x: auto; background: #f5f5f5; padding: .7rem; }}
-</style><h1>{title}</h1>{body}</html>"""
-IMAGES = 4  # target images with pseudo-labels
-PICTURE_WIDTH = 512  # pixels at most, so that the page stays small
-NEAREST = Image.Resampling.NEAREST  # mixes no colours
-TITLES = {
-    "val": "Scores on the held-out target images, percent",
-    "target/labelled": "Share of the pixels and squares that are labelled",
-    "source": "Losses of the source step",
-    "target": "Losses of the target step",
-    "": "Learning rate relative to the initial one",
-}
+OWN, BEFORE = "this run", "baseline"
 
 
-def curves(log: Path) -> str:
-    """All scalars of a run, one chart a group, but the class shares, which are too many to read."""
-    groups: dict[str, dict[str, list[tuple[int, float]]]] = {group: defaultdict(list) for group in TITLES}
-    for step, values in read_scalars(log):
-        for name, value in values.items():
-            group, _, leaf = name.rpartition("/")
-            if math.isfinite(value):
-                groups.setdefault(group, defaultdict(list))[_words(leaf)].append((step, value))
-    charts = [chart(TITLES.get(group, group), series) for group, series in groups.items() if series]
-    return f'<div class="curves">{"".join(charts)}</div>'
+@dataclass(frozen=True)
+class Network:
+    """One of the networks of the page, and what it predicted on the shown set."""
 
-
-def inline(picture: Image.Image, caption: str) -> str:
-    """A picture within the page."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-class Scored(NamedTuple):
-    """A network in eval mode on the CPU, and its scores in percent on the test split."""
-
+    facts: Facts
+    folder: Path
     model: Segmentor
-    means: dict[str, float]
-    iou: dict[str, float | None]
-    images: int
+    matrix: ConfusionMatrix
+    seen: Seen
 
 
-def score(config: Config, weights: Path) -> Scored:
-    """Evaluate a checkpoint."""
-    device, table = torch.device("cuda" if torch.cuda.is_available() else "cpu"), config.class_table
+def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
+    """Load a checkpoint and let it predict the ``samples``, labelled or not."""
     model, _ = load_network(config, [weights], device)
-    samples, classes = test_samples(config), config.test.eval_classes
-    matrix = evaluate_test_split(config, model, samples, device, title=weights.parent.name)
-    return Scored(model.eval().cpu(), scores(matrix, table, classes), per_class(matrix, table, classes), len(samples))
+    seen = Seen(config.num_classes)
+    options = config.test if data.are_labelled(samples) else config.target
+    loader = data.evaluation_loader(config, samples, options)
+    title = weights.parent.name
+    matrix = evaluate(config, model, loader, device, on_image=seen.add, tta=config.tta, title=title)
+    return Network(read_facts(weights), weights.parent, model.eval(), matrix, seen)
 
 
-def score_table(own: Scored, before: Scored | None, table: ClassTable) -> str:
-    """Means and per-class IoU, with the baseline's and the difference where there is one."""
-    key = '<i class="own"></i>this run &nbsp; <i class="before"></i>baseline'
-    head = f"<th>this run<th>baseline<th>difference<th>{key}</tr>" if before else "<th>this run<th></tr>"
-    rows = f"<tr><th>mean{head}{_score_rows(own.means, before and before.means, 'means', table)}"
-    rows += f"<tr><th>class{head}{_score_rows(own.iou, before and before.iou, 'class', table)}"
-    return f'<p>{own.images} images. A dash: neither labelled nor predicted.</p><table class="iou">{rows}</table>'
-
-
-def _score_rows(
-    result: Mapping[str, float | None], baseline: Mapping[str, float | None] | None, kind: str, table: ClassTable
-) -> str:
-    rows = []
-    for name, value in result.items():
-        title = _words(name)
-        if kind == "class":
-            title = f'<i style="background:{_hex(table, name)}"></i>{html.escape(name)}'
-        cells, bars = f"<td>{title}<td>{_number(value)}", _bar(value, "own")
-        if baseline is not None:
-            before = baseline[name]
-            change = None if value is None or before is None else value - before
-            sign = "" if not change else "up" if change > 0 else "down"
-            cells += f'<td>{_number(before)}<td class="{sign}">{_number(change, "+.2f")}'
-            bars += _bar(before, "before")
-        rows.append(f'<tr class="{kind}">{cells}<td>{bars}</tr>')
-    return "".join(rows)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("iou", "IoU")
-
-
-def _hex(table: ClassTable, name: str) -> str:
-    return "#" + bytes(table.palette[table.names.index(name)]).hex()
-
-
-def _bar(percent: float | None, kind: str) -> str:
-    return f'<div class="{kind}" style="width:{percent or 0:.1f}%"></div>'
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None else format(value, form)
-
-
-def legend(table: ClassTable) -> str:
-    """The colours of the classes."""
-    items = [f'<li><i style="background:{_hex(table, name)}"></i>{html.escape(name)}' for name in table.names]
-    return f'<ul class="legend">{"".join(items)}<li><i style="background:#000"></i>no label</ul>'
-
-
-def pseudo_label_panels(config: Config, trained: Config, models: dict[str, Segmentor], table: ClassTable) -> str:
-    """Test images with their labels, the models' predictions, and the confidence and pseudo-labels of the last model.
+def write_report(config: Config, baseline: str | None, images: int) -> Path:
+    """Write ``report.html`` into the run folder of ``config``; returns its path.
 
     Args:
-        trained: the configuration of the run, which says what its curriculum was; ``config`` says where images are.
-        models: by the name for the caption, in eval mode on the CPU.
+        baseline: run folder or file; None: what the run started from, where that is a run that is still there.
+        images: of each domain at most, where there are no labels to look at all of them.
     """
-    c, samples = trained.curriculum, test_samples(config)
-    curriculum = PyramidCurriculum(
-        None,
-        box_size=c.box_size,
-        conf_threshold=c.conf_threshold,
-        region_pool=c.region_pool,
-        use_pixels=c.use_pixels,
-    )
-    resize = EvalTransform(trained.target.input_size)
-    figures = []
-    for sample in samples[:: math.ceil(len(samples) / IMAGES)]:
-        image = read_image(sample.image)
-        pixels, _, _ = resize(image, None, np.random.default_rng(0))
-        with torch.inference_mode():
-            logits = {name: model(pixels[None])["logits"] for name, model in models.items()}
-            *_, own = logits.values()
-            layers = curriculum.pseudo_labels(own)
-        maps = {"labels": read_label(sample.label_file, config.test.label_kind)}
-        maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
-        width = min(image.width, PICTURE_WIDTH)
-        size = (width, round(width * image.height / image.width))
-        pictures = {"image": image.resize(size)}
-        pictures |= {caption: colour_map(labels, table) for caption, labels in maps.items()}
-        pictures["confidence"] = Image.fromarray((255 * own.softmax(1).amax(1)[0]).byte().numpy())
-        for name, (_, label, mask) in layers.items():
-            pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, label, IGNORE)[0].numpy(), table)
-        shown = [inline(picture.resize(size, NEAREST), caption) for caption, picture in pictures.items()]
-        figures.append(f'<h3>{html.escape(sample.name)}</h3><div class="panels">{"".join(shown)}</div>')
-    note = "By the final network in eval mode. Confidence is black at 0 and white at 1; "
-    note += f"above {c.conf_threshold} there is a label."
-    return f"<p>{note}</p>{legend(table)}{''.join(figures)}"
-
-
-def configuration(text: str) -> str:
-    """The keys whose values are not the defaults as a table, and all of them, folded up."""
-    defaults = flatten(yaml.safe_load(to_yaml(Config())))
-    changed = {name: value for name, value in flatten(yaml.safe_load(text)).items() if value != defaults[name]}
-    rows = [(name.replace(".", ".<wbr>"), _yaml(value), _yaml(defaults[name])) for name, value in changed.items()]
-    lines = "".join(f"<tr><td>{name}<td>{value}<td>{default}</tr>" for name, value, default in rows)
-    table = f'<table class="keys"><tr><th>key<th>value<th>default</tr>{lines}</table>'
-    return f"{table}<details><summary>all keys</summary><pre>{html.escape(text)}</pre></details>"
-
-
-def _yaml(value: Any) -> str:
-    return html.escape(value if isinstance(value, str) else json.dumps(value))
-
-
-def write_report(config: Config, baseline: str | None) -> Path:
-    """Write ``report.html`` into the run folder of ``config``; returns its path."""
-    folder, table = config.run_folder, config.class_table
-    weights = {"baseline": resolve_weights(baseline)} if baseline else {}
-    weights["this run"] = resolve_weights(str(folder))
-    scored = {name: score(config, path) for name, path in weights.items()}
-    own, before = scored["this run"], scored.get("baseline")
-    trained = (folder / "config.yaml").read_text()
-    networks = {name: result.model for name, result in scored.items()}
-    panels = pseudo_label_panels(config, build_config(folder / "config.yaml"), networks, table)
-    sections = {
-        "Scores on the test split, percent": score_table(own, before, table),
-        "Curves": curves(folder / RECORDS),
-        "Pseudo-labels on target images": panels,
-        "Configuration of the run": configuration(trained),
-    }
-    files = "; ".join(f"{name}: {path}" for name, path in reversed(weights.items()))
-    body = [f"<p>{html.escape(files)}</p>"]
+    folder, device = config.run_folder, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    baseline = baseline or starting_run(folder)
+    weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
+    weights[OWN] = resolve_weights(str(folder))
+    samples = data.test_samples(config, labels="optional")
+    test_images = len(samples)
+    samples = samples or evenly_spaced(data.target_samples(config)[0], images)
+    networks = {name: look(config, path, samples, device) for name, path in weights.items()}
+    models = {name: network.model for name, network in networks.items()}
+    folders = [network.folder for network in networks.values()]
+    comparison = compare_networks(config, models, folders, device, images)
+    sections = _sections(config, networks, comparison, samples, test_images)
+    own, before = networks[OWN].facts, networks[BEFORE].facts if BEFORE in networks else None
+    if test_images and data.are_labelled(samples):
+        classes = config.test.eval_classes
+        mious = [scores(networks[n].matrix, config.class_table, classes)["miou"] for n in reversed(networks)]
+        first = numbers.verdict(own, before, mious, test_images)
+    else:
+        first = numbers.verdict_without_labels(own, comparison)
+    lines = numbers.fact_line(own, test_images) + numbers.baseline_line(before)
+    body = [f"<h1>{html.escape(config.exp_name)}</h1>", first, lines]
     body += [f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()]
     path = folder / "report.html"
-    path.write_text(PAGE.format(title=html.escape(config.exp_name), body="\n".join(body)))
+    path.write_text(page(config.exp_name, "\n".join(body)))
     return path
 
 
-def run(config: Config, baseline: str | None) -> None:
-    print(write_report(config, baseline))
+def _sections(
+    config: Config, networks: dict[str, Network], comparison: Comparison, samples: Sequence[Sample], test_images: int
+) -> dict[str, str]:
+    """HTML by title."""
+    own, before = networks[OWN], networks.get(BEFORE)
+    table, classes = config.class_table, config.test.eval_classes
+    sections = {}
+    if test_images and data.are_labelled(samples):
+        found = [network for network in (own, before) if network]
+        means = [scores(network.matrix, table, classes) for network in found]
+        iou = [per_class(network.matrix, table, classes) for network in found]
+        sections["Scores on the test set, percent"] = numbers.score_table(means, iou, test_images, table)
+        sections["Confusion matrix of this run"] = numbers.confusion_table(own.matrix.counts.numpy(), table)
+    sections["Did it help? Without labels"] = numbers.share_table(comparison, list(networks), table)
+    sections["Curves"] = curves(own.folder / RECORDS)
+    models = {name: network.model.cpu() for name, network in networks.items()}
+    reasons = choose(own.seen, before.seen if before else None)
+    trained = build_config(own.folder / "config.yaml")
+    of = "the test set" if test_images else "the target training set"
+    title = f"Images of {of}, with pseudo-labels"
+    sections[title] = image_section(config, trained, samples, reasons, models)
+    sections["Configuration of the run"] = numbers.configuration((own.folder / "config.yaml").read_text())
+    return sections
+
+
+def run(config: Config, baseline: str | None, images: int) -> None:
+    print(write_report(config, baseline, images))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -197,8 +197,8 @@ def build_config(
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
-    tested = config.test if "test.dataset" in given else config.target
-    if tested.dataset == LIST and "test.input_size" not in given:
+    config.follow_target()
+    if config.test.dataset == LIST and "test.input_size" not in given:
         config.test.input_size = None  # the default is Cityscapes' shape
     return config
 

@@ -21,6 +21,7 @@ from utils.config.declare import (
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
 DATASETS = (*DATA_SETS, LIST)
+TARGETS = "target"  # as test.dataset: that of the target
 Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
 
@@ -110,17 +111,20 @@ class Validation:
 @dataclass
 class Evaluation(_Labelled):
     dataset: str = key(
-        "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
+        TARGETS, "folder layout and label ids as of target.dataset; target: the same", choices=(*DATASETS, TARGETS)
     )
-    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)", path=True)
+    id_table: str | None = key(
+        None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table", path=True
+    )
     data_dir: str | None = key(None, "root folder; null: target.data_dir", path=True)
     split: str = key("val", "split folder (Cityscapes layout only)")
-    data_list: str | None = key(None, "text file with one image path a line (list: and its label path)", path=True)
+    data_list: str | None = key(
+        None, "text file with one image path a line (list: and its label path); list without it: no test set", path=True
+    )
     label_list: str | None = key(None, "text file with one label path a line", path=True)
     input_size: Size | None = key(
         (1024, 512),
-        "network input [W, H]; null keeps the size, which dataset list does unless this is set; scores are at the "
-        "label's own size",
+        "network input [W, H]; null keeps the size, as list does unless this is set; scores are at the label's size",
         within=POSITIVE,
     )
     upsampling: str = key(
@@ -260,6 +264,13 @@ class Config:
     def run_folder(self) -> Path:
         """Folder of the run's checkpoints, logs and results."""
         return Path(self.snapshot_dir) / self.exp_name
+
+    def follow_target(self) -> None:
+        """Let the test set be of the target's data set and classes where it is not said to be of others."""
+        if self.test.dataset == TARGETS:
+            self.test.dataset = self.target.dataset
+        if self.test.dataset == LIST and self.test.id_table is None:
+            self.test.id_table = self.target.id_table
 
     @property
     def class_table(self) -> ClassTable:

@@ -52,7 +52,9 @@ def config_changes(saved: str, config: Config) -> str:
 
     A key that the checkpoint's version of the code did not have yet counts as its default.
     """
-    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(Config()), saved, to_yaml(config)))
+    unset = Config()
+    unset.follow_target()
+    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)

@@ -24,28 +24,37 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
 
 
 def convert_run(config: Config) -> None:
-    """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder."""
+    """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder.
+
+    Without test labels there are no scores, and the same file.
+    """
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
     with start_run(config) as run:
         device, log = run.device, run.log
         model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
         log.text(report)
-        samples = data.test_samples(config)
+        samples = data.test_samples(config, labels="optional")
+        if not data.are_labelled(samples):
+            log.text("no labelled test images: the network is converted without scores")
 
-        before = evaluate_test_split(config, model, samples, device, title="before")
-        log.text(f"before conversion\n{iou_table(before, table, classes)}")
+        def score(title: str) -> None:
+            if data.are_labelled(samples):
+                matrix = evaluate_test_split(config, model, samples, device, title=title)
+                log.text(f"{title}\n{iou_table(matrix, table, classes)}")
+
+        score("before conversion")
         run.begin()
-
-        def score(forwards: int) -> None:
-            matrix = evaluate_test_split(config, model, samples, device, title=f"after {forwards}")
-            log.text(f"after {forwards} forward passes\n{iou_table(matrix, table, classes)}")
-
         a = config.adabn
-        convert_statistics(model, statistics_loaders(config), a.mode, device, score_every=a.score_every, score=score)
+        convert_statistics(
+            model,
+            statistics_loaders(config),
+            a.mode,
+            device,
+            score_every=a.score_every,
+            score=lambda done: score(f"after {done} forward passes"),
+        )
         if distributed.is_main():
             (folder / "config_adabn.yaml").write_text(to_yaml(config))
             save_atomic(model_state(config, model) | {"method": "test_adabn"}, folder / CONVERTED)
-        after = evaluate_test_split(config, model, samples, device, title="after")
-        log.text(
-            f"after conversion ({config.adabn}), saved as {folder / CONVERTED}\n{iou_table(after, table, classes)}"
-        )
+        log.text(f"saved as {folder / CONVERTED} ({config.adabn})")
+        score("after conversion")

@@ -8,16 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dataset.labels import ClassTable
-from utils.scoring.pictures import colour_map
 
 FONT_SIZES = (13, 28)  # pixels, of the narrowest and the widest pictures
 WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
 INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
-
-
-def overlay(picture: Image.Image, classes: np.ndarray, table: ClassTable, opacity: float) -> Image.Image:
-    """``picture`` with the colours of its ``classes`` (H, W) over it; at 0 opacity the picture, at 1 the colours."""
-    return Image.blend(picture, colour_map(classes, table), opacity)
 
 
 def with_legend(picture: Image.Image, classes: np.ndarray, table: ClassTable) -> Image.Image:

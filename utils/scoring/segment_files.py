@@ -19,9 +19,9 @@ from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
 from utils.inference import Predictor, network_input
-from utils.scoring.overlay import overlay, with_legend, write_clip
+from utils.scoring.overlay import with_legend, write_clip
 from utils.scoring.picture_files import PictureFile
-from utils.scoring.pictures import colour_map, label_id_map
+from utils.scoring.pictures import colour_map, label_id_map, overlay
 
 COLOUR, LABEL_IDS, OVERLAY, CONFIDENCE = "colour", "label_ids", "overlay", "confidence"  # folders of the results
 WAITING = 4  # pictures at most that are predicted but not yet written

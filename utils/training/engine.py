@@ -21,11 +21,12 @@ from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, s
 from utils.run_folder.log import RunLog
 from utils.scoring.evaluation import EvaluationStopped
 from utils.training.iteration import Iteration, numbers
-from utils.training.label_watch import PATIENCE, CollapseWatch, UnlabelledWatch
+from utils.training.label_watch import Watches
 from utils.training.losses import Batch, LossFunction, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
 from utils.training.state import Standing, load_training_state, training_state
+from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +60,7 @@ class Trainer:
     Args:
         optimizer: with the initial learning rates, see ``utils.build.network.build_optimizer``.
         validation: None: the last checkpoint is the result.
+        target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
         origin: what the checkpoints say of the method and the data.
         before_save: called before each checkpoint is written; what it raises ends the run.
     """
@@ -73,6 +75,7 @@ class Trainer:
         device: torch.device,
         log: RunLog,
         *,
+        target_shares: TargetShares | None = None,
         origin: Mapping[str, Any] | None = None,
         before_save: Callable[[], None] | None = None,
     ) -> None:
@@ -84,7 +87,7 @@ class Trainer:
         phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
         self.origin, self.before_save = {"phases": phase_names} | dict(origin or {}), before_save
         self.standing = Standing()
-        self.watch = CollapseWatch()
+        self.target_shares = target_shares
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint as if the run had never stopped. Raises CheckpointError where it does not fit."""
@@ -112,6 +115,8 @@ class Trainer:
                 self._save()  # gone on from a file elsewhere: this folder has no result yet
             return self._result()
         self.model.train()
+        if p.step == 0:
+            self._record_target_shares()
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(p.step, t.num_steps)
         main = distributed.is_main()
@@ -119,14 +124,16 @@ class Trainer:
         with StopSignals() as signals, bar:
             if owes:
                 self._make_up_for_validation(signals)
-            unlabelled = UnlabelledWatch(min(PATIENCE, max(len(indices), 1)))
+            expected = self.target_shares.expected if self.target_shares and main else None  # main alone has the log
+            watches = Watches(t.num_steps, len(indices), expected)
             for index in bar:
                 iteration = self._iterate(index, batches)
                 losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
                 totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
                 bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
                 p.step = index + 1
-                self._warn(iteration, unlabelled)
+                for warning in watches.update(iteration.shares, iteration.labelled):
+                    self.log.text(warning)
                 if p.step % t.print_freq == 0:
                     self._log_iteration(p.step, iteration)
                 saved = p.step % self.config.val.every == 0 or p.step == t.num_steps
@@ -146,12 +153,6 @@ class Trainer:
         self.standing.validated = False
         self._validate(signals)
         self._stop_if_asked(signals, saved=True)
-
-    def _warn(self, iteration: Iteration, unlabelled: UnlabelledWatch) -> None:
-        warnings = [self.watch.update(iteration.shares)]
-        warnings += [unlabelled.update(count) for count in iteration.labelled]
-        for warning in filter(None, warnings):
-            self.log.text(warning)
 
     def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
         """One iteration: every phase once."""
@@ -237,9 +238,14 @@ class Trainer:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
+    def _record_target_shares(self) -> None:
+        if self.target_shares:
+            self.target_shares.record(self.model, self.standing.step)
+
     def _save_and_validate(self, signals: StopSignals) -> None:
         """The checkpoint first: what comes after, however long, may be broken off and is repeated."""
         self.standing.validated = self.validation is None
+        self._record_target_shares()  # before the checkpoint: a run that goes on from it has this record
         self._save(previous=True)
         self._validate(signals)
 

@@ -20,6 +20,7 @@ from utils.run_folder.identity import data_identity, git_revision
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
+from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
 LOOKED_AT = 100  # source labels at the start of a training: a second or two
@@ -113,6 +114,7 @@ def train(
             validation,
             device,
             log,
+            target_shares=TargetShares(config, source, target, device, log),
             origin={"method": method, "data": identity},
             before_save=run.folder.check_lock if run.folder else None,
         )
