@@ -47,6 +47,23 @@ class _Chunks(Dataset):
         return total, bad
 
 
+def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, limit: int) -> np.ndarray | None:
+    """Which classes have a labelled pixel in at most ``limit`` label files, spread over all: bool (C,).
+
+    Reading ends as soon as every class was seen. None where a file cannot be read, which the loader names or replaces.
+    """
+    seen = np.zeros(num_classes, bool)
+    for sample in samples[:: math.ceil(len(samples) / limit)]:
+        try:
+            label = read_label(sample.label_file, kind)
+        except DataError:
+            return None
+        seen |= np.array(Image.fromarray(label).histogram()[:num_classes]) > 0
+        if seen.all():
+            break
+    return seen
+
+
 def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
     total += Image.fromarray(label).histogram()[: len(total)]  # less than half the time of numpy's
 

@@ -78,6 +78,15 @@ def test_label_edited_in_place_is_counted_anew(samples, tmp_path):
     assert made[0][road] > 0 == made[1][road] and made[1][sky] == pytest.approx(2 / 3)
 
 
+def test_look_at_some_labels(samples):
+    road, sky, building = CITYSCAPES.ids(["road", "sky", "building"])
+    both, first = (priors.labelled_classes(samples, "gtav", C, limit) for limit in (2, 1))
+    assert np.flatnonzero(both).tolist() == sorted([road, sky, building])
+    assert np.flatnonzero(first).tolist() == sorted([road, sky])
+    samples[0].label.write_bytes(b"no picture")
+    assert priors.labelled_classes(samples, "gtav", C, 2) is None
+
+
 def test_authors_formats(tmp_path):
     (tmp_path / "prior.txt").write_text("\n".join(["2.0"] + ["1.0"] * 18))
     assert np.isclose(priors.load_class_prior(tmp_path / "prior.txt", C)[0], 0.1)

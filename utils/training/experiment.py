@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dataset.folders import Sample
+from dataset.priors import labelled_classes
 from utils import distributed
 from utils.build import data, network
 from utils.config.read import ConfigError, to_yaml
@@ -21,6 +22,8 @@ from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
+
+LOOKED_AT = 100  # source labels at the start of a training: a second or two
 
 
 class Run(NamedTuple):
@@ -99,6 +102,7 @@ def train(
         if state is None:
             _check_starting_weights(config, self_trained, log)
         log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
+        _say_missing_classes(config, source, log)
         validation = _make_validation(config, held_out, device, log)
         model = network.build_model(config, log, device, pretrained=state is None)
         phases = make_phases(Experiment(config, source, target, device, log, state["step"] if state else 0))
@@ -140,6 +144,17 @@ def _check_starting_weights(config: Config, self_trained: bool, log: RunLog) -> 
             "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
             f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
         )
+
+
+def _say_missing_classes(config: Config, source: Sequence[Sample], log: RunLog) -> None:
+    """Name the classes that the source's labels lack, as far as a look at some of them can tell."""
+    if not distributed.is_main():
+        return
+    seen = labelled_classes(source, config.source.label_kind, config.num_classes, LOOKED_AT)
+    if seen is not None and not seen.all():
+        missing = [name for name, found in zip(config.class_table.names, seen, strict=True) if not found]
+        looked_at = f"{min(len(source), LOOKED_AT)} of {len(source)} source labels"
+        log.text(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
 
 
 def _make_validation(
