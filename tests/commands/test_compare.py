@@ -12,6 +12,7 @@ from PIL import Image
 
 import evaluate
 import train_pycda
+import train_source_only
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
@@ -116,3 +117,8 @@ def test_networks_are_called_by_their_runs_and_by_their_files_where_these_are_th
     assert facts.distinct_names([best, other, Path("runs/a/adabn.pth")]) == ["a", "b", "a/adabn.pth"]
     assert facts.distinct_names([best, Path("runs/a/last.pth")]) == ["a/best.pth", "a/last.pth"]
     assert facts.distinct_names([best, Path("old/a/best.pth")]) == ["runs/a/best.pth", "old/a/best.pth"]
+
+
+def test_a_run_from_scratch_has_no_start(command, tmp_path):
+    train_source_only.main(command(tmp_path, "run", "model.weights=scratch", "val.held_out=0"))
+    assert facts.read_facts(tmp_path / "run/last.pth").start is None
