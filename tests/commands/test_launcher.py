@@ -90,7 +90,14 @@ def test_launcher_leaves_a_hangup_alone_under_nohup(tmp_path, ignored):
     said.write_text('#!/bin/sh\necho "${PET_SIGNALS_TO_HANDLE:-all}"\n')
     said.chmod(0o755)
     environment = os.environ | {"NPROC": "2", "PYTHON": str(said)}
-    action = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    hangup = signal.SIG_IGN if ignored else signal.SIG_DFL  # whatever started the tests
     command = ["sh", str(ROOT / "run.sh"), "train_source_only.py", "config.yaml"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, preexec_fn=action)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+    )
     assert done.stdout.strip() == ("SIGTERM,SIGINT,SIGQUIT" if ignored else "all")

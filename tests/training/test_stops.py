@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupt
 from utils.training.engine import Trainer
 from utils.training.signals import STOPPED
 from utils.training.validation import Validation
+
+
+@pytest.fixture(autouse=True)
+def hangups_count() -> Iterator[None]:
+    """As where the tests were not started by ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def log_of(run: Path) -> str:
@@ -55,11 +64,8 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
         train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
     assert stopped.value.code == STOPPED
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 1
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
