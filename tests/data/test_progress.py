@@ -40,7 +40,10 @@ def test_loss_fits_into_80_columns(monkeypatch):
     monkeypatch.setattr(progress, "REDRAW", 0)
     with terminal(80) as (stream, screen):
         shown(monkeypatch, stream, "pycda_spatial_ratio_exp001")
-        states = os.read(screen, 2**16).decode().strip().split("\r")
+        drawn = b""
+        while not drawn.endswith(b"\n"):  # a terminal hands over what it has, which may be a part
+            drawn += os.read(screen, 2**16)
+        states = drawn.decode().strip().split("\r")
     assert "..atial_ratio_exp001: 34999/35000, source 0.123, target 0.456" in states[-3]
     assert len(states) > 10 and all(len(state.strip("\n")) < 80 for state in states)
 
