@@ -85,16 +85,21 @@ processes=${NPROC:-$(count_gpus)}
 if [ "$nodes" -gt 1 ]; then
     : "${NODE_RANK:?of several nodes, set NODE_RANK}" "${MASTER_ADDR:?of several nodes, set MASTER_ADDR}"
     : "${MASTER_PORT:?of several nodes, set MASTER_PORT to a port that is free on MASTER_ADDR}"
-    meeting="--nnodes $nodes --node_rank $NODE_RANK --master_addr $MASTER_ADDR --master_port $MASTER_PORT"
+    meeting="--nnodes $nodes --rdzv_backend nodes --rdzv_endpoint $MASTER_ADDR:$MASTER_PORT"
 elif [ "$processes" -gt 1 ] || [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
     meeting=--standalone
 else
     exec "$PYTHON" "$script" "$@"
 fi
+minutes=5 # as the key timeout_minutes has it
 case ${script#"$here/"} in
     */*) ;;
-    *) "$PYTHON" -W ignore "$script" "$@" --print-config >/dev/null || exit ;; # a mistake is said once, not by each
+    *) # a mistake is said once, not by each
+        config=$("$PYTHON" -W ignore "$script" "$@" --print-config) || exit
+        minutes=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
+        ;;
 esac
+[ "$nodes" -eq 1 ] || meeting="$meeting --rdzv_conf rank=$NODE_RANK,minutes=$minutes"
 # The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
 if sh -c 'kill -HUP $$' 2>/dev/null; then
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from dataset.messages import UserError
+from dataset.messages import MENDABLE, UserError
 
-MENDABLE, INTERRUPTED = 2, 130  # exit status
+INTERRUPTED = 130  # exit status
 # Everything that is no bug: our own errors, files and folders, a training that diverges.
 EXPECTED = (UserError, OSError, FloatingPointError)
 TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
@@ -63,5 +63,5 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
         if os.environ.get(TRACEBACK) == "1" or not (isinstance(error, EXPECTED) or _out_of_memory(error)):
             raise
         say(f"error: {one_line(error)}", program)
-        status = MENDABLE
+        status = error.status if isinstance(error, UserError) else MENDABLE
     sys.exit(status)

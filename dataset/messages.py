@@ -4,13 +4,19 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 5  # names
+MENDABLE = 2  # exit status
 
 
 class UserError(Exception):
     """What the user can mend. The message is one line that names the file, key or image, and says what to do.
 
     A program that ends by it prints that line, without a traceback (``dataset.failures``).
+
+    Attributes:
+        status: of that program.
     """
+
+    status = MENDABLE
 
 
 class ChoiceError(UserError, ValueError):

@@ -1,33 +1,96 @@
 """One code path for one process and for many: everything here is a no-op in a single process."""
 
 import os
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dataset.messages import UserError
+from utils.peers import Peers
+
+T = TypeVar("T")
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
+_peers: Peers | None = None  # of the process group, which torch too keeps one of
 
 
-def setup() -> torch.device:
-    """Join the process group that torchrun describes in the environment, and return this process's device.
+@contextmanager
+def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.device]:
+    """For the block, join the processes that torchrun describes in the environment; gives this process's device.
 
-    Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised.
+    Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised. An error in
+    the block ends it without waiting for the others, which learn of it.
+
+    Args:
+        minutes: that a process waits for the others, at the start and in every message, before it is an error.
+        facts: what all processes must have been started with, by name.
+
+    Raises:
+        DisagreementError: ``facts`` differ; before anything else happens.
+        LostError: a process did not come, does not answer or ended; the message says which.
     """
+    global _peers
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-    return device
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield device
+        return
+    _peers = Peers(minutes)
+    whole = True
+    try:
+        _peers.meet()
+        _peers.compare({**facts, "device": device.type, "torch": torch.__version__})
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=_peers.store,
+            rank=_peers.rank,
+            world_size=_peers.world_size,
+            timeout=timedelta(minutes=minutes),
+            device_id=device if cuda else None,
+        )
+        yield device
+    except Exception as error:
+        whole = False  # taking the group down would wait for those that are in it
+        explained = _peers.explain(error)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        if whole and dist.is_initialized():
+            dist.destroy_process_group()
+        _peers = None
 
 
-def shutdown() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def compare(facts: Mapping[str, str]) -> None:
+    """Check that all processes have the same ``facts`` (name: value); see ``process_group`` for what is raised."""
+    if _peers is not None:
+        _peers.compare(facts)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` gives in the first process, in all of them, which wait for it however long it takes.
+
+    An error that the user can mend is raised in all of them too.
+    """
+    if _peers is None:
+        return make()
+    made: list[Any] = [None, None]
+    if is_main():
+        try:
+            made[0] = make()
+        except (UserError, OSError) as error:
+            made[1] = error
+    _peers.wait_for_first()
+    dist.broadcast_object_list(made)
+    if made[1] is not None:
+        raise made[1]
+    return made[0]
 
 
 def world_size() -> int:
@@ -42,9 +105,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
+def wait_for_first() -> None:
+    """Wait, however long, until the first process has come here too."""
+    if _peers is not None:
+        _peers.wait_for_first()
 
 
 class _AllReduceSum(torch.autograd.Function):

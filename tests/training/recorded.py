@@ -47,8 +47,6 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    # One process group for all: torchrun has one meeting.
-    leave, distributed.shutdown = distributed.shutdown, lambda: None
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        train(**job)
-    leave()
+    with distributed.process_group(5, {}):  # one for all: torchrun has one meeting
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            train(**job)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from dataset import priors
@@ -33,8 +34,23 @@ def _check_boxes(config: Config) -> None:
 
 def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
     """The method's loss, with priors from files or from the labels of the source ``samples``."""
-    c = config.curriculum
     _check_boxes(config)
+    class_prior, spatial_prior = distributed.from_first(lambda: _priors(config, samples, log))
+    c = config.curriculum
+    files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
+    switches = {name: value for name, value in asdict(c).items() if name not in files}
+    log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+    return PyramidCurriculum(
+        None if class_prior is None else torch.from_numpy(class_prior),
+        spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
+        all_reduce=distributed.all_reduce_sum,
+        **switches,
+    )
+
+
+def _priors(config: Config, samples: Sequence[Sample], log: RunLog) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Class prior float64 (C,) and spatial prior float32 (C, H, W), None where it is not used."""
+    c = config.curriculum
     t, kind, cache = config.train, config.source.label_kind, config.run_folder / "priors"
     reading = {"num_workers": t.num_workers, "skip_bad": t.skip_bad_samples}
     class_prior = spatial_prior = None
@@ -49,12 +65,4 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
         spatial_prior = priors.spatial_prior(
             samples, kind, config.num_classes, size, sigma=c.prior_sigma, cache_dir=cache, **reading
         )
-    files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
-    switches = {name: value for name, value in asdict(c).items() if name not in files}
-    log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
-    return PyramidCurriculum(
-        None if class_prior is None else torch.from_numpy(class_prior),
-        spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
-        all_reduce=distributed.all_reduce_sum,
-        **switches,
-    )
+    return class_prior, spatial_prior

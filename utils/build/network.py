@@ -1,6 +1,6 @@
 """From a configuration to its network and optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from dataset.messages import ChoiceError
 from models import build_segmentor
-from models.batchnorm import configure_batchnorm
+from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
@@ -36,8 +36,16 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
     """
     model = build_network(config, device)
     if len(files) == 2:
-        return model, load_encoder_decoder(model, *map(str, files))
-    return model, load_checkpoint_weights(model, files[0])
+        return model, _load_first(model, lambda: load_encoder_decoder(model, *map(str, files)))
+    return model, _load_first(model, lambda: load_checkpoint_weights(model, files[0]))
+
+
+def _load_first(model: Segmentor, load: Callable[[], str]) -> str:
+    """Let the first process load weights into ``model`` and give them to all, which need not have the file."""
+    report, updates = distributed.from_first(lambda: (load(), bn_updates(model)))
+    distributed.broadcast_model(model)
+    set_bn_updates(model, updates)
+    return report
 
 
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
@@ -48,11 +56,11 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
             "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)
-    if pretrained and m.weights not in (None, SCRATCH):
-        log.text(load_checkpoint_weights(model, resolve_weights(m.weights)))
+    run = None if m.weights == SCRATCH else m.weights
+    if pretrained and run is not None:
+        log.text(_load_first(model, lambda: load_checkpoint_weights(model, resolve_weights(run))))
     if pretrained and (m.weights_encoder or m.weights_decoder):
-        log.text(load_encoder_decoder(model, m.weights_encoder, m.weights_decoder))
-    distributed.broadcast_model(model)
+        log.text(_load_first(model, lambda: load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)))
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.channels_last:
         convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions

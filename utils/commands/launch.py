@@ -1,14 +1,17 @@
 """``torchrun`` that ends as the processes did that it started: with their status, without a traceback of its own."""
 
-import sys
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from dataset.failures import exit_after
+from utils.commands import nodes
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of the process that failed first, as a shell has it; 0 if none did."""
+    nodes.register()
     try:
         torchrun(argv)
     except ChildFailedError as error:
@@ -18,4 +21,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_after(main, "run.sh")

@@ -16,17 +16,18 @@ def run(config: Config, args: argparse.Namespace) -> int:
     """Segment ``args.images`` into ``args.save``. Returns the exit status."""
     from utils import distributed  # torch takes seconds: only once the command line is known to be right
     from utils.inference import load_for
+    from utils.run_folder.agreement import file_facts, start_facts
     from utils.run_folder.checkpoint import pair_up
     from utils.scoring.picture_files import find_pictures
     from utils.scoring.segment_files import Output, segment_files
 
     files = find_pictures(args.images, config.target.data_dir, args.save)
-    device = distributed.setup()
-    try:
+    with distributed.process_group(config.timeout_minutes, start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
             raise ConfigError(f"--weights names {len(networks)} networks, pictures are segmented by one")
         (weights,) = networks.values()
+        distributed.compare(file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
         output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
         summary = segment_files(predictor, files, output, config.test.num_workers)
@@ -35,9 +36,7 @@ def run(config: Config, args: argparse.Namespace) -> int:
             print(f"{summary.written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
             for failure in summary.failures:
                 print(failure, file=sys.stderr)
-        distributed.barrier()  # torchrun ends all processes when the first one has a status
-    finally:
-        distributed.shutdown()
+        distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
     return UNREADABLE if summary.failures else 0
 
 

@@ -250,6 +250,7 @@ class Config:
     resume_force: bool = key(False, "go on although the configuration differs from the checkpoint's")
     seed: int = key(0, "seed of initialisation, data order and augmentation", within=COUNT)
     num_classes: int = key(19, "classes, C in the paper", within=CLASSES)
+    timeout_minutes: float = key(5.0, "wait of processes for each other before it is an error", within=ABOVE_0)
     model: Model = field(default_factory=Model)
     source: Domain = field(default_factory=lambda: Domain(dataset="gtav"))
     target: Domain = field(default_factory=Domain)

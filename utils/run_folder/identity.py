@@ -28,6 +28,7 @@ FREE_KEYS = (
     "exp_name",
     "resume",
     "resume_force",
+    "timeout_minutes",
     "model.fc_dim",  # only checks model.encoder
     "train.num_workers",
     "train.cache_dir",
@@ -70,19 +71,25 @@ def data_identity(
         digest: of the lists of images and labels, the labels' times and sizes, the id tables and the prior files.
         content: uint8 tensor, all of that packed, so that a change can be named.
     """
-    roots = config.source.data_dir, config.target.data_dir, config.val.data_dir or config.target.data_dir
-    lists = {
-        name: _entries(samples, root)
-        for (name, samples), root in zip(
-            {"source": source, "target": target, "held out": held_out}.items(), roots, strict=True
-        )
-    }
-    text = json.dumps({"lists": lists, "files": _files(config)})
+    lists = list_entries(config, {"source": source, "target": target, "held_out": held_out})
+    text = json.dumps({"lists": lists, "files": configured_files(config)})
     packed = zlib.compress(text.encode())
     return {
         "digest": hashlib.sha256(text.encode()).hexdigest(),
         "content": torch.from_numpy(np.frombuffer(packed, np.uint8).copy()),
     }
+
+
+def list_entries(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[str, list[Entry]]:
+    """Of each of the ``lists`` (source, target, held out, test) what ``_entries`` gives."""
+    target = config.target.data_dir
+    roots = {
+        "source": config.source.data_dir,
+        "target": target,
+        "held_out": config.val.data_dir or target,
+        "test": config.test.data_dir or target,
+    }
+    return {name: _entries(samples, roots[name]) for name, samples in lists.items()}
 
 
 def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
@@ -100,7 +107,7 @@ def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
     ]
 
 
-def _files(config: Config) -> dict[str, str]:
+def configured_files(config: Config) -> dict[str, str]:
     """What the configured files say that are no lists, by key."""
     found = {}
     for name, options in (("source.id_table", config.source), ("target.id_table", config.target)):

@@ -7,6 +7,7 @@ from utils.build import data
 from utils.build.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
+from utils.run_folder.agreement import data_facts
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
 from utils.scoring.convert_batchnorm import convert_statistics
 from utils.scoring.evaluation import evaluate_test_split, iou_table
@@ -17,10 +18,12 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
     """One finite loader for each domain that ``adabn.domains`` names."""
     samples = {}
     if config.adabn.domains in ("source", "both"):
-        samples[data.SOURCE] = data.source_samples(config)
+        samples["source"] = data.source_samples(config)
     if config.adabn.domains in ("target", "both"):
-        samples[data.TARGET], _ = data.target_samples(config)
-    return [data.statistics_loader(config, domain, found) for domain, found in samples.items()]
+        samples["target"], _ = data.target_samples(config)
+    distributed.compare(data_facts(config, **samples))
+    domains = {"source": data.SOURCE, "target": data.TARGET}
+    return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 
 
 def convert_run(config: Config) -> None:
@@ -31,7 +34,8 @@ def convert_run(config: Config) -> None:
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
     with start_run(config) as run:
         device, log = run.device, run.log
-        model, report = load_network(config, [resolve_weights(config.adabn.weights or str(folder))], device)
+        weights = distributed.from_first(lambda: resolve_weights(config.adabn.weights or str(folder)))
+        model, report = load_network(config, [weights], device)
         log.text(report)
         samples = data.test_samples(config, labels="optional")
         if not data.are_labelled(samples):

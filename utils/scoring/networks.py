@@ -13,6 +13,7 @@ from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
+from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
@@ -30,25 +31,25 @@ def score(
         json_file: gets the scores too.
         save: folder of the pictures.
     """
-    device = distributed.setup()
-    samples, table = test_samples(config), config.class_table
-    if predictions:
-        matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
-    else:
-        remark = first_shape_remark(config, samples)
-        if remark and distributed.is_main():
-            print(remark)
-        matrices = {}
-        networks = pair_up(weights or [str(config.run_folder)])
-        for name, files in networks.items():
-            folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
-            gallery = Gallery(folder, table) if folder else None
-            matrices[name] = score_network(config, files, samples, device, gallery)
-    if distributed.is_main():
-        print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
-        if json_file:
-            write_json(json_file, config, matrices, len(samples))
-    distributed.shutdown()
+    with distributed.process_group(config.timeout_minutes, start_facts(config)) as device:
+        samples, table = test_samples(config), config.class_table
+        distributed.compare(data_facts(config, test=samples))
+        if predictions:
+            matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
+        else:
+            remark = first_shape_remark(config, samples)
+            if remark and distributed.is_main():
+                print(remark)
+            matrices = {}
+            networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
+            for name, files in networks.items():
+                folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
+                gallery = Gallery(folder, table) if folder else None
+                matrices[name] = score_network(config, files, samples, device, gallery)
+        if distributed.is_main():
+            print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
+            if json_file:
+                write_json(json_file, config, matrices, len(samples))
 
 
 def score_network(

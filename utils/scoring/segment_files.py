@@ -112,8 +112,7 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
                 waiting.pop(0).result()
         for future in waiting:
             future.result()
-    distributed.barrier()  # the clip is of all overlays
-    failed = [message for _, message in sorted(distributed.gather(failures))]
+    failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
         frames = [output.file(OVERLAY, files[index]) for index in done]

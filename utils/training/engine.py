@@ -276,7 +276,7 @@ class Trainer:
             if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
             save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
-        distributed.barrier()
+        distributed.wait_for_first()
 
     def _asked_to_stop(self, signals: StopSignals) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""

@@ -14,6 +14,7 @@ from utils import distributed
 from utils.build import data, network
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import SCRATCH, Config
+from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
 from utils.run_folder.identity import data_identity, git_revision
@@ -42,17 +43,14 @@ class Run(NamedTuple):
 @contextmanager
 def start_run(config: Config) -> Iterator[Run]:
     """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
-    device = distributed.setup()
-    try:
-        with ExitStack() as stack:
-            main = distributed.is_main()
-            folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
-            log = stack.enter_context(RunLog(config.run_folder, enabled=main))
-            processes = f"{distributed.world_size()} process(es) on {device.type}"
-            log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
-            yield Run(device, log, folder)
-    finally:
-        distributed.shutdown()
+    with ExitStack() as stack:
+        device = stack.enter_context(distributed.process_group(config.timeout_minutes, start_facts(config)))
+        main = distributed.is_main()
+        folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
+        log = stack.enter_context(RunLog(config.run_folder, enabled=main))
+        processes = f"{distributed.world_size()} process(es) on {device.type}"
+        log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
+        yield Run(device, log, folder)
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,9 @@ def train(
         _ = config.class_table  # before anything slow: do the data sets go together?
         source = data.source_samples(config)
         target, held_out = data.target_samples(config, log.text)
+        distributed.compare(data_facts(config, source=source, target=target, held_out=held_out))
         identity = data_identity(config, source, target, held_out)
-        state = find_state(config, method, identity, log.text)
+        state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
         if state is None:
             _check_starting_weights(config, self_trained, log)
         log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
@@ -178,7 +177,7 @@ def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[s
             moved = set_aside(folder)
             if moved:
                 log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
-        distributed.barrier()
+        distributed.wait_for_first()
         log.restart(start, validated=not trainer.owes_validation())
         data.write_lists(config, **lists)
         if distributed.is_main():

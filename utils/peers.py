@@ -1,0 +1,174 @@
+"""How the processes of a run find each other, compare what they were started with, and say who is missing.
+
+All of it goes through the store that torchrun holds, without a process group: it works before there is one, between
+processes that would not agree on one, and after it broke.
+"""
+
+import json
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from dataset.failures import one_line
+from dataset.messages import UserError, few
+
+SAY_EVERY = 30.0  # seconds between two lines about who is waited for
+POLL = 0.05  # seconds
+PATIENCE = 10.0  # seconds in which the others of a broken group say why they ended
+HERE, ENDED = "here", "ended"  # first part of the keys that each process sets
+TRANSPORT = (str(Path(dist.__file__).parent), str(Path(__file__).with_name("distributed.py")))  # code that waits
+
+
+class DisagreementError(UserError, RuntimeError):
+    """Processes that were started with different things; the message says with what, and which rank."""
+
+
+class LostError(UserError, RuntimeError):
+    """A process that is waited for in vain; the message says which rank.
+
+    The exit status is that of a service that is not there (EX_UNAVAILABLE): the same command may go on from the last
+    checkpoint as soon as it is.
+    """
+
+    status = 69
+
+
+class Peers:
+    """The processes that torchrun describes in the environment, as one of them sees them.
+
+    Args:
+        minutes: before it is an error that another one does not come or answer.
+
+    Raises:
+        LostError: the store does not answer.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self._steps = 0  # comparisons and waits so far, alike on all ranks
+        try:
+            self.store, self.rank, self.world_size = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
+        except dist.DistError as error:
+            raise LostError(f"the first node does not answer: {one_line(error)}") from error
+
+    def meet(self) -> None:
+        """Wait until every process has come. Raises LostError where one has not, in ``minutes``."""
+        meet(self.store, self.rank, self.world_size, self.minutes * 60, "rank")
+
+    def compare(self, facts: Mapping[str, str]) -> None:
+        """Compare ``facts`` (name: value) with those of the first process.
+
+        Raises:
+            DisagreementError: those of any process differ; alike on all processes.
+            LostError: a process does not answer.
+        """
+        self._steps += 1
+        stage, first = f"compare-{self._steps}", f"facts-{self._steps}"
+        if self.rank == 0:
+            self.store.set(first, json.dumps(dict(facts)))
+        theirs = json.loads(self.store.get(first))
+        names = sorted(name for name in facts.keys() | theirs.keys() if facts.get(name) != theirs.get(name))
+        found = [f"{name} is {facts.get(name)} there, {theirs.get(name)} on rank 0" for name in names]
+        self.store.set(f"{stage}/{self.rank}", "; ".join(found))
+        if not wait_for(self.store, self._keys(stage), self.minutes * 60):
+            raise LostError(f"no answer from {self._ranks(self._missing(stage))}. {REMEDY}")
+        verdicts = [self.store.get(key).decode() for key in self._keys(stage)]
+        differing = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
+        if differing:
+            raise DisagreementError(
+                f"the processes were not started with the same: {'. '.join(differing)}. Give every node the same files "
+                "and the same command"
+            )
+
+    def wait_for_first(self) -> None:
+        """Wait, however long, until the first process has come here too; an error of its own ends it by the store."""
+        self._steps += 1
+        key = f"first-{self._steps}"
+        if self.rank == 0:
+            self.store.set(key, "")
+        while not wait_for(self.store, [key], 1.0):
+            if self.store.check([f"{ENDED}/0"]):
+                raise LostError(f"rank 0 ended: {self._said(0)}")
+
+    def explain(self, error: Exception) -> Exception:
+        """Tell the others that this process ends by ``error``; returns what it should end by.
+
+        That is ``error`` itself, or where it only says that the others cannot be reached, who is missing and why.
+        """
+        lost = _is_of_transport(error)
+        self.store.set_timeout(timedelta(seconds=PATIENCE))
+        try:
+            self.store.set(f"{ENDED}/{self.rank}", "" if lost else one_line(error))
+            if not lost:
+                return error
+            wait_for(self.store, self._keys(ENDED), PATIENCE)
+            silent = self._missing(ENDED)
+            said = {rank: self._said(rank) for rank in range(self.world_size) if rank not in silent}
+        except dist.DistError:
+            return LostError(f"neither the other processes nor the first node answer. {REMEDY}") if lost else error
+        reasons = [f"rank {rank} ended: {text}." for rank, text in said.items() if text]
+        if silent:
+            reasons.append(f"no sign of life from {self._ranks(silent)}. {REMEDY}")
+        return LostError(" ".join(reasons) or f"the connection broke ({one_line(error)}). {REMEDY}")
+
+    def _said(self, rank: int) -> str:
+        return self.store.get(f"{ENDED}/{rank}").decode()
+
+    def _keys(self, stage: str) -> list[str]:
+        return [f"{stage}/{rank}" for rank in range(self.world_size)]
+
+    def _missing(self, stage: str) -> list[int]:
+        return [rank for rank, key in enumerate(self._keys(stage)) if not self.store.check([key])]
+
+    def _ranks(self, numbers: Iterable[int]) -> str:
+        return f"rank(s) {few(numbers)} of {self.world_size}"
+
+
+CAUSES = "did the start there fail, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through?"
+REMEDY = (
+    "Was it killed (out of memory?), is its machine down, the link cut, or the wrong interface taken (set "
+    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME)? The same command goes on from the last checkpoint"
+)
+
+
+def meet(store: dist.Store, number: int, count: int, seconds: float, kind: str) -> None:
+    """Wait until all ``count`` processes or nodes, of which this is ``number``, have come to the ``store``.
+
+    Every half a minute a line says which of them are waited for.
+
+    Raises:
+        LostError: one has not come, in ``seconds``.
+    """
+    keys = [f"{HERE}/{kind}/{other}" for other in range(count)]
+    store.set(keys[number], "")
+    left = seconds
+    while not wait_for(store, keys, min(left, SAY_EVERY)):
+        left -= SAY_EVERY
+        missing = f"{kind}(s) {few(other for other, key in enumerate(keys) if not store.check([key]))} of {count}"
+        if left <= 0:
+            raise LostError(f"{missing} did not come within {seconds / 60:g} minutes (timeout_minutes): {CAUSES}")
+        print(f"{kind} {number}: waiting for {missing}", flush=True)
+
+
+def wait_for(store: dist.Store, keys: list[str], seconds: float) -> bool:
+    """Whether all of ``keys`` are set within ``seconds``."""
+    until = time.monotonic() + seconds
+    while not store.check(keys):
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def _is_of_transport(error: Exception) -> bool:
+    """Whether ``error`` comes from a message between processes: torch has no type for most of them."""
+    frames = traceback.extract_tb(error.__traceback__)
+    by_torch = isinstance(error, RuntimeError) and not isinstance(error, UserError)
+    return isinstance(error, dist.DistError) or (
+        by_torch and bool(frames) and frames[-1].filename.startswith(TRANSPORT)
+    )
