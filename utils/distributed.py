@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dataset.messages import UserError
-from utils.peers import Peers
+from utils.peers import LostError, Peers
 
 T = TypeVar("T")
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
@@ -41,30 +41,41 @@ def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.de
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
-    _peers = Peers(minutes)
-    whole = True
+    _peers = Peers.of_environment(minutes)
+    whole = False
     try:
         _peers.meet()
         _peers.compare({**facts, "device": device.type, "torch": torch.__version__})
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=_peers.store,
+            store=_peers.store.torch_store,
             rank=_peers.rank,
             world_size=_peers.world_size,
             timeout=timedelta(minutes=minutes),
             device_id=device if cuda else None,
         )
-        yield device
-    except Exception as error:
-        whole = False  # taking the group down would wait for those that are in it
-        explained = _peers.explain(error)
-        if explained is error:
-            raise
-        raise explained from error
+        with explained():
+            yield device
+        whole = True
+    except SystemExit:  # all end, at the same place
+        whole = True
+        raise
     finally:
-        if whole and dist.is_initialized():
+        if whole:  # else taking the group down would wait for those that are in it
             dist.destroy_process_group()
         _peers = None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """For the block, tell the other processes of an error that ends this one, and say which of them does not answer."""
+    try:
+        yield
+    except Exception as error:
+        cause = error if _peers is None or isinstance(error, LostError) else _peers.explain(error)
+        if cause is error:
+            raise
+        raise cause from error
 
 
 def compare(facts: Mapping[str, str]) -> None:

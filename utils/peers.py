@@ -5,11 +5,13 @@ processes that would not agree on one, and after it broke.
 """
 
 import json
+import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -19,7 +21,7 @@ from dataset.messages import UserError, few
 
 SAY_EVERY = 30.0  # seconds between two lines about who is waited for
 POLL = 0.05  # seconds
-PATIENCE = 10.0  # seconds in which the others of a broken group say why they ended
+PATIENCE = 10.0  # seconds: the store answers, and after a failure the others have said why they ended
 HERE, ENDED = "here", "ended"  # first part of the keys that each process sets
 TRANSPORT = (str(Path(dist.__file__).parent), str(Path(__file__).with_name("distributed.py")))  # code that waits
 
@@ -38,21 +40,74 @@ class LostError(UserError, RuntimeError):
     status = 69
 
 
+T = TypeVar("T")
+
+
+class Store:
+    """Torch's store, whose own calls wait a quarter of an hour where the link to it was cut.
+
+    Raises:
+        LostError: of each method: it does not answer.
+    """
+
+    def __init__(self, store: dist.Store) -> None:
+        self.torch_store = store
+
+    def set(self, key: str, value: str) -> None:
+        self._answer(lambda: self.torch_store.set(key, value))
+
+    def get(self, key: str) -> str:
+        """The value of a ``key`` that is set."""
+        return self._answer(lambda: self.torch_store.get(key)).decode()
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether all of ``keys`` are set."""
+        return self._answer(lambda: self.torch_store.check(list(keys)))
+
+    def wait(self, keys: Sequence[str], seconds: float) -> bool:
+        """Whether all of ``keys`` are set within ``seconds``."""
+        until = time.monotonic() + seconds
+        while not self.has(keys):
+            if time.monotonic() > until:
+                return False
+            time.sleep(POLL)
+        return True
+
+    def _answer(self, call: Callable[[], T]) -> T:
+        answers: list[T] = []
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                answers.append(call())
+            except dist.DistError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        if answers:
+            return answers[0]
+        raise LostError(f"the first node does not answer any more. {REMEDY}") from (errors[0] if errors else None)
+
+
 class Peers:
-    """The processes that torchrun describes in the environment, as one of them sees them.
+    """The processes of a run, as one of them sees them.
 
     Args:
         minutes: before it is an error that another one does not come or answer.
-
-    Raises:
-        LostError: the store does not answer.
     """
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
+    def __init__(self, store: dist.Store, rank: int, world_size: int, minutes: float) -> None:
+        self.store, self.rank, self.world_size, self.minutes = Store(store), rank, world_size, minutes
         self._steps = 0  # comparisons and waits so far, alike on all ranks
+
+    @classmethod
+    def of_environment(cls, minutes: float) -> "Peers":
+        """Those that torchrun describes in the environment. Raises LostError where its store does not answer."""
         try:
-            self.store, self.rank, self.world_size = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
+            store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
+            return cls(store, rank, world_size, minutes)
         except dist.DistError as error:
             raise LostError(f"the first node does not answer: {one_line(error)}") from error
 
@@ -71,13 +126,15 @@ class Peers:
         stage, first = f"compare-{self._steps}", f"facts-{self._steps}"
         if self.rank == 0:
             self.store.set(first, json.dumps(dict(facts)))
+        elif not self.store.wait([first], self.minutes * 60):
+            raise LostError(f"no answer from {self._ranks([0])}. {REMEDY}")
         theirs = json.loads(self.store.get(first))
         names = sorted(name for name in facts.keys() | theirs.keys() if facts.get(name) != theirs.get(name))
         found = [f"{name} is {facts.get(name)} there, {theirs.get(name)} on rank 0" for name in names]
         self.store.set(f"{stage}/{self.rank}", "; ".join(found))
-        if not wait_for(self.store, self._keys(stage), self.minutes * 60):
+        if not self.store.wait(self._keys(stage), self.minutes * 60):
             raise LostError(f"no answer from {self._ranks(self._missing(stage))}. {REMEDY}")
-        verdicts = [self.store.get(key).decode() for key in self._keys(stage)]
+        verdicts = [self.store.get(key) for key in self._keys(stage)]
         differing = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
         if differing:
             raise DisagreementError(
@@ -91,8 +148,8 @@ class Peers:
         key = f"first-{self._steps}"
         if self.rank == 0:
             self.store.set(key, "")
-        while not wait_for(self.store, [key], 1.0):
-            if self.store.check([f"{ENDED}/0"]):
+        while not self.store.wait([key], 1.0):
+            if self.store.has([f"{ENDED}/0"]):
                 raise LostError(f"rank 0 ended: {self._said(0)}")
 
     def explain(self, error: Exception) -> Exception:
@@ -101,29 +158,28 @@ class Peers:
         That is ``error`` itself, or where it only says that the others cannot be reached, who is missing and why.
         """
         lost = _is_of_transport(error)
-        self.store.set_timeout(timedelta(seconds=PATIENCE))
         try:
             self.store.set(f"{ENDED}/{self.rank}", "" if lost else one_line(error))
             if not lost:
                 return error
-            wait_for(self.store, self._keys(ENDED), PATIENCE)
+            self.store.wait(self._keys(ENDED), PATIENCE)
             silent = self._missing(ENDED)
             said = {rank: self._said(rank) for rank in range(self.world_size) if rank not in silent}
-        except dist.DistError:
-            return LostError(f"neither the other processes nor the first node answer. {REMEDY}") if lost else error
+        except LostError as gone:
+            return gone if lost else error
         reasons = [f"rank {rank} ended: {text}." for rank, text in said.items() if text]
         if silent:
             reasons.append(f"no sign of life from {self._ranks(silent)}. {REMEDY}")
         return LostError(" ".join(reasons) or f"the connection broke ({one_line(error)}). {REMEDY}")
 
     def _said(self, rank: int) -> str:
-        return self.store.get(f"{ENDED}/{rank}").decode()
+        return self.store.get(f"{ENDED}/{rank}")
 
     def _keys(self, stage: str) -> list[str]:
         return [f"{stage}/{rank}" for rank in range(self.world_size)]
 
     def _missing(self, stage: str) -> list[int]:
-        return [rank for rank, key in enumerate(self._keys(stage)) if not self.store.check([key])]
+        return [rank for rank, key in enumerate(self._keys(stage)) if not self.store.has([key])]
 
     def _ranks(self, numbers: Iterable[int]) -> str:
         return f"rank(s) {few(numbers)} of {self.world_size}"
@@ -136,7 +192,7 @@ REMEDY = (
 )
 
 
-def meet(store: dist.Store, number: int, count: int, seconds: float, kind: str) -> None:
+def meet(store: Store, number: int, count: int, seconds: float, kind: str) -> None:
     """Wait until all ``count`` processes or nodes, of which this is ``number``, have come to the ``store``.
 
     Every half a minute a line says which of them are waited for.
@@ -147,22 +203,12 @@ def meet(store: dist.Store, number: int, count: int, seconds: float, kind: str) 
     keys = [f"{HERE}/{kind}/{other}" for other in range(count)]
     store.set(keys[number], "")
     left = seconds
-    while not wait_for(store, keys, min(left, SAY_EVERY)):
+    while not store.wait(keys, min(left, SAY_EVERY)):
         left -= SAY_EVERY
-        missing = f"{kind}(s) {few(other for other, key in enumerate(keys) if not store.check([key]))} of {count}"
+        missing = f"{kind}(s) {few(other for other, key in enumerate(keys) if not store.has([key]))} of {count}"
         if left <= 0:
             raise LostError(f"{missing} did not come within {seconds / 60:g} minutes (timeout_minutes): {CAUSES}")
         print(f"{kind} {number}: waiting for {missing}", flush=True)
-
-
-def wait_for(store: dist.Store, keys: list[str], seconds: float) -> bool:
-    """Whether all of ``keys`` are set within ``seconds``."""
-    until = time.monotonic() + seconds
-    while not store.check(keys):
-        if time.monotonic() > until:
-            return False
-        time.sleep(POLL)
-    return True
 
 
 def _is_of_transport(error: Exception) -> bool:

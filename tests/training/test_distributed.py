@@ -33,10 +33,16 @@ RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apar
 }
 
 
-def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
-    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
+def launch(
+    processes: int, script: str, arguments: Sequence[str], within: Sequence[str] = (), **variables: str
+) -> subprocess.Popen:
+    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...).
+
+    Args:
+        within: a command that starts it.
+    """
     usual = {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
+    run = [*within, "sh", str(ROOT / "run.sh"), script, *arguments[1:]]
     return subprocess.Popen(
         run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

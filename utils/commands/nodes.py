@@ -1,8 +1,8 @@
 """How the launchers of several nodes meet: torch's static rendezvous, which says who is waited for and gives up."""
 
 import math
+import socket
 import time
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
@@ -11,10 +11,11 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from dataset.failures import one_line
-from utils.peers import CAUSES, SAY_EVERY, LostError, meet
+from utils.peers import CAUSES, SAY_EVERY, LostError, Store, meet
 
 BACKEND = "nodes"  # as --rdzv_backend; --rdzv_conf rank=NODE_RANK,minutes=TIMEOUT_MINUTES
 PORT = 29500  # torch's own
+RETRY = 1.0  # seconds
 
 
 class NodeRendezvous(StaticTCPRendezvous):
@@ -27,7 +28,7 @@ class NodeRendezvous(StaticTCPRendezvous):
         """Wait for all nodes, the first time. Raises LostError where one does not come within the timeout."""
         if self._store is None:
             self._store = self._host() if self.rank == 0 else self._join()
-            meet(self._store, self.rank, self.world_size, self.timeout.total_seconds(), "node")
+            meet(Store(self._store), self.rank, self.world_size, self.timeout.total_seconds(), "node")
         return super().next_rendezvous()
 
     @property
@@ -37,7 +38,7 @@ class NodeRendezvous(StaticTCPRendezvous):
     def _host(self) -> dist.TCPStore:
         print(f"node 0: waiting for {self.world_size} nodes at {self._place}", flush=True)
         try:
-            return self._connect(self.timeout)
+            return self._connect()
         except dist.DistError as error:
             raise LostError(
                 f"cannot listen at {self._place}: {one_line(error)}. Is MASTER_ADDR this node's address, and "
@@ -45,27 +46,35 @@ class NodeRendezvous(StaticTCPRendezvous):
             ) from error
 
     def _join(self) -> dist.TCPStore:
-        until = time.monotonic() + self.timeout.total_seconds()
-        while (left := until - time.monotonic()) > 0:
-            try:
-                store = self._connect(timedelta(seconds=min(left, SAY_EVERY)))
-            except dist.DistError:
+        """Torch is asked once somebody listens: it would print each attempt with its stack."""
+        started = said = time.monotonic()
+        while not self._somebody_listens():
+            now = time.monotonic()
+            if now - started > self.timeout.total_seconds():
+                raise LostError(
+                    f"node 0 did not answer at {self._place} within {self.timeout.total_seconds() / 60:g} minutes "
+                    f"(timeout_minutes): {CAUSES}"
+                )
+            if now - said > SAY_EVERY:
+                said = now
                 print(f"node {self.rank}: waiting for node 0 of {self.world_size} at {self._place}", flush=True)
-                continue
-            store.set_timeout(self.timeout)
-            return store
-        raise LostError(
-            f"node 0 did not answer at {self._place} within {self.timeout.total_seconds() / 60:g} minutes "
-            f"(timeout_minutes): {CAUSES}"
-        )
+            time.sleep(RETRY)
+        return self._connect()
 
-    def _connect(self, timeout: timedelta) -> dist.TCPStore:
+    def _somebody_listens(self) -> bool:
+        try:
+            with socket.create_connection((self.master_addr, self.master_port), timeout=RETRY):
+                return True
+        except OSError:
+            return False
+
+    def _connect(self) -> dist.TCPStore:
         return dist.TCPStore(
             self.master_addr,
             self.master_port,
             self.world_size,
             self.rank == 0,
-            timeout,
+            self.timeout,
             wait_for_workers=False,
             multi_tenant=True,
         )

@@ -50,6 +50,7 @@ def start_run(config: Config) -> Iterator[Run]:
         log = stack.enter_context(RunLog(config.run_folder, enabled=main))
         processes = f"{distributed.world_size()} process(es) on {device.type}"
         log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
+        stack.enter_context(distributed.explained())  # so that the log has it
         yield Run(device, log, folder)
 
 

@@ -1,0 +1,151 @@
+"""Several nodes, as processes of one machine: what they disagree in, who is lost, and that nobody waits for ever."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import train_source_only
+from tests.training.test_distributed import finish, free_port, launch, losses
+
+LOST = 69  # exit status
+STARTED = "step 1 "
+ENDLESS = ["train.num_steps=100000", "val.every=100000", "train.print_freq=1", "val.held_out=0"]
+
+
+@pytest.fixture
+def nodes(command, tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
+    """``nodes([keys of node 0], [keys of node 1], **variables)`` starts one process on each of two nodes."""
+    port, started = str(free_port()), []
+
+    def start(*keys: list[str], ports: tuple[str, str] = (port, port), **variables: str) -> list[subprocess.Popen]:
+        for rank, own in enumerate(keys):
+            where = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[rank]}
+            arguments = command(tmp_path, "nodes", *own)
+            started.append(launch(1, "train_source_only.py", arguments, **where | variables))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ends(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for(log: Path, text: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not (log.is_file() and text in log.read_text()):
+        assert time.monotonic() < until, f"no {text!r} in {log}"
+        time.sleep(0.1)
+
+
+def trainers(launcher: subprocess.Popen) -> list[int]:
+    """Process ids of what a launcher has started."""
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def test_configurations_that_disagree_are_named_before_anything_else(nodes, tmp_path):
+    """These used to train with two learning rates, and to hang, as only one of them validates and has a head more."""
+    for process in nodes(["train.lr_encoder=0.1"], ["train.lr_encoder=0.2", "val.held_out=0", "model.use_aux=false"]):
+        status, output = ends(process)
+        assert status == 2 and "train_source_only.py: rank" in output
+        for difference in ("train.lr_encoder is 0.2 there, 0.1 on", "val.held_out is 0 there, 3", "model.use_aux is"):
+            assert f"rank 1: {difference}" in output or f"; {difference}" in output, output
+    assert not (tmp_path / "nodes").exists()
+
+
+def test_lists_that_disagree_are_named(nodes, city, tmp_path):
+    images = sorted((city / "gtav/images").glob("*.png"))
+    lists = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    for path, found in zip(lists, (images, images[1:]), strict=True):
+        path.write_text("".join(f"{image}\n" for image in found))
+    for process in nodes(*[[f"source.data_list={path}"] for path in lists]):
+        status, output = ends(process)
+        assert status == 2
+        assert re.search(r"rank 1: the list of source images is 5 images \S+ \S+ there, 6 images", output), output
+
+
+def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(nodes, command, tmp_path):
+    """Before, one process started at step 2 and the other at 0."""
+    keys = ["train.num_steps=4", "val.held_out=0", "model.dropout=0.0"]  # of which every process has its own
+    train_source_only.main(command(tmp_path, "nodes", *keys))
+    straight = losses(tmp_path / "nodes")
+    (tmp_path / "nodes/last.previous.pth").rename(tmp_path / "nodes/last.pth")  # after step 2
+    outputs = [finish(process) for process in nodes(keys, [*keys, f"snapshot_dir={tmp_path}/elsewhere"])]
+    assert "last.pth after step 2" in outputs[0] and not (tmp_path / "elsewhere").exists()
+    resumed = losses(tmp_path / "nodes")
+    assert [record["step"] for record in resumed] == [1, 2, 3, 4]
+    totals = [[record["source/total"] for record in run] for run in (resumed, straight)]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-3)
+
+
+def test_a_killed_process_is_named_by_the_others(nodes, tmp_path):
+    first, second = nodes(ENDLESS, ENDLESS)
+    wait_for(tmp_path / "nodes/log.txt", STARTED)
+    for pid in trainers(second):
+        os.kill(pid, signal.SIGKILL)
+    status, output = ends(second)
+    assert status == 128 + signal.SIGKILL
+    status, output = ends(first, timeout=40)
+    assert status == LOST and "no sign of life from rank(s) 1 of 2" in output
+    assert "no sign of life" in (tmp_path / "nodes/log.txt").read_text()
+
+
+def test_nodes_that_do_not_meet_give_up_and_say_who_is_missing(nodes):
+    short = ["timeout_minutes=0.05"]
+    first, second = nodes(short, short, ports=(str(free_port()), str(free_port())))
+    status, output = ends(first, timeout=40)
+    assert status == LOST and "node(s) 1 of 2 did not come within 0.05 minutes" in output
+    assert "node 0: waiting for 2 nodes at 127.0.0.1:" in output
+    status, output = ends(second, timeout=40)
+    assert status == LOST and "node 0 did not answer at 127.0.0.1:" in output and "Traceback" not in output
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, joined by a pair of interfaces."""
+    names = ("pycda-test-a", "pycda-test-b")
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add pycda0 netns {names[0]} type veth peer name pycda0 netns {names[1]}")
+    for number, name in enumerate(names, 1):
+        commands += [f"-n {name} addr add 10.77.0.{number}/24 dev pycda0", f"-n {name} link set pycda0 up"]
+        commands.append(f"-n {name} link set lo up")
+    try:
+        for arguments in commands:
+            if shutil.which("ip") is None:
+                pytest.skip("no command ip")
+            made = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"this machine gives no network namespaces: {made.stderr.strip()}")
+        yield names
+    finally:
+        for name in names:
+            if shutil.which("ip"):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_a_late_node_is_waited_for_and_a_cut_link_ends_both(network, command, tmp_path):
+    """Before, the second node waited for a quarter of an hour and the first one for half an hour."""
+    where = {"NNODES": "2", "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "pycda0"}
+    arguments = command(tmp_path, "nodes", *ENDLESS, "timeout_minutes=0.1")
+    processes = []
+    for rank, name in enumerate(network):
+        enter = ["ip", "netns", "exec", name]
+        processes.append(launch(1, "train_source_only.py", arguments, enter, **where, NODE_RANK=str(rank)))
+        time.sleep(3 * (1 - rank))
+    wait_for(tmp_path / "nodes/log.txt", STARTED)
+    subprocess.run(["ip", "-n", network[0], "link", "set", "pycda0", "down"], check=True)
+    for process, reason in zip(processes, ("no sign of life from rank(s) 1 of 2", "does not answer"), strict=True):
+        status, output = ends(process, timeout=90)
+        assert status == LOST and reason in output
