@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.launcher import follow_launcher
+
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
 
 
@@ -15,6 +17,7 @@ def setup() -> torch.device:
 
     Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised.
     """
+    follow_launcher()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:

@@ -51,6 +51,9 @@ def start_run(config: Config) -> Iterator[Run]:
             processes = f"{distributed.world_size()} process(es) on {device.type}"
             log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
             yield Run(device, log, folder)
+    except SystemExit:  # of all processes alike
+        distributed.barrier()  # the launcher ends all of them when the first one has a status
+        raise
     finally:
         distributed.shutdown()
 
