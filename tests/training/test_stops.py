@@ -10,6 +10,7 @@ import torch
 
 import train_source_only
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from utils.build import data
 from utils.training import signals
 from utils.training.engine import Trainer
 from utils.training.signals import STOPPED, StopSignals
@@ -104,3 +105,18 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == ([] if error is SystemExit else [signal.SIGTERM])
         signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
+    """A scheduler may start the run on another machine, which could not tell that its process has ended."""
+
+    def signalled(*arguments):
+        assert (tmp_path / "run/run.lock").exists()
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(data, "source_samples", signalled)
+    signal.signal(number, lambda number, frame: None)  # as a signal that were not caught would end the tests
+    with pytest.raises(SystemExit) as stopped:
+        train_source_only.main(command(tmp_path, "run"))
+    assert stopped.value.code == STOPPED and not (tmp_path / "run").exists()

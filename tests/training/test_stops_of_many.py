@@ -155,15 +155,21 @@ def test_another_signal_to_the_launcher_ends_all_at_once(tmp_path):
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):
-    """Also where one process alone meets it, and the other one then misses it."""
+    """Where one process alone meets it, and the other one, not in a step, is then told by torchrun to stop."""
     script = tmp_path / "mendable.py"
     script.write_text(
         "import os, pathlib, time\n"
         "from dataset.failures import exit_after\n"
+        "from utils.training.signals import Unwinding\n"
+        "ready = pathlib.Path(__file__).with_name('ready')\n"
         "def main():\n"
-        "    if os.environ['RANK'] == '1':\n"
+        "    with Unwinding():\n"
+        "        if os.environ['RANK'] == '0':\n"
+        "            ready.touch()\n"
+        "            time.sleep(100)\n"
+        "        while not ready.exists():\n"
+        "            time.sleep(0.01)\n"
         "        raise FileNotFoundError('no such list of images')\n"
-        "    time.sleep(100)\n"
         "exit_after(main)\n"
     )
     run = launch(2, str(script), ["--config", "x"], PYTHONPATH=str(ROOT), MAX_RESTARTS="3")

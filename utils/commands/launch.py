@@ -6,7 +6,7 @@ torchrun alone gives them 30 seconds after a signal, loses their status, and sta
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher import api as torch_launcher
 from torch.distributed.run import main as torchrun
 
@@ -22,7 +22,17 @@ from dataset.failures import MENDABLE
 from utils.launcher import LAUNCHER
 from utils.training.signals import STOPPED, StopSignals
 
-FINAL = (STOPPED, MENDABLE)  # statuses that tell more than those of the other processes, and call for no restart
+
+def status_of(failures: Mapping[int, ProcessFailure], signalled: bool) -> int:
+    """The status that tells most of why a group of processes has ended; ``failures`` are in the order of their ends.
+
+    That is the first one's, as torchrun sends SIGTERM to the others; but of an error the user has to mend, the others
+    may end before the process that met it; and of a signal, before they can stop politely.
+    """
+    statuses = [failure.exitcode for failure in failures.values()]
+    if signalled and STOPPED in statuses:
+        return STOPPED
+    return MENDABLE if MENDABLE in statuses and statuses[0] != STOPPED else statuses[0]
 
 
 class PassedOn(StopSignals):
@@ -61,25 +71,24 @@ class Agent(LocalElasticAgent):
         result = super()._monitor_workers(worker_group)
         if result.state != WorkerState.HEALTHY:
             self._signals.processes = []
-        ended = {failure.exitcode for failure in result.failures.values()}
-        if self._signals.received or ended.intersection(FINAL):
+        signalled = bool(self._signals.received)
+        if signalled or (result.failures and status_of(result.failures, signalled) in (STOPPED, MENDABLE)):
             self._remaining_restarts = 0
         return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 75 or 2 if a process has it, else of the one that failed first, as a shell has it; 0 if none did."""
+    """Exit status: ``status_of`` the processes that failed, as a shell has it; 0 if none did."""
     os.environ[LAUNCHER] = str(os.getpid())
     signals = PassedOn()
-    torch_launcher.LocalElasticAgent = partial(Agent, signals)  # torchrun takes no agent as an argument
+    # torchrun takes no agent as an argument
+    torch_launcher.LocalElasticAgent = partial(Agent, signals)  # type: ignore[assignment, misc]
     try:
         torchrun(argv)
     except SignalException as error:
         return 128 + (signals.received or error.sigval)
     except ChildFailedError as error:
-        statuses = [failure.exitcode for failure in error.failures.values()]
-        _, first = error.get_first_failure()
-        status = next((final for final in FINAL if final in statuses), first.exitcode)
+        status = status_of(error.failures, bool(signals.received))
         return status if status > 0 else 128 - status  # below 0: minus the signal
     return 0
 

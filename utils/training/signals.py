@@ -1,4 +1,4 @@
-"""Stop politely: the first SIGTERM, SIGINT or SIGHUP lets the step in progress finish, the second ends the process."""
+"""Stop politely: the first SIGTERM, SIGINT or SIGHUP lets the step in progress finish, another ends the process."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.received and kind is SystemExit:
+        if kind is SystemExit:
             return  # the process ends now; the same signal once more must not break off its log and its lock
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -60,3 +60,19 @@ class StopSignals:
     def _second(self, number: int) -> None:
         if not is_launched():
             os._exit(128 + number)
+
+
+class Unwinding(StopSignals):
+    """Where no step is in progress: the first signal ends the run at once, by ``SystemExit``, which closes and unlocks.
+
+    Attributes:
+        over: the run is closing anyway, which no signal breaks off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = False
+
+    def _first(self, number: int) -> None:
+        if not self.over:
+            raise SystemExit(STOPPED)
