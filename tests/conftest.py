@@ -1,6 +1,7 @@
 """What the tests share."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ TINY = [
     "train.batch_size=2",
     "train.num_workers=0",
 ]
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """A training that was stopped keeps its handlers, as its process would end; these tests go on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dataset.messages import UserError
+from utils.launcher import follow_launcher
 from utils.peers import LostError, Peers
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.de
         LostError: a process did not come, does not answer or ended; the message says which.
     """
     global _peers
+    follow_launcher()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -57,8 +59,8 @@ def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.de
         with explained():
             yield device
         whole = True
-    except SystemExit:  # all end, at the same place
-        whole = True
+    except SystemExit:  # asked to stop
+        whole = dist.is_initialized()
         raise
     finally:
         if whole:  # else taking the group down would wait for those that are in it
@@ -97,7 +99,7 @@ def from_first(make: Callable[[], T]) -> T:
             made[0] = make()
         except (UserError, OSError) as error:
             made[1] = error
-    _peers.wait_for_first()
+    _by_store(_peers)
     dist.broadcast_object_list(made)
     if made[1] is not None:
         raise made[1]
@@ -119,7 +121,15 @@ def is_main() -> bool:
 def wait_for_first() -> None:
     """Wait, however long, until the first process has come here too."""
     if _peers is not None:
-        _peers.wait_for_first()
+        _by_store(_peers)
+        dist.barrier()
+
+
+def _by_store(peers: Peers) -> None:
+    """Wait without the limit in time that messages have. The store goes with the launcher, the processes may not yet:
+    then the message that follows waits."""
+    with suppress(LostError):
+        peers.wait_for_first()
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -10,8 +10,10 @@ import torch
 
 import train_source_only
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from utils.build import data
+from utils.training import signals
 from utils.training.engine import Trainer
-from utils.training.signals import STOPPED
+from utils.training.signals import STOPPED, StopSignals
 from utils.training.validation import Validation
 
 
@@ -76,3 +78,45 @@ def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
     assert process.wait(timeout=120) == STOPPED
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 1
     assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads its output" in log_of(tmp_path / "run")
+
+
+def test_same_signal_counts_once_for_some_seconds_and_ends_the_process_later(monkeypatch):
+    """Schedulers send it twice."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM and not ended
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended == [128 + signal.SIGINT]
+        monkeypatch.setattr(signals, "ECHO", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [128 + signal.SIGINT, 128 + signal.SIGTERM]
+
+
+def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
+    ended = []
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    for error in (SystemExit, ValueError):
+        with pytest.raises(error), StopSignals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise error
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == ([] if error is SystemExit else [signal.SIGTERM])
+        signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
+    """A scheduler may start the run on another machine, which could not tell that its process has ended."""
+
+    def signalled(*arguments):
+        assert (tmp_path / "run/run.lock").exists()
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(data, "source_samples", signalled)
+    signal.signal(number, lambda number, frame: None)  # as a signal that were not caught would end the tests
+    with pytest.raises(SystemExit) as stopped:
+        train_source_only.main(command(tmp_path, "run"))
+    assert stopped.value.code == STOPPED and not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from utils.run_folder.identity import data_identity, git_revision
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
+from utils.training.signals import Unwinding
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
@@ -43,7 +44,8 @@ class Run(NamedTuple):
 @contextmanager
 def start_run(config: Config) -> Iterator[Run]:
     """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
-    with ExitStack() as stack:
+    signals = Unwinding()
+    with signals, ExitStack() as stack:
         device = stack.enter_context(distributed.process_group(config.timeout_minutes, start_facts(config)))
         main = distributed.is_main()
         folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
@@ -51,7 +53,14 @@ def start_run(config: Config) -> Iterator[Run]:
         processes = f"{distributed.world_size()} process(es) on {device.type}"
         log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
         stack.enter_context(distributed.explained())  # so that the log has it
-        yield Run(device, log, folder)
+        try:
+            yield Run(device, log, folder)
+        except SystemExit:
+            if signals.received:
+                log.text(f"stopped by signal {signals.received} with nothing to save: the same command goes on")
+            raise
+        finally:
+            signals.over = True
 
 
 @dataclass(frozen=True)
