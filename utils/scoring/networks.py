@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataset.files import check_writable
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
@@ -29,8 +31,13 @@ def score(
         predictions: score the label-id PNGs below this folder instead.
         json_file: gets the scores too.
         save: folder of the pictures.
+
+    Raises:
+        UserError, OSError: what cannot be scored or written, before the first image wherever that can be known.
     """
     device = distributed.setup()
+    if json_file:
+        _check_json(json_file)
     samples, table = test_samples(config), config.class_table
     if predictions:
         matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
@@ -40,6 +47,9 @@ def score(
             print(remark)
         matrices = {}
         networks = pair_up(weights or [str(config.run_folder)])
+        if len(networks) > 1:  # a file that does not fit is said before the first network is scored, which takes long
+            for files in networks.values():
+                load_network(config, files, device)
         for name, files in networks.items():
             folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
             gallery = Gallery(folder, table) if folder else None
@@ -66,6 +76,16 @@ def score_network(
     if gallery:
         gallery.finish(matrix)
     return matrix
+
+
+def _check_json(path: Path) -> None:
+    """Raises ConfigError where the file of the scores cannot be written: said before they are computed."""
+    try:
+        check_writable(path.parent)
+        if path.exists():
+            path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json: cannot write {path}: {error.strerror}") from error
 
 
 def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:
