@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from dataset.messages import MENDABLE, UserError
+from dataset.messages import MENDABLE, UserError, of_loader
 
 INTERRUPTED = 130  # exit status
 # Everything that is no bug: our own errors, files and folders, a training that diverges.
@@ -20,8 +20,7 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    if "Original Traceback" in text:  # a loader process's error, which DataLoader repeats with its traceback
-        text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
+    text = of_loader(text)
     if _out_of_memory(error):
         text = f"out of memory: {text.partition('. ')[0] or 'the system has no more'}. {OUT_OF_MEMORY}"
     return " ".join(text.split()) or type(error).__name__

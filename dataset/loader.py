@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataset.folders import Sample
 from dataset.labels import IGNORE
@@ -170,6 +170,21 @@ def _end_by_parent() -> None:
     os._exit(0)
 
 
+def _batch(samples: list[dict[str, Any]]) -> Any:
+    """Raises DataError where ``samples`` differ in size, so that they are no batch."""
+    sizes = [(sample["image"].shape[-1], sample["image"].shape[-2]) for sample in samples]
+    for sample, size in zip(samples, sizes, strict=True):
+        if size != sizes[0]:
+            raise DataError(different_sizes(samples[0]["name"], sizes[0], sample["name"], size))
+    return default_collate(samples)
+
+
+def different_sizes(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
+    """Message about two images, of sizes (W, H), that cannot be of one batch."""
+    sizes = f"{name} is {size[0]}x{size[1]}, {other} {other_size[0]}x{other_size[1]}"
+    return f"images of one batch must be of one size (W x H), {sizes}: set input_size or crop_size"
+
+
 def _options(num_workers: int) -> dict:
     return {
         "num_workers": num_workers,
@@ -191,7 +206,7 @@ def train_loader(
 ) -> DataLoader:
     """Endless batches of this rank; ``batch_size`` is the global one."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_step)
-    return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
 
 def epoch_loader(
@@ -206,7 +221,7 @@ def epoch_loader(
 ) -> DataLoader:
     """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
     sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=sampler, **_options(num_workers))
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
 
 def step_loader(
@@ -221,7 +236,7 @@ def step_loader(
 ) -> DataLoader:
     """The first ``steps`` batches of ``train_loader``."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), **_options(num_workers))
+    return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), collate_fn=_batch, **_options(num_workers))
 
 
 def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:

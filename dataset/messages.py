@@ -5,18 +5,35 @@ from difflib import get_close_matches
 
 SHOWN = 5  # names
 MENDABLE = 2  # exit status
+IN_LOADER = "Original Traceback"  # in the error of a loader process, which DataLoader repeats with its traceback
+
+
+def of_loader(text: str) -> str:
+    """What an error says that may have come out of a loader process: the last line of its traceback, else ``text``."""
+    return text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] if IN_LOADER in text else text
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, every character of which can be printed."""
+    lines = text.splitlines()
+    joined = text if lines == [text] else " ".join(filter(None, map(str.strip, lines)))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
 class UserError(Exception):
     """What the user can mend. The message is one line that names the file, key or image, and says what to do.
 
-    A program that ends by it prints that line, without a traceback (``dataset.failures``).
+    A program that ends by it prints that line, without a traceback (``dataset.failures``). What a message quotes from
+    a file or a command line may be anything: line ends become spaces, what cannot be printed its escape sequence.
 
     Attributes:
         status: of that program.
     """
 
     status = MENDABLE
+
+    def __str__(self) -> str:
+        return printable(of_loader(super().__str__()))
 
 
 class ChoiceError(UserError, ValueError):

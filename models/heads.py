@@ -36,9 +36,11 @@ class Head(nn.Module):
 
     Attributes:
         needs: the encoders that ``accepts`` lets through, for an error message.
+        pools_whole_image: batch norm sees one value a channel and image, so training needs two images.
     """
 
     needs = "an encoder dilated to stride 8 or 16"
+    pools_whole_image = False
 
     @classmethod
     def accepts(cls, strides: tuple[int, ...]) -> bool:
@@ -71,6 +73,8 @@ class PPMBilinear(Head):
 
     The coarsest average has one value a channel and image, so training needs two images in the global batch.
     """
+
+    pools_whole_image = True
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         super().__init__(channels, num_classes, use_aux)

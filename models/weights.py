@@ -1,10 +1,10 @@
 """Load weights strictly: every tensor of the network is filled from the file, or the load fails and lists the keys."""
 
 import math
-import pickle
 import re
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ RUNNING_ITER = "_running_iter"
 COUNTER = "num_batches_tracked"
 OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
-# What torch.load raises for files that it does not understand; its own message advises to run code from them.
-_BROKEN_PICKLE = (EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
-UNREADABLE = (RuntimeError, OSError, zipfile.BadZipFile, zlib.error, *_BROKEN_PICKLE)
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
 
@@ -46,7 +43,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever a damage leads it to, and advises to run the code
         problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
         raise WeightsError(f"{problem}: get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
@@ -77,6 +76,18 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
         raise WeightsError(f"cannot fetch {weights.url}: {error}. Download it and give the file instead") from error
 
 
+@contextmanager
+def reading(origin: str | Path) -> Iterator[None]:
+    """Whatever goes wrong with what a file holds becomes a WeightsError that names the file."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except (RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise WeightsError(f"{origin}: {reason}. It holds something else than it should: get it anew") from error
+
+
 def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
     """Copy ``tensors`` into ``module``; the names and shapes must be exactly the module's own.
 
@@ -84,6 +95,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
         A line that says how many tensors matched, for the log.
     """
     own = module.state_dict()
+    if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
+        raise WeightsError(f"{origin} does not hold named tensors of the {what}")
     missing = sorted(own.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - own.keys())
     shapes = [
@@ -97,7 +110,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) 
         raise WeightsError(
             f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?"
         )
-    module.load_state_dict(tensors)
+    with reading(origin):
+        module.load_state_dict(tensors)
     return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
 
 
@@ -157,17 +171,16 @@ def _fill_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin:
     dropped = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)
     report = fill(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
     suffix = f".{RUNNING_ITER}"
-    counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
+    with reading(origin):
+        counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
     if counts:
         _set_updates(module, counts, origin)
     return report
 
 
 def _set_updates(module: nn.Module, counts: dict[str, int], origin: str) -> None:
-    try:
+    with reading(origin):
         set_bn_updates(module, counts)
-    except ValueError as error:
-        raise WeightsError(f"{origin}: {error}") from error
 
 
 def _fill_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) -> str:

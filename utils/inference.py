@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -20,9 +19,9 @@ from dataset.transforms import normalise, resized_window
 from models.segmentor import Segmentor
 from models.weights import WeightsError, fill, read_file
 from utils.build.network import build_network, load_network
-from utils.config.read import flatten, parse_overrides, set_key
+from utils.config.read import parse_overrides, set_key
 from utils.config.schema import Config
-from utils.run_folder.checkpoint import resolve_weights
+from utils.run_folder.checkpoint import resolve_weights, saved_keys
 from utils.run_folder.classes import class_table_of
 from utils.scoring.evaluation import views_of
 from utils.scoring.pictures import colour_map
@@ -145,7 +144,7 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
 def config_of(content: Mapping[str, Any], origin: str) -> Config:
     """The part of a checkpoint's configuration that matters after training."""
     config = Config()
-    for name, value in flatten(yaml.safe_load(content["config"])).items():
+    for name, value in saved_keys(content, origin).items():
         if name == "num_classes" or name.startswith(RELEVANT):
             set_key(config, name, value, origin)
     return config

@@ -11,6 +11,7 @@ from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import target_samples
+from utils.build.limits import check_one_size
 from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
 from utils.curriculum import PyramidCurriculum
@@ -18,17 +19,29 @@ from utils.run_folder.log import RunLog
 
 
 def _whole_target_size(config: Config) -> Size:
-    """(W, H) of the target images in training, which is the size of the spatial prior."""
+    """(W, H) of the target images in training, which is the size of the spatial prior.
+
+    Raises:
+        DataError: they have several.
+    """
     size = config.target.input_size
     if size is None:
-        size = read_image(target_samples(config)[0][0].image).size
+        target, _ = target_samples(config)
+        check_one_size(target)
+        size = read_image(target[0].image).size
     return size
 
 
 def _check_boxes(config: Config) -> None:
-    size = config.target.crop_size or config.target.input_size
-    boxes = config.curriculum.box_size
-    if size and boxes and max(boxes) > min(size):
+    t, boxes = config.target, config.curriculum.box_size
+    if not boxes:
+        return
+    size = t.crop_size or t.input_size
+    if size is None:
+        size = read_image(target_samples(config)[0][0].image).size
+    if t.crop_size is None and t.scale is not None:
+        size = int(size[0] * t.scale[0]), int(size[1] * t.scale[0])
+    if max(boxes) > min(size):
         raise ConfigError(f"curriculum.box_size is {list(boxes)}, which does not fit into images of {size} (W, H)")
 
 

@@ -15,6 +15,7 @@ from dataset.messages import DataError
 from dataset.reading import read_image, read_label, read_pair
 from dataset.transforms import EvalTransform, JointTransform
 from utils import distributed
+from utils.build.limits import check_whole_images
 from utils.config.schema import Config, Domain, Evaluation
 
 MAX_DISTORTION = 0.05  # of width to height, natural logarithm
@@ -158,17 +159,22 @@ def write_lists(config: Config, **lists: Sequence[Sample]) -> None:
             write_list(samples, folder / f"{name}.txt", root)
 
 
+def _augmentation(config: Config, domain: int, statistics_only: bool) -> Domain:
+    """Keys of one domain; for statistics those that ``adabn`` changes."""
+    options = config.source if domain == SOURCE else config.target
+    if not statistics_only:
+        return options
+    options = replace(options, rotate=None, flip=False)
+    if config.adabn.images == "whole":
+        return replace(options, scale=None, crop_size=None)
+    return options if config.adabn.scale is None else replace(options, scale=config.adabn.scale)
+
+
 def domain_dataset(
     config: Config, domain: int, samples: Sequence[Sample], statistics_only: bool = False
 ) -> SegmentationDataset:
     """Images of one domain, augmented as configured or, with ``statistics_only``, as ``adabn`` says: whole or crops."""
-    options = config.source if domain == SOURCE else config.target
-    if statistics_only:
-        options = replace(options, rotate=None, flip=False)
-        if config.adabn.images == "whole":
-            options = replace(options, scale=None, crop_size=None)
-        elif config.adabn.scale is not None:
-            options = replace(options, scale=config.adabn.scale)
+    options = _augmentation(config, domain, statistics_only)
     transform = JointTransform(
         size=options.input_size,
         scale=options.scale,
@@ -185,7 +191,14 @@ def domain_dataset(
 
 
 def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_step: int = 0) -> DataLoader:
-    """Endless augmented batches of one domain."""
+    """Endless augmented batches of one domain.
+
+    Raises:
+        ChoiceError, DataError: the images cannot be batches, see ``check_whole_images``.
+    """
+    if start_step == 0:
+        local = config.train.batch_size // distributed.world_size()
+        check_whole_images(_augmentation(config, domain, False), samples, local)
     return train_loader(
         domain_dataset(config, domain, samples),
         config.train.batch_size,
@@ -208,8 +221,13 @@ def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain
 
 
 def statistics_loader(config: Config, domain: int, samples: Sequence[Sample]) -> DataLoader:
-    """Finite batches for batch-norm statistics, ``adabn.num_steps`` of them or ``adabn.epochs`` times all images."""
+    """Finite batches for batch-norm statistics, ``adabn.num_steps`` of them or ``adabn.epochs`` times all images.
+
+    Raises:
+        ChoiceError, DataError: the images cannot be batches, see ``check_whole_images``.
+    """
     a = config.adabn
+    check_whole_images(_augmentation(config, domain, True), samples, math.ceil(a.batch_size / distributed.world_size()))
     dataset = domain_dataset(config, domain, samples, statistics_only=True)
     options = {"seed": config.seed, "num_workers": config.test.num_workers}
     options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}

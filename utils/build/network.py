@@ -12,16 +12,22 @@ from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
+from utils.build.limits import check_input_sizes
 from utils.config.schema import SCRATCH, Config
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 
 
 def build_network(config: Config, device: torch.device) -> Segmentor:
-    """The configured architecture with seeded initial weights."""
+    """The configured architecture with seeded initial weights.
+
+    Raises:
+        ChoiceError, ConfigError: names or sizes that do not go together.
+    """
     m = config.model
     torch.manual_seed(config.seed)
     model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
+    check_input_sizes(config, model)
     configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
     if m.dropout is not None:
         set_dropout(model, m.dropout)

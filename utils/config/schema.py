@@ -282,8 +282,8 @@ class Config:
         """
         tables = {}
         for name, options in (("source", self.source), ("target", self.target), ("test", self.test)):
-            kind = options.label_kind
             try:
+                kind = options.label_kind
                 tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
             except ValueError as error:
                 raise ConfigError(f"{name}.id_table: {error}") from error

@@ -12,9 +12,10 @@ from dataset.files import write_whole
 from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, read_file
-from utils.config.read import to_yaml
+from models.weights import WeightsError, read_file, reading
+from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
+from utils.config.yaml_text import parse
 from utils.run_folder.classes import class_entry
 from utils.run_folder.identity import config_changes, data_changes, git_revision
 
@@ -50,6 +51,17 @@ def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
         "classes": class_entry(config.class_table),
         "git": git_revision(),
     }
+
+
+def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:
+    """The configuration of a checkpoint, which ``model_state`` wrote, by dotted key.
+
+    Raises:
+        WeightsError, ConfigError: it is none; the message names ``origin``.
+    """
+    tree, _ = parse(content["config"], f"the configuration in {origin}")
+    with reading(origin):
+        return flatten(tree)
 
 
 def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
@@ -119,8 +131,10 @@ def _checked(
             f"model.weights={path} starts a new training from it"
         )
     wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind)]
+    if not wrong and state["step"] < 0:
+        wrong = ["step"]
     if wrong:
-        raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing or of another type")
+        raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing, or not what it should be")
     try:
         _compare(state, path, config, method, data, report)
     except (yaml.YAMLError, zlib.error, LookupError, TypeError, AttributeError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dataset.labels import CITYSCAPES, ClassTable, is_id_table
-from models.weights import WeightsError
+from models.weights import WeightsError, reading
 from utils.config.schema import Config
 
 
@@ -27,10 +27,11 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
         origin: the file, for an error message.
 
     Raises:
-        WeightsError: an older checkpoint whose id table is not there.
+        WeightsError: damaged classes; an older checkpoint whose id table is not there.
     """
     if "classes" in content:
-        return _table(content["classes"])
+        with reading(origin):
+            return _table(content["classes"])
     kind = config.source.label_kind
     if not is_id_table(kind):
         return CITYSCAPES

@@ -1,16 +1,15 @@
 """What a finished run's folder says of the run: method, start, steps, seed, commit, date, duration, images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from models.weights import WeightsError, read_file
-from utils.config.read import build_config, flatten
+from models.weights import WeightsError, read_file, reading
+from utils.config.read import build_config
 from utils.config.schema import SCRATCH
-from utils.run_folder.checkpoint import BEST, CONVERTED, LAST
+from utils.run_folder.checkpoint import BEST, CONVERTED, LAST, saved_keys
 from utils.run_folder.records import RECORDS, read_scalars
 
 METHODS = {
@@ -44,15 +43,20 @@ def read_facts(weights: Path) -> Facts:
     """Facts of a checkpoint in its run folder.
 
     Raises:
-        WeightsError: no checkpoint of this project.
+        WeightsError, ConfigError: no checkpoint of this project, or a damaged one.
     """
-    folder, content = weights.parent, read_file(weights)
+    content = read_file(weights)
     if "config" not in content:
         raise WeightsError(f"{weights} is no checkpoint of this project: it does not say how it was trained")
-    keys = flatten(yaml.safe_load(content["config"]))
+    with reading(weights):
+        return _facts(weights, content)
+
+
+def _facts(weights: Path, content: Mapping[str, Any]) -> Facts:
+    folder, keys = weights.parent, saved_keys(content, weights)
     whole = keys["model.weights"]
     start = keys["model.weights_encoder"] if whole in (None, SCRATCH) else whole
-    lists = {path.stem: len(path.read_text().splitlines()) for path in sorted((folder / "lists").glob("*.txt"))}
+    lists = sorted((folder / "lists").glob("*.txt"))
     log = folder / "log.txt"
     return Facts(
         name=short_name(weights),
@@ -63,8 +67,8 @@ def read_facts(weights: Path) -> Facts:
         seed=keys["seed"],
         commit=content.get("git", "unknown")[:10],
         date=time.strftime("%Y-%m-%d", time.localtime(weights.stat().st_mtime)),
-        seconds=_seconds(log.read_text()) if log.is_file() else None,
-        images=lists,
+        seconds=_seconds(log.read_text(errors="replace")) if log.is_file() else None,
+        images={path.stem: len(path.read_text(errors="replace").splitlines()) for path in lists},
     )
 
 

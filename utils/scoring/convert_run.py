@@ -1,9 +1,14 @@
 """A trained run with the batch-norm statistics of the target: evaluate, convert, save, evaluate again."""
 
+from collections.abc import Iterable, Sequence
+from typing import cast
+
 from torch.utils.data import DataLoader
 
+from models.segmentor import Segmentor
 from utils import distributed
 from utils.build import data
+from utils.build.limits import check_batch
 from utils.build.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
@@ -26,10 +31,20 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
     return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 
 
+def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
+    """Raises ConfigError where a forward pass would have too few images for batch norm."""
+    for loader in loaders:
+        smallest = min(len(batch) for batch in cast(Iterable[list], loader.batch_sampler))
+        check_batch(model, smallest, "adabn.batch_size")
+
+
 def convert_run(config: Config) -> None:
     """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder.
 
     Without test labels there are no scores, and the same file.
+
+    Raises:
+        UserError: what cannot be converted or scored, before the first score wherever that can be known.
     """
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
     with start_run(config) as run:
@@ -37,6 +52,8 @@ def convert_run(config: Config) -> None:
         weights = distributed.from_first(lambda: resolve_weights(config.adabn.weights or str(folder)))
         model, report = load_network(config, [weights], device)
         log.text(report)
+        loaders = statistics_loaders(config)  # made before anything is scored, which takes long
+        _check_batches(model, loaders)
         samples = data.test_samples(config, labels="optional")
         if not data.are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
@@ -51,7 +68,7 @@ def convert_run(config: Config) -> None:
         a = config.adabn
         convert_statistics(
             model,
-            statistics_loaders(config),
+            loaders,
             a.mode,
             device,
             score_every=a.score_every,

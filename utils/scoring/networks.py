@@ -1,16 +1,18 @@
 """Scores of what ``evaluate.py`` is asked for: networks, official pairs of files, or predictions as files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dataset.files import check_writable
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.agreement import data_facts, start_facts
@@ -30,8 +32,13 @@ def score(
         predictions: score the label-id PNGs below this folder instead.
         json_file: gets the scores too.
         save: folder of the pictures.
+
+    Raises:
+        UserError, OSError: what cannot be scored or written, before the first image wherever that can be known.
     """
     with distributed.process_group(config.timeout_minutes, start_facts(config)) as device:
+        if json_file:
+            _check_json(json_file)
         samples, table = test_samples(config), config.class_table
         distributed.compare(data_facts(config, test=samples))
         if predictions:
@@ -40,16 +47,31 @@ def score(
             remark = first_shape_remark(config, samples)
             if remark and distributed.is_main():
                 print(remark)
-            matrices = {}
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
-            for name, files in networks.items():
-                folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
-                gallery = Gallery(folder, table) if folder else None
-                matrices[name] = score_network(config, files, samples, device, gallery)
+            matrices = _score_networks(config, networks, samples, device, save)
         if distributed.is_main():
             print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
             if json_file:
                 write_json(json_file, config, matrices, len(samples))
+
+
+def _score_networks(
+    config: Config,
+    networks: Mapping[str, Sequence[str]],
+    samples: Sequence[Sample],
+    device: torch.device,
+    save: Path | None,
+) -> dict[str, ConfusionMatrix]:
+    """By name; with pictures below ``save``, of several networks in a folder each."""
+    if len(networks) > 1:  # a file that does not fit is said before the first network is scored, which takes long
+        for files in networks.values():
+            load_network(config, files, device)
+    matrices = {}
+    for name, files in networks.items():
+        folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
+        gallery = Gallery(folder, config.class_table) if folder else None
+        matrices[name] = score_network(config, files, samples, device, gallery)
+    return matrices
 
 
 def score_network(
@@ -67,6 +89,16 @@ def score_network(
     if gallery:
         gallery.finish(matrix)
     return matrix
+
+
+def _check_json(path: Path) -> None:
+    """Raises ConfigError where the file of the scores cannot be written: said before they are computed."""
+    try:
+        check_writable(path.parent)
+        if path.exists():
+            path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json: cannot write {path}: {error.strerror}") from error
 
 
 def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:

@@ -22,6 +22,7 @@ from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
 from utils.training.signals import Unwinding
+from utils.training.start import check_start
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
@@ -114,6 +115,8 @@ def train(
         _say_missing_classes(config, source, log)
         validation = _make_validation(config, held_out, device, log)
         model = network.build_model(config, log, device, pretrained=state is None)
+        if state is None:
+            check_start(config, model, validation, held_out, log.text)
         phases = make_phases(Experiment(config, source, target, device, log, state["step"] if state else 0))
         trainer = Trainer(
             config,

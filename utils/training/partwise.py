@@ -9,6 +9,12 @@ from dataset.messages import ChoiceError
 from models.batchnorm import frozen_statistics
 
 
+def check_parts(images: int, parts: int) -> None:
+    """Raises ChoiceError where a process's ``images`` do not divide into ``parts``."""
+    if images % parts:
+        raise ChoiceError(f"a process has {images} images, they do not divide into train.iter_size={parts} parts")
+
+
 class PartwiseForward:
     """Forward of a batch in parts that keeps nothing but the outputs; ``backward`` runs every part once more.
 
@@ -25,10 +31,7 @@ class PartwiseForward:
         self.model, self.forward, self.parts = model, forward, parts
 
     def __call__(self, images: Tensor, **options: bool) -> dict[str, Tensor]:
-        if len(images) % self.parts:
-            raise ChoiceError(
-                f"a process has {len(images)} images, they do not divide into train.iter_size={self.parts} parts"
-            )
+        check_parts(len(images), self.parts)
         self.chunks, self.options = images.chunk(self.parts), options
         self.seeds = torch.randint(2**62, (self.parts,)).tolist()  # dropout must be the same in both forwards
         with torch.no_grad():

@@ -1,7 +1,8 @@
 """The state of a training, as a checkpoint holds it: to go on from it is never to have stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -55,7 +56,9 @@ def load_training_state(
     try:
         fill(model, state["model"], "network", "the checkpoint")
         set_bn_updates(model, state["bn_updates"])
+        settings = [group.copy() for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
+        _check_settings(optimizer, settings)
         _check_momenta(optimizer)
         if state["scaler"]:  # empty where the run before had train.amp=off or bf16
             scaler.load_state_dict(state["scaler"])
@@ -64,6 +67,19 @@ def load_training_state(
             f"the checkpoint does not fit this network and optimiser: {error}. model.weights=FILE starts a new training"
         ) from error
     return Standing(state["step"], state["best_miou"], state["skipped"], state.get("validated", True))
+
+
+def _check_settings(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
+    """The optimiser takes over what the checkpoint has, and would stumble over it in its next step.
+
+    Args:
+        before: the parameter groups as they were made.
+    """
+    for group, made in zip(optimizer.param_groups, before, strict=True):
+        for name in made.keys() - {"params"}:
+            kinds = (bool, NoneType) if isinstance(made[name], (bool, NoneType)) else (int, float)
+            if type(group.get(name, "")) not in kinds:
+                raise ValueError(f"the setting {name} of its optimiser is missing or of another type")
 
 
 def _check_momenta(optimizer: torch.optim.Optimizer) -> None:

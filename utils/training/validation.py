@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -12,6 +15,7 @@ from dataset.folders import Sample
 from dataset.reading import read_image
 from models.segmentor import Segmentor
 from utils import distributed
+from utils.build.data import evaluation_loader
 from utils.config.schema import Config
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
@@ -38,6 +42,23 @@ class Validation:
         seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
         spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
         self.pictured = {sample.name: sample.image for sample in spread}
+
+    def try_out(self, model: Segmentor, samples: Sequence[Sample]) -> None:
+        """Score labelled ``samples`` as a validation does, and forget it: network, random numbers, logs stay the same.
+
+        Raises:
+            DataError: one of them cannot be read, or not be scored.
+        """
+        alone = replace(self.config, test=replace(self.config.test, num_workers=0))  # no processes for a few images
+        loader = evaluation_loader(alone, samples, self.config.target)
+        images = {sample.name: sample.image for sample in samples}
+
+        def draw(name: str, label: Tensor, prediction: Tensor) -> None:
+            self._panel(images[name], label, prediction)
+
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            matrix = evaluate(self.config, model, loader, self.device, on_image=draw, title="try a validation")
+        iou_table(matrix, self.table, self.classes)
 
     def __call__(self, model: Segmentor, done: int, best_before: float, stop: Callable[[], bool]) -> float:
         """mIoU in percent after step ``done``, NaN where no scored class is labelled; scores and pictures are logged.
@@ -67,5 +88,7 @@ class Validation:
 
     def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:
         if name in self.pictured:
-            picture = panel(read_image(self.pictured[name]), label.numpy(), prediction.numpy(), self.table)
-            self.log.picture(done, f"panels/{name}", picture)
+            self.log.picture(done, f"panels/{name}", self._panel(self.pictured[name], label, prediction))
+
+    def _panel(self, image: Path, label: Tensor, prediction: Tensor) -> Image.Image:
+        return panel(read_image(image), label.numpy(), prediction.numpy(), self.table)

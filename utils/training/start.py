@@ -1,0 +1,124 @@
+"""What is tried before the first step: all that would otherwise show at the first validation or save, steps later."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from dataset.files import check_writable
+from dataset.folders import Sample
+from dataset.messages import DataError, UserError
+from dataset.progress import Progress
+from dataset.reading import read_pair, stored_size
+from models.segmentor import Segmentor
+from utils import distributed
+from utils.build.limits import check_batch
+from utils.config.declare import ConfigError
+from utils.config.schema import Config, Size
+from utils.run_folder.checkpoint import CheckpointError
+from utils.training.partwise import check_parts
+from utils.training.validation import Validation
+
+CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written
+
+
+def check_start(
+    config: Config,
+    model: Segmentor,
+    validation: Validation | None,
+    held_out: Sequence[Sample],
+    report: Callable[[str], None],
+) -> None:
+    """Try what a training does later than in its first step. Network and random numbers stay as they are.
+
+    Raises:
+        UserError: what will not work, on all processes alike; the message names the key or the file.
+    """
+    check_batches(config, model)
+    problems, sizes = _problems(config, model, held_out, report)
+    problems = distributed.gather(problems)
+    if problems:
+        raise problems[0]
+    if validation is not None:
+        _try_validation(config, model, validation, _extremes(held_out, distributed.gather(sizes)))
+
+
+def check_batches(config: Config, model: Segmentor) -> None:
+    """Raises ChoiceError or ConfigError where the network cannot be trained with the batches of the configuration."""
+    t, processes = config.train, distributed.world_size()
+    if t.batch_size % processes == 0:  # else said by the loader
+        check_parts(t.batch_size // processes, t.iter_size)
+        check_batch(model, t.batch_size // processes // t.iter_size, "train.batch_size / train.iter_size")
+
+
+def _problems(
+    config: Config, model: Segmentor, held_out: Sequence[Sample], report: Callable[[str], None]
+) -> tuple[list[UserError], list[tuple[Size, int]]]:
+    """What is wrong with files and folders as this process sees them, and the sizes of its share of ``held_out``."""
+    try:
+        _check_cache(config.train.cache_dir)
+        if distributed.is_main():
+            _check_room(config, model, report)
+        return [], list(_checked_sizes(held_out, config.target.label_kind))
+    except UserError as error:
+        return [error], []
+
+
+def _check_cache(folder: str | None) -> None:
+    try:
+        if folder is not None:
+            check_writable(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"train.cache_dir: cannot write into {folder}: {error.strerror}. Set it to another folder or null"
+        ) from error
+
+
+def _check_room(config: Config, model: Segmentor, report: Callable[[str], None]) -> None:
+    """Whether the disk has room for a checkpoint, as far as it says."""
+    tensors = [*model.state_dict().values(), *(model.parameters() if config.train.momentum else ())]
+    need = sum(tensor.nbytes for tensor in tensors)
+    free = shutil.disk_usage(config.run_folder).free
+    said = f"{free / 1e9:.2f} GB are free in {config.run_folder}, a checkpoint of this network takes {need / 1e9:.2f}"
+    if free < need:
+        raise CheckpointError(f"{said}: make room or choose another snapshot_dir")
+    if free < CHECKPOINTS * need:
+        report(f"WARNING: {said}, and up to {CHECKPOINTS} of them are kept")
+
+
+def _checked_sizes(samples: Sequence[Sample], kind: str) -> Iterator[tuple[Size, int]]:
+    """Size as stored (W, H) and index of each image in this process's share of ``samples``.
+
+    Files are not decoded, which is left to the validation, but what was damaged on its way is found, and a label of
+    another size than its image.
+
+    Raises:
+        DataError: the first pair that cannot be scored.
+    """
+    share = range(distributed.rank(), len(samples), distributed.world_size())
+    for index in Progress(share, "held-out files", enabled=distributed.is_main(), leave=False):
+        sample = samples[index]
+        size = stored_size(sample.image, verify=True)
+        if size != stored_size(sample.label_file, verify=True):
+            read_pair(sample, kind)  # which knows whether one of the two is turned
+        yield size, index
+
+
+def _extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> list[Sample]:
+    """The smallest image for each process, and the largest, which takes most memory, where that is larger."""
+    by_area = sorted(sizes, key=lambda found: (found[0][0] * found[0][1], found[1]))
+    ends = by_area[:1] if by_area[0][0] == by_area[-1][0] else [by_area[0], by_area[-1]]
+    return [samples[index] for _, index in ends for _ in range(distributed.world_size())]
+
+
+def _try_validation(config: Config, model: Segmentor, validation: Validation, samples: Sequence[Sample]) -> None:
+    try:
+        validation.try_out(model, samples)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError) as error:  # what torch makes of sizes that do not go together
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"the validation will fail: held-out image {samples[0].image} at test.input_size {config.test.input_size}: "
+            f"{reason}"
+        ) from error
