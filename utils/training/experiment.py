@@ -43,29 +43,29 @@ class Run(NamedTuple):
 @contextmanager
 def start_run(config: Config) -> Iterator[Run]:
     """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
-    device = distributed.setup()
-    signals = Unwinding()
-    try:
-        with signals, ExitStack() as stack:
-            main = distributed.is_main()
-            folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
-            log = stack.enter_context(RunLog(config.run_folder, enabled=main))
-            processes = f"{distributed.world_size()} process(es) on {device.type}"
-            log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
-            try:
-                yield Run(device, log, folder)
-            except SystemExit:
-                if signals.received:
-                    log.text(f"stopped by signal {signals.received} with nothing to save: the same command goes on")
-                raise
-            finally:
-                signals.over = True
-    except SystemExit:
-        if not signals.received:  # all processes have stopped after the same step
-            distributed.barrier()  # the launcher ends all of them when the first one has a status
-        raise
-    finally:
-        distributed.shutdown()
+    device, signals = distributed.setup(), Unwinding()
+    with signals:
+        try:
+            with ExitStack() as stack:
+                main = distributed.is_main()
+                folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
+                log = stack.enter_context(RunLog(config.run_folder, enabled=main))
+                processes = f"{distributed.world_size()} process(es) on {device.type}"
+                log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
+                try:
+                    yield Run(device, log, folder)
+                except SystemExit:
+                    if signals.received:
+                        log.text(f"stopped by signal {signals.received} with nothing to save: the same command goes on")
+                    raise
+                finally:
+                    signals.over = True
+        except SystemExit:
+            if not signals.received:  # all processes have stopped after the same step
+                distributed.barrier()  # the launcher ends all of them when the first one has a status
+            raise
+        finally:
+            distributed.shutdown()
 
 
 @dataclass(frozen=True)
