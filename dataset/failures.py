@@ -1,6 +1,7 @@
 """How every program here ends: what the user can mend is one line and status 2, a bug of ours its traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ INTERRUPTED = 130  # exit status
 # Everything that is no bug: our own errors, files and folders, a training that diverges.
 EXPECTED = (UserError, OSError, FloatingPointError)
 TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
+SETTLED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # what schedulers send
 OUT_OF_MEMORY = "train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size takes less"
 
 
@@ -40,6 +42,7 @@ def say(message: str, program: str | None = None) -> None:
 def exit_after(main: Callable[[], int | None], program: str | None = None) -> NoReturn:
     """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
 
+    A SIGTERM does not change the status any more while the interpreter ends, which takes torch a second.
     A text in ``SystemExit`` is such a line too. Other errors are bugs and keep their traceback and status 1.
 
     Args:
@@ -63,4 +66,6 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
             raise
         say(f"error: {one_line(error)}", program)
         status = error.status if isinstance(error, UserError) else MENDABLE
+    for number in SETTLED:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)

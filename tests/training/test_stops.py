@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train_source_only
+from dataset.failures import exit_after
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
 from utils.build import data
 from utils.training import signals
@@ -120,3 +121,13 @@ def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run"))
     assert stopped.value.code == STOPPED and not (tmp_path / "run").exists()
+
+
+def test_signal_while_the_interpreter_ends_leaves_the_status():
+    """A scheduler's second one, after the run has saved: the status says that it can go on."""
+    caught = []
+    signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    with pytest.raises(SystemExit) as stopped:
+        exit_after(lambda: STOPPED)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == STOPPED and not caught
