@@ -5,6 +5,7 @@ processes that would not agree on one, and after it broke.
 """
 
 import json
+import os
 import threading
 import time
 import traceback
@@ -107,7 +108,8 @@ class Peers:
         """Those that torchrun describes in the environment. Raises LostError where its store does not answer."""
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
-            return cls(store, rank, world_size, minutes)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart
+            return cls(dist.PrefixStore(f"attempt-{attempt}", store), rank, world_size, minutes)
         except dist.DistError as error:
             raise LostError(f"the first node does not answer: {one_line(error)}") from error
 

@@ -90,16 +90,16 @@ def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(node
     assert totals[0] == pytest.approx(totals[1], rel=1e-3)
 
 
-def test_a_killed_process_is_named_by_the_others(nodes, tmp_path):
-    first, second = nodes(ENDLESS, ENDLESS)
-    wait_for(tmp_path / "nodes/log.txt", STARTED)
-    for pid in trainers(second):
-        os.kill(pid, signal.SIGKILL)
-    status, output = ends(second)
-    assert status == 128 + signal.SIGKILL
-    status, output = ends(first, timeout=40)
-    assert status == LOST and "no sign of life from rank(s) 1 of 2" in output
+def test_a_killed_process_is_named_and_both_nodes_start_again(nodes, tmp_path):
+    keys = ["train.num_steps=16", "val.every=2", "val.held_out=0"]
+    first, second = nodes(keys, keys, MAX_RESTARTS="1")
+    wait_for(tmp_path / "nodes/log.txt", "step 3 ")
+    for process in trainers(second):
+        os.kill(process, signal.SIGKILL)
+    outputs = finish(first), finish(second)
+    assert "no sign of life from rank(s) 1 of 2" in outputs[0] and "going on from" in outputs[0]
     assert "no sign of life" in (tmp_path / "nodes/log.txt").read_text()
+    assert [record["step"] for record in losses(tmp_path / "nodes")] == [*range(1, 17)]
 
 
 def test_nodes_that_do_not_meet_give_up_and_say_who_is_missing(nodes):
