@@ -1,6 +1,7 @@
 """Weights of the official code, of ImageNet and of this project are loaded whole, or not at all."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torchvision.models import ResNet50_Weights, resnet50, vgg16
 from models import build_segmentor, heads
 from models.batchnorm import BatchNorm2d, batch_norms, bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder
+from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_file
+
+TRIALS, PAGE = 60, 4096
 
 
 class TinyEncoder(nn.Sequential):
@@ -186,6 +189,27 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     torch.save([1, 2], file)
     with pytest.raises(WeightsError, match=r"file\.pth holds a list"):
         load_checkpoint_weights(tiny(), file)
+
+
+@pytest.mark.parametrize("how", ["bit", "page"])
+def test_damage_anywhere_in_a_file_gives_the_right_values_or_an_error(tmp_path, how):
+    """torch itself loads changed tensors without a word."""
+    file, whole, refused = tmp_path / "file.pth", {"values": torch.rand(30_000) + 1}, 0
+    torch.save(whole, file)
+    content, rng = file.read_bytes(), random.Random(0)
+    for _ in range(TRIALS):
+        damaged, at = bytearray(content), rng.randrange(len(content))
+        if how == "bit":
+            damaged[at] ^= 1 << rng.randrange(8)
+        else:
+            damaged[at : at + PAGE] = bytes(len(damaged[at : at + PAGE]))
+        file.write_bytes(damaged)
+        try:
+            assert torch.equal(read_file(file)["values"], whole["values"])
+        except WeightsError as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused >= TRIALS * 0.95  # of a bit between the tensors nothing is lost
 
 
 def test_official_counter_formula():
