@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
-from utils.run_folder import board
+from utils.run_folder import board, log
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import plain_json, read_scalars
 from utils.scoring.pictures import TITLE_HEIGHT
@@ -123,6 +123,21 @@ def test_damaged_lines_are_left_out_with_a_word(tmp_path):
         out.restart(3)
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "a": 1.0}\n{"step": 3, "a": null}\n'
     assert "left out 4 damaged line(s)" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_kill_while_records_are_forgotten_leaves_them_whole(tmp_path, monkeypatch):
+    class Killed(str):
+        def encode(self, *arguments: str) -> bytes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(log, "kept_records", lambda *arguments: Killed("all but the last"))
+    with RunLog(tmp_path) as run_log:
+        for step in (1, 2, 3):
+            run_log.record(step, {"source/total": 0.5})
+        before = (tmp_path / "log.jsonl").read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            run_log.restart(2)
+        assert (tmp_path / "log.jsonl").read_bytes() == before and before.count(b"\n") == 3
 
 
 def test_scores_of_a_validation_that_is_repeated_are_forgotten(tmp_path):

@@ -75,11 +75,11 @@ class RunLog:
         """
         if not self.enabled:
             return
-        self._json.close()
-        self._board.close()
         path = self.folder / RECORDS
         kept = kept_records(path, step, validated, self.text) if step and path.is_file() else ""
         write_whole(path, lambda stream: stream.write(kept.encode()))
+        self._json.close()
+        self._board.close()
         if step == 0:  # TensorBoard would go on showing what the new run does not write
             shutil.rmtree(self.folder / BOARD, ignore_errors=True)
         self._open_records(purge_step=step + 1)
