@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
 
@@ -33,7 +33,7 @@ def start_facts(config: Config) -> dict[str, str]:
     return shared | {"code": git_revision()}
 
 
-def data_facts(config: Config, **lists: Sequence[Sample]) -> dict[str, str]:
+def data_facts(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[str, str]:
     """What the lists and the files that the configuration names say, short, by name.
 
     Args:

@@ -71,7 +71,7 @@ def data_identity(
         digest: of the lists of images and labels, the labels' times and sizes, the id tables and the prior files.
         content: uint8 tensor, all of that packed, so that a change can be named.
     """
-    lists = list_entries(config, {"source": source, "target": target, "held_out": held_out})
+    lists = list_entries(config, {"source": source, "target": target, "held out": held_out})
     text = json.dumps({"lists": lists, "files": configured_files(config)})
     packed = zlib.compress(text.encode())
     return {
@@ -86,7 +86,7 @@ def list_entries(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[
     roots = {
         "source": config.source.data_dir,
         "target": target,
-        "held_out": config.val.data_dir or target,
+        "held out": config.val.data_dir or target,
         "test": config.test.data_dir or target,
     }
     return {name: _entries(samples, roots[name]) for name, samples in lists.items()}

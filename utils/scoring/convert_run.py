@@ -5,6 +5,7 @@ from typing import cast
 
 from torch.utils.data import DataLoader
 
+from dataset.folders import Sample
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.build import data
@@ -21,12 +22,12 @@ from utils.training.experiment import start_run
 
 def statistics_loaders(config: Config) -> list[DataLoader]:
     """One finite loader for each domain that ``adabn.domains`` names."""
-    samples = {}
+    samples: dict[str, list[Sample]] = {}
     if config.adabn.domains in ("source", "both"):
         samples["source"] = data.source_samples(config)
     if config.adabn.domains in ("target", "both"):
         samples["target"], _ = data.target_samples(config)
-    distributed.compare(data_facts(config, **samples))
+    distributed.compare(data_facts(config, samples))
     domains = {"source": data.SOURCE, "target": data.TARGET}
     return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 

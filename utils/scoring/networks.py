@@ -40,7 +40,7 @@ def score(
         if json_file:
             _check_json(json_file)
         samples, table = test_samples(config), config.class_table
-        distributed.compare(data_facts(config, test=samples))
+        distributed.compare(data_facts(config, {"test": samples}))
         if predictions:
             matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
         else:

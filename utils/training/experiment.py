@@ -106,7 +106,7 @@ def train(
         _ = config.class_table  # before anything slow: do the data sets go together?
         source = data.source_samples(config)
         target, held_out = data.target_samples(config, log.text)
-        distributed.compare(data_facts(config, source=source, target=target, held_out=held_out))
+        distributed.compare(data_facts(config, {"source": source, "target": target, "held out": held_out}))
         identity = data_identity(config, source, target, held_out)
         state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
         if state is None:
