@@ -96,7 +96,8 @@ case ${script#"$here/"} in
     */*) ;;
     *) # a mistake is said once, not by each
         config=$("$PYTHON" -W ignore "$script" "$@" --print-config) || exit
-        minutes=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
+        said=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
+        minutes=${said:-$minutes}
         ;;
 esac
 [ "$nodes" -eq 1 ] || meeting="$meeting --rdzv_conf rank=$NODE_RANK,minutes=$minutes"

@@ -6,6 +6,7 @@ processes that would not agree on one, and after it broke.
 
 import json
 import os
+import socket
 import threading
 import time
 import traceback
@@ -21,7 +22,7 @@ from dataset.failures import one_line
 from dataset.messages import UserError, few
 
 SAY_EVERY = 30.0  # seconds between two lines about who is waited for
-POLL = 0.05  # seconds
+POLL, RETRY = 0.05, 1.0  # seconds
 PATIENCE = 10.0  # seconds: the store answers, and after a failure the others have said why they ended
 HERE, ENDED = "here", "ended"  # first part of the keys that each process sets
 TRANSPORT = (str(Path(dist.__file__).parent), str(Path(__file__).with_name("distributed.py")))  # code that waits
@@ -106,6 +107,9 @@ class Peers:
     @classmethod
     def of_environment(cls, minutes: float) -> "Peers":
         """Those that torchrun describes in the environment. Raises LostError where its store does not answer."""
+        hosts = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if not hosts:
+            wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), minutes * 60, lambda: None)
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=minutes)))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart
@@ -192,6 +196,38 @@ REMEDY = (
     "Was it killed (out of memory?), is its machine down, the link cut, or the wrong interface taken (set "
     "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME)? The same command goes on from the last checkpoint"
 )
+
+
+def wait_for_listener(address: str, port: int, seconds: float, say: Callable[[], None]) -> None:
+    """Wait until somebody listens there; torch is asked after that, as no signal breaks its own attempts off, and it
+    prints each with its stack.
+
+    Args:
+        say: called every half a minute.
+
+    Raises:
+        LostError: nobody does, within ``seconds``.
+    """
+    started = said = time.monotonic()
+    while not _listens(address, port):
+        now = time.monotonic()
+        if now - started > seconds:
+            raise LostError(
+                f"the first node did not answer at {address}:{port} within {seconds / 60:g} minutes (timeout_minutes): "
+                f"{CAUSES}"
+            )
+        if now - said > SAY_EVERY:
+            said = now
+            say()
+        time.sleep(RETRY)
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=RETRY):
+            return True
+    except OSError:
+        return False
 
 
 def meet(store: Store, number: int, count: int, seconds: float, kind: str) -> None:

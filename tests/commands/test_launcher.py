@@ -63,8 +63,13 @@ def test_names_without_their_endings_and_questions_to_one_process():
 
 def test_several_nodes_by_variables_or_by_slurm(tmp_path):
     given = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29501", "NPROC": "4"}
-    expected = "--nnodes 2 --node_rank 1 --master_addr node7 --master_port 29501 --nproc_per_node 4"
+    meeting = "--nnodes 2 --rdzv_backend nodes --rdzv_endpoint node7:29501 --rdzv_conf rank=1,minutes="
+    expected = f"{meeting}5 --nproc_per_node 4"
     assert expected in started("train_pycda.py", "c.yaml", **given)
+    patient = tmp_path / "python"
+    patient.write_text('#!/bin/sh\ncase "$*" in *--print-config) echo "timeout_minutes: 7.5" ;; *) echo "$@" ;; esac\n')
+    patient.chmod(0o755)
+    assert f"{meeting}7.5 " in started("train_pycda.py", "c.yaml", **given, PYTHON=str(patient))
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"\n')
     scontrol.chmod(0o755)

@@ -109,7 +109,7 @@ def test_nodes_that_do_not_meet_give_up_and_say_who_is_missing(nodes):
     assert status == LOST and "node(s) 1 of 2 did not come within 0.05 minutes" in output
     assert "node 0: waiting for 2 nodes at 127.0.0.1:" in output
     status, output = ends(second, timeout=40)
-    assert status == LOST and "node 0 did not answer at 127.0.0.1:" in output and "Traceback" not in output
+    assert status == LOST and "the first node did not answer at 127.0.0.1:" in output and "Traceback" not in output
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """How the launchers of several nodes meet: torch's static rendezvous, which says who is waited for and gives up."""
 
 import math
-import socket
-import time
 
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
@@ -11,11 +9,10 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from dataset.failures import one_line
-from utils.peers import CAUSES, SAY_EVERY, LostError, Store, meet
+from utils.peers import LostError, Store, meet, wait_for_listener
 
 BACKEND = "nodes"  # as --rdzv_backend; --rdzv_conf rank=NODE_RANK,minutes=TIMEOUT_MINUTES
 PORT = 29500  # torch's own
-RETRY = 1.0  # seconds
 
 
 class NodeRendezvous(StaticTCPRendezvous):
@@ -46,27 +43,11 @@ class NodeRendezvous(StaticTCPRendezvous):
             ) from error
 
     def _join(self) -> dist.TCPStore:
-        """Torch is asked once somebody listens: it would print each attempt with its stack."""
-        started = said = time.monotonic()
-        while not self._somebody_listens():
-            now = time.monotonic()
-            if now - started > self.timeout.total_seconds():
-                raise LostError(
-                    f"node 0 did not answer at {self._place} within {self.timeout.total_seconds() / 60:g} minutes "
-                    f"(timeout_minutes): {CAUSES}"
-                )
-            if now - said > SAY_EVERY:
-                said = now
-                print(f"node {self.rank}: waiting for node 0 of {self.world_size} at {self._place}", flush=True)
-            time.sleep(RETRY)
+        line = f"node {self.rank}: waiting for node 0 of {self.world_size} at {self._place}"
+        wait_for_listener(
+            self.master_addr, self.master_port, self.timeout.total_seconds(), lambda: print(line, flush=True)
+        )
         return self._connect()
-
-    def _somebody_listens(self) -> bool:
-        try:
-            with socket.create_connection((self.master_addr, self.master_port), timeout=RETRY):
-                return True
-        except OSError:
-            return False
 
     def _connect(self) -> dist.TCPStore:
         return dist.TCPStore(
