@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50, vgg16
 
+import train_source_only
 from models import build_segmentor, heads
 from models.batchnorm import BatchNorm2d, batch_norms, bn_updates
 from models.segmentor import Segmentor
@@ -210,6 +211,17 @@ def test_damage_anywhere_in_a_file_gives_the_right_values_or_an_error(tmp_path, 
             assert str(file) in str(error)
             refused += 1
     assert refused >= TRIALS * 0.95  # of a bit between the tensors nothing is lost
+
+
+def test_a_whole_network_is_not_overwritten_by_an_imagenet_encoder(command, source_run, tmp_path):
+    """As where a configuration has weights_encoder from its base, and model.weights of its own."""
+    keys = command(tmp_path, "run", f"model.weights={source_run}", "model.weights_encoder=imagenet.pth")
+    train_source_only.main([*keys, "train.num_steps=1", "train.lr_encoder=0", "train.lr_decoder=0"])
+    start, end = (
+        torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (source_run, tmp_path / "run")
+    )
+    assert all(torch.equal(start[name], end[name]) for name in start if "running_" not in name)
+    assert "not loaded, as model.weights is the whole network: imagenet.pth" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_official_counter_formula():

@@ -65,7 +65,9 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
     run = None if m.weights == SCRATCH else m.weights
     if pretrained and run is not None:
         log.text(_load_first(model, lambda: load_checkpoint_weights(model, resolve_weights(run))))
-    if pretrained and (m.weights_encoder or m.weights_decoder):
+        if unused := [path for path in (m.weights_encoder, m.weights_decoder) if path]:
+            log.text(f"not loaded, as model.weights is the whole network: {' and '.join(unused)}")
+    elif pretrained and (m.weights_encoder or m.weights_decoder):
         log.text(_load_first(model, lambda: load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)))
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.channels_last:

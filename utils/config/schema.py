@@ -36,7 +36,7 @@ class Model:
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
         None,
-        "start from a run of this project: run folder (its best.pth, else last.pth) or file; "
+        "start from a run of this project, all of it: run folder (its best.pth, else last.pth) or file; "
         "scratch: from random weights, which PyCDA does only when told so",
         path=True,
     )
