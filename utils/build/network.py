@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -16,6 +17,8 @@ from utils.build.limits import check_input_sizes
 from utils.config.schema import SCRATCH, Config
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
+
+T = TypeVar("T")
 
 
 def build_network(config: Config, device: torch.device) -> Segmentor:
@@ -46,8 +49,12 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
     return model, _load_first(model, lambda: load_checkpoint_weights(model, files[0]))
 
 
-def _load_first(model: Segmentor, load: Callable[[], str]) -> str:
-    """Let the first process load weights into ``model`` and give them to all, which need not have the file."""
+def _load_first(model: Segmentor, load: Callable[[], T]) -> T:
+    """Let the first process load weights into ``model`` and give them to all, which need not have the file.
+
+    Returns:
+        what ``load`` says of it.
+    """
     report, updates = distributed.from_first(lambda: (load(), bn_updates(model)))
     distributed.broadcast_model(model)
     set_bn_updates(model, updates)
@@ -56,25 +63,31 @@ def _load_first(model: Segmentor, load: Callable[[], str]) -> str:
 
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
     """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
-    m, t = config.model, config.train
+    t = config.train
     if t.compile and t.checkpoint_encoder:
         raise ChoiceError(
             "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)
-    run = None if m.weights == SCRATCH else m.weights
-    if pretrained and run is not None:
-        log.text(_load_first(model, lambda: load_checkpoint_weights(model, resolve_weights(run))))
-        if unused := [path for path in (m.weights_encoder, m.weights_decoder) if path]:
-            log.text(f"not loaded, as model.weights is the whole network: {' and '.join(unused)}")
-    elif pretrained and (m.weights_encoder or m.weights_decoder):
-        log.text(_load_first(model, lambda: load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)))
+    for line in _load_first(model, lambda: _load_start(config, model) if pretrained else []):
+        log.text(line)
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.channels_last:
         convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions
     if t.compile:
         model.compile()  # in place: the state-dict keys stay as they are
     return model
+
+
+def _load_start(config: Config, model: Segmentor) -> list[str]:
+    """Load the starting weights of ``model.*``. Returns what is to be said of it."""
+    m = config.model
+    parts = [path for path in (m.weights_encoder, m.weights_decoder) if path]
+    if m.weights not in (None, SCRATCH):
+        report = load_checkpoint_weights(model, resolve_weights(m.weights))
+        unused = [f"not loaded, as model.weights is the whole network: {' and '.join(parts)}"] if parts else []
+        return [report, *unused]
+    return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []
 
 
 def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
