@@ -15,12 +15,13 @@ from utils.launcher import follow_launcher
 from utils.peers import LostError, Peers
 
 T = TypeVar("T")
+Facts = Callable[[], Mapping[str, str]]  # values by name
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
 _peers: Peers | None = None  # of the process group, which torch too keeps one of
 
 
 @contextmanager
-def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.device]:
+def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     """For the block, join the processes that torchrun describes in the environment; gives this process's device.
 
     Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised. An error in
@@ -28,7 +29,7 @@ def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.de
 
     Args:
         minutes: that a process waits for the others, at the start and in every message, before it is an error.
-        facts: what all processes must have been started with, by name.
+        facts: gives what all processes must have been started with; asked where there are several.
 
     Raises:
         DisagreementError: ``facts`` differ; before anything else happens.
@@ -47,7 +48,7 @@ def process_group(minutes: float, facts: Mapping[str, str]) -> Iterator[torch.de
     whole = False
     try:
         _peers.meet()
-        _peers.compare({**facts, "device": device.type, "torch": torch.__version__})
+        _peers.compare({**facts(), "device": device.type, "torch": torch.__version__})
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=_peers.store.torch_store,
@@ -80,10 +81,10 @@ def explained() -> Iterator[None]:
         raise cause from error
 
 
-def compare(facts: Mapping[str, str]) -> None:
-    """Check that all processes have the same ``facts`` (name: value); see ``process_group`` for what is raised."""
+def compare(facts: Facts) -> None:
+    """Check that all processes have the same ``facts``; see ``process_group`` for arguments and what is raised."""
     if _peers is not None:
-        _peers.compare(facts)
+        _peers.compare(facts())
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -47,6 +47,6 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.process_group(5, {}):  # one for all: torchrun has one meeting
+    with distributed.process_group(5, dict):  # one for all: torchrun has one meeting
         for job in json.loads(Path(sys.argv[1]).read_text()):
             train(**job)

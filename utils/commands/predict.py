@@ -22,12 +22,12 @@ def run(config: Config, args: argparse.Namespace) -> int:
     from utils.scoring.segment_files import Output, segment_files
 
     files = find_pictures(args.images, config.target.data_dir, args.save)
-    with distributed.process_group(config.timeout_minutes, start_facts(config)) as device:
+    with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
             raise ConfigError(f"--weights names {len(networks)} networks, pictures are segmented by one")
         (weights,) = networks.values()
-        distributed.compare(file_facts(weights) | {"pictures": str(len(files))})
+        distributed.compare(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
         output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
         summary = segment_files(predictor, files, output, config.test.num_workers)

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import yaml
 
-from dataset.folders import Sample
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
-from utils.run_folder.identity import configured_files, git_revision, list_entries
+from utils.run_folder.identity import git_revision
 
 # Keys in which nodes may differ: data may lie on a disk of their own, the first process alone has the run folder.
 OF_A_NODE = (
@@ -33,14 +33,10 @@ def start_facts(config: Config) -> dict[str, str]:
     return shared | {"code": git_revision()}
 
 
-def data_facts(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[str, str]:
-    """What the lists and the files that the configuration names say, short, by name.
-
-    Args:
-        lists: see ``identity.list_entries``. Labels are compared by name and size: copies may lose their times.
-    """
-    facts = configured_files(config)
-    for name, entries in list_entries(config, lists).items():
+def data_facts(contents: Mapping[str, Any]) -> dict[str, str]:
+    """What ``identity.data_contents`` says, short, by name. Labels count by name and size: copies may lose times."""
+    facts = dict(contents["files"])
+    for name, entries in contents["lists"].items():
         lasting = [[image, *label[:1], *label[2:]] for image, *label in entries]
         digest = hashlib.sha256(json.dumps(lasting).encode()).hexdigest()[:12]
         facts[f"the list of {name} images"] = f"{len(entries)} images (digest {digest})"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
 
 from dataset.files import file_version
 from dataset.folders import Sample
@@ -71,8 +70,7 @@ def data_identity(
         digest: of the lists of images and labels, the labels' times and sizes, the id tables and the prior files.
         content: uint8 tensor, all of that packed, so that a change can be named.
     """
-    lists = list_entries(config, {"source": source, "target": target, "held out": held_out})
-    text = json.dumps({"lists": lists, "files": configured_files(config)})
+    text = json.dumps(data_contents(config, {"source": source, "target": target, "held out": held_out}))
     packed = zlib.compress(text.encode())
     return {
         "digest": hashlib.sha256(text.encode()).hexdigest(),
@@ -80,8 +78,13 @@ def data_identity(
     }
 
 
-def list_entries(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[str, list[Entry]]:
-    """Of each of the ``lists`` (source, target, held out, test) what ``_entries`` gives."""
+def data_contents(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """What the ``lists`` (source, target, held out, test) and the files that the configuration names say.
+
+    Returns:
+        lists: by name, of each sample its image and, with a label, that one's path, time in ns and size in bytes.
+        files: text by key.
+    """
     target = config.target.data_dir
     roots = {
         "source": config.source.data_dir,
@@ -89,7 +92,8 @@ def list_entries(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict[
         "held out": config.val.data_dir or target,
         "test": config.test.data_dir or target,
     }
-    return {name: _entries(samples, roots[name]) for name, samples in lists.items()}
+    entries = {name: _entries(samples, roots[name]) for name, samples in lists.items()}
+    return {"lists": entries, "files": _files(config)}
 
 
 def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
@@ -107,7 +111,7 @@ def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
     ]
 
 
-def configured_files(config: Config) -> dict[str, str]:
+def _files(config: Config) -> dict[str, str]:
     """What the configured files say that are no lists, by key."""
     found = {}
     for name, options in (("source.id_table", config.source), ("target.id_table", config.target)):
@@ -127,7 +131,7 @@ def data_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """What differs between the ``data_identity`` of a checkpoint and that of now, in words; "" if nothing does."""
     if saved["digest"] == current["digest"]:
         return ""
-    old, new = _unpack(saved["content"]), _unpack(current["content"])
+    old, new = contents_of(saved), contents_of(current)
     changes = [
         f"{name}: {text}" for name in old["lists"] if (text := _list_changes(old["lists"][name], new["lists"][name]))
     ]
@@ -138,8 +142,9 @@ def data_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     return "; ".join(changes)
 
 
-def _unpack(content: Tensor) -> dict[str, Any]:
-    return json.loads(zlib.decompress(content.numpy().tobytes()))
+def contents_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``data_contents`` in a ``data_identity``."""
+    return json.loads(zlib.decompress(identity["content"].numpy().tobytes()))
 
 
 def _list_changes(old: Sequence[Entry], new: Sequence[Entry]) -> str:

@@ -15,6 +15,7 @@ from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.run_folder.agreement import data_facts
 from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
+from utils.run_folder.identity import data_contents
 from utils.scoring.convert_batchnorm import convert_statistics
 from utils.scoring.evaluation import evaluate_test_split, iou_table
 from utils.training.experiment import start_run
@@ -27,7 +28,7 @@ def statistics_loaders(config: Config) -> list[DataLoader]:
         samples["source"] = data.source_samples(config)
     if config.adabn.domains in ("target", "both"):
         samples["target"], _ = data.target_samples(config)
-    distributed.compare(data_facts(config, samples))
+    distributed.compare(lambda: data_facts(data_contents(config, samples)))
     domains = {"source": data.SOURCE, "target": data.TARGET}
     return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 

@@ -17,6 +17,7 @@ from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.identity import data_contents
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
 from utils.scoring.predictions import Gallery, score_files
@@ -36,11 +37,11 @@ def score(
     Raises:
         UserError, OSError: what cannot be scored or written, before the first image wherever that can be known.
     """
-    with distributed.process_group(config.timeout_minutes, start_facts(config)) as device:
+    with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         if json_file:
             _check_json(json_file)
         samples, table = test_samples(config), config.class_table
-        distributed.compare(data_facts(config, {"test": samples}))
+        distributed.compare(lambda: data_facts(data_contents(config, {"test": samples})))
         if predictions:
             matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
         else:

@@ -17,7 +17,7 @@ from utils.config.schema import SCRATCH, Config
 from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
-from utils.run_folder.identity import data_identity, git_revision
+from utils.run_folder.identity import contents_of, data_identity, git_revision
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
@@ -47,7 +47,7 @@ def start_run(config: Config) -> Iterator[Run]:
     """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
     signals = Unwinding()
     with signals, ExitStack() as stack:
-        device = stack.enter_context(distributed.process_group(config.timeout_minutes, start_facts(config)))
+        device = stack.enter_context(distributed.process_group(config.timeout_minutes, lambda: start_facts(config)))
         main = distributed.is_main()
         folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
         log = stack.enter_context(RunLog(config.run_folder, enabled=main))
@@ -106,8 +106,8 @@ def train(
         _ = config.class_table  # before anything slow: do the data sets go together?
         source = data.source_samples(config)
         target, held_out = data.target_samples(config, log.text)
-        distributed.compare(data_facts(config, {"source": source, "target": target, "held out": held_out}))
         identity = data_identity(config, source, target, held_out)
+        distributed.compare(lambda: data_facts(contents_of(identity)))
         state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
         if state is None:
             _check_starting_weights(config, self_trained, log)
