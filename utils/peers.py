@@ -66,6 +66,10 @@ class Store:
         """Whether all of ``keys`` are set."""
         return self._answer(lambda: self.torch_store.check(list(keys)))
 
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Indices of the ``keys`` that are not set."""
+        return [index for index, key in enumerate(keys) if not self.has([key])]
+
     def wait(self, keys: Sequence[str], seconds: float) -> bool:
         """Whether all of ``keys`` are set within ``seconds``."""
         until = time.monotonic() + seconds
@@ -133,13 +137,14 @@ class Peers:
         if self.rank == 0:
             self.store.set(first, json.dumps(dict(facts)))
         elif not self.store.wait([first], self.minutes * 60):
-            raise LostError(f"no answer from {self._ranks([0])}. {REMEDY}")
+            raise LostError(f"no answer from {_some('rank', [0], self.world_size)}. {REMEDY}")
         theirs = json.loads(self.store.get(first))
         names = sorted(name for name in facts.keys() | theirs.keys() if facts.get(name) != theirs.get(name))
         found = [f"{name} is {facts.get(name)} there, {theirs.get(name)} on rank 0" for name in names]
         self.store.set(f"{stage}/{self.rank}", "; ".join(found))
         if not self.store.wait(self._keys(stage), self.minutes * 60):
-            raise LostError(f"no answer from {self._ranks(self._missing(stage))}. {REMEDY}")
+            silent = _some("rank", self.store.missing(self._keys(stage)), self.world_size)
+            raise LostError(f"no answer from {silent}. {REMEDY}")
         verdicts = [self.store.get(key) for key in self._keys(stage)]
         differing = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
         if differing:
@@ -169,13 +174,13 @@ class Peers:
             if not lost:
                 return error
             self.store.wait(self._keys(ENDED), PATIENCE)
-            silent = self._missing(ENDED)
+            silent = self.store.missing(self._keys(ENDED))
             said = {rank: self._said(rank) for rank in range(self.world_size) if rank not in silent}
         except LostError as gone:
             return gone if lost else error
         reasons = [f"rank {rank} ended: {text}." for rank, text in said.items() if text]
         if silent:
-            reasons.append(f"no sign of life from {self._ranks(silent)}. {REMEDY}")
+            reasons.append(f"no sign of life from {_some('rank', silent, self.world_size)}. {REMEDY}")
         return LostError(" ".join(reasons) or f"the connection broke ({one_line(error)}). {REMEDY}")
 
     def _said(self, rank: int) -> str:
@@ -183,12 +188,6 @@ class Peers:
 
     def _keys(self, stage: str) -> list[str]:
         return [f"{stage}/{rank}" for rank in range(self.world_size)]
-
-    def _missing(self, stage: str) -> list[int]:
-        return [rank for rank, key in enumerate(self._keys(stage)) if not self.store.has([key])]
-
-    def _ranks(self, numbers: Iterable[int]) -> str:
-        return f"rank(s) {few(numbers)} of {self.world_size}"
 
 
 CAUSES = "did the start there fail, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through?"
@@ -243,10 +242,15 @@ def meet(store: Store, number: int, count: int, seconds: float, kind: str) -> No
     left = seconds
     while not store.wait(keys, min(left, SAY_EVERY)):
         left -= SAY_EVERY
-        missing = f"{kind}(s) {few(other for other, key in enumerate(keys) if not store.has([key]))} of {count}"
+        missing = _some(kind, store.missing(keys), count)
         if left <= 0:
             raise LostError(f"{missing} did not come within {seconds / 60:g} minutes (timeout_minutes): {CAUSES}")
         print(f"{kind} {number}: waiting for {missing}", flush=True)
+
+
+def _some(kind: str, numbers: Iterable[int], count: int) -> str:
+    """Processes or nodes, in words."""
+    return f"{kind}(s) {few(numbers)} of {count}"
 
 
 def _is_of_transport(error: Exception) -> bool:

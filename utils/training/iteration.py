@@ -49,4 +49,4 @@ def numbers(
         layer: layer_shares(counts[i * size : (i + 1) * size], class_names)
         for i, layer in enumerate(outcome.label_counts)
     }
-    return dict(zip(names, values, strict=False)), shares, values[len(names) : first]
+    return dict(zip(names, values[: len(names)], strict=True)), shares, values[len(names) : first]
