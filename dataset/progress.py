@@ -1,5 +1,6 @@
-"""Progress of a loop: a bar on a terminal; elsewhere, as in a log file, a line now and then."""
+"""Long loops: how many cores may share one, and its progress, a bar on a terminal, elsewhere a line now and then."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -14,6 +15,13 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt
 TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
 REDRAW = 0.5  # seconds between two states of a bar
 LINE_EVERY = 60  # seconds between two lines where there is no terminal
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, where the system says so (Linux); else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Progress(Generic[T]):

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from os.path import expanduser
 
+from dataset.progress import usable_cores
 from utils.config.command_line import Parser, is_override, make_parser, parse_arguments, parse_config, path
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
@@ -59,7 +60,7 @@ def demo(argv: Sequence[str]) -> tuple[argparse.Namespace]:
 def check(argv: Sequence[str]) -> tuple[Config, int, bool]:
     """The configuration to check, how many processes read files, and whether what repeats is folded."""
     parser = make_parser(CHECK, "sh run.sh check")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read files")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that read files; all cores")
     parser.add_argument("--all", action="store_true", help="a line for each file, also where many have the same fault")
     args = parse_arguments(parser, argv)
     if args.workers < 0:
