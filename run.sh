@@ -1,6 +1,6 @@
 #!/bin/sh
 # sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
-# sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --seed, --oracle
+# sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --quick, --seed
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
 # sh run.sh predict CONFIG PATH... --save DIR  pictures without labels, on all GPUs
 # sh run.sh export CONFIG --to FILE         the network for use elsewhere: .pt2, .onnx or .pth

@@ -3,7 +3,7 @@
 Every stage is the same command that a user would type; this module only calls them and collects the scores.
 ``--ablation`` trains PyCDA with single layers of the pyramid instead (``sh run.sh ablation``), ``--variants`` as
 released and as in the paper, ``--oracle`` on labelled target images. Finished stages are not repeated, so all share one
-source-only run.
+source-only run. ``--quick`` is for a first look: every stage, with fewer pictures and steps.
 """
 
 import argparse
@@ -34,6 +34,9 @@ from utils.scoring.pictures import colour_map, legend, stack, titled
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images in the picture
+QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
+QUICK_HELD_OUT = 10  # of the target images
+QUICK_STEPS = 5  # times fewer
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ STAGES = {"oracle": ORACLE, "ablation": ABLATION, "variants": VARIANTS, "table":
 class Demo:
     """Stages, scores and pictures of one seed below ``folder``."""
 
-    def __init__(self, folder: Path, seed: int, overrides: Sequence[str]) -> None:
-        self.folder, self.data = folder, folder / "toy_city"
+    def __init__(self, folder: Path, seed: int, overrides: Sequence[str], quick: bool = False) -> None:
+        self.folder, self.data, self.quick = folder, folder / "toy_city", quick
         self.keys = [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
         self.keys += [f"seed={seed}", f"snapshot_dir={folder}", f"model.weights={folder}/source_only", *overrides]
 
@@ -109,6 +112,8 @@ class Demo:
         keys = self.keys
         if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
             keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
+        if self.quick:
+            keys = [*quick_keys(config), *keys]
         command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
         print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         status = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode
@@ -154,6 +159,14 @@ class Demo:
         return path
 
 
+def quick_keys(config: str) -> list[str]:
+    """What a quick demo overrides in one of the demo's configurations."""
+    train = build_config(CONFIGS / f"{config}.yaml").train
+    steps = train.num_steps // QUICK_STEPS
+    keys = [f"train.num_steps={steps}", f"val.every={steps}", f"val.held_out={QUICK_HELD_OUT}"]
+    return keys + ([f"train.decrease_lr={train.decrease_lr // QUICK_STEPS}"] if train.schedule == "drop" else [])
+
+
 def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
     """The result table."""
     lines = ["| network | target mIoU | pixel accuracy |", "|---|---|---|"]
@@ -165,13 +178,16 @@ def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
 def run(args: argparse.Namespace) -> None:
     """All stages of what the options ask for, then the table."""
     started = time.time()
-    demo = Demo((args.out / f"seed{args.seed}").resolve(), args.seed, args.overrides)
-    write_toy_city(demo.data, Plan(seed=args.seed))
+    folder, plan = (args.out / "quick", QUICK) if args.quick else (args.out, Plan())
+    demo = Demo((folder / f"seed{args.seed}").resolve(), args.seed, args.overrides, args.quick)
+    write_toy_city(demo.data, replace(plan, seed=args.seed))
     name = next((name for name in STAGES if getattr(args, name, False)), "table")
     stages = STAGES[name]
     demo.train(stages)
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
+    if args.quick:
+        note += "; quick: everything ran, but the scores say nothing about the methods"
     if name == "table":
         held_out = "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
         (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
