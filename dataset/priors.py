@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.files import file_version, read_text, write_whole
@@ -130,6 +129,8 @@ def spatial_histogram(
     chunks = _Chunks(samples, kind, zeros, _add_positions)
     counts = _sum(chunks, num_workers, "spatial prior", zeros.astype(np.float32), skip_bad)
     if sigma:
+        from scipy.ndimage import gaussian_filter  # a quarter of a second, which only this needs
+
         counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
     total = counts.sum(0)
     return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
