@@ -9,7 +9,7 @@ from torch import Tensor
 
 NO_CLASS = 255
 PIXELS = 2**16  # at a time, so that they stay in a core's cache
-LOGITS = 2**19  # the same, of all classes together
+LOGITS = 2**19  # of all classes at a time, for each core
 
 
 def class_map(logits: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def class_map(logits: Tensor) -> Tensor:
         return logits.argmax(1).to(torch.uint8)
     N, C, H, W = logits.shape
     places = torch.empty(H, N, W, dtype=torch.uint8)
-    count = max(1, LOGITS // (N * C * W))
+    count = max(1, LOGITS * torch.get_num_threads() // (N * C * W))
     for rows, place in zip(logits.detach().permute(2, 0, 1, 3).split(count), places.split(count), strict=True):
         lines = rows.contiguous().flatten(0, 1).transpose(1, 2).unsqueeze(2)  # (rows * N, W, 1, C), channels last
         place.copy_(F.max_pool2d(lines, (1, C), return_indices=True)[1].view(place.shape))

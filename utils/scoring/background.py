@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 THREADS = 4
-WAITING = 8  # calls at most that are not done yet, each of which holds a picture
+WAITING = 6  # calls at most that are not done yet, each of which holds a picture
 
 
 class Background:

@@ -19,7 +19,7 @@ from utils.metrics import class_map
 RELEASED, DIRECT = "released", "direct"
 MODES = (RELEASED, DIRECT)
 COLUMNS = 256  # of the label's size that are made together
-STRIP, GPU_STRIP = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; few launches
+STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
 
 Size = tuple[int, int]  # (height, width)
 
@@ -84,7 +84,8 @@ def _strips(view: View, size: Size, mode: str) -> Iterator[Tensor]:
     bands = _bands(w, view.input_size[1], W, mode, COLUMNS, *like)
     for (used, band), made in zip(bands, columns.split(COLUMNS, dim=1), strict=True):
         torch.mm(logits[:, used], band.T, out=made)
-    rows = max(1, (STRIP if logits.device.type == "cpu" else GPU_STRIP) // W)
+    pixels = min(STRIP * torch.get_num_threads(), LARGEST) if logits.device.type == "cpu" else LARGEST
+    rows = max(1, pixels // W)
     columns, strip = columns.view(h, -1), columns.new_empty(rows, N * C * W)
     for used, band in _bands(h, view.input_size[0], H, mode, rows, *like):
         yield torch.mm(band, columns[used], out=strip[: len(band)]).view(-1, N, C, W)
