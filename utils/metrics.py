@@ -4,25 +4,30 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 NO_CLASS = 255
 PIXELS = 2**16  # at a time, so that they stay in a core's cache
+LOGITS = 2**19  # of all classes at a time, for each core
 
 
 def class_map(logits: Tensor) -> Tensor:
     """Class of the highest of (N, C, H, W) logits, C <= 255, the first of several: uint8 (N, H, W).
 
-    This is ``argmax(1)``, which on a CPU takes twenty times as long.
+    This is ``argmax(1)``, which on a CPU takes twenty times as long. Pooling over all classes with the pixels of a row
+    as channels tells the same place, and goes once over the logits, along the rows. It is fastest where memory holds
+    the rows one after the other, each with all of its classes, else they are copied a few at a time.
     """
-    last, flat = logits.shape[1] - 1, logits.detach().flatten(2)
-    order = torch.arange(last, -1, -1, dtype=logits.dtype, device=logits.device).view(1, -1, 1)
-    places, room = torch.empty_like(flat[:, 0], dtype=torch.uint8), torch.empty_like(flat[:, :, :PIXELS])
-    for pixels, place in zip(flat.split(PIXELS, dim=2), places.split(PIXELS, dim=1), strict=True):
-        highest = room[:, :, : pixels.shape[2]]
-        torch.eq(pixels, pixels.amax(1, keepdim=True), out=highest)  # 1 or 0, faster than as bool
-        place.copy_(highest.mul_(order).amax(1))
-    return (last - places).view(logits[:, 0].shape)
+    if logits.device.type != "cpu":
+        return logits.argmax(1).to(torch.uint8)
+    N, C, H, W = logits.shape
+    places = torch.empty(H, N, W, dtype=torch.uint8)
+    count = max(1, LOGITS * torch.get_num_threads() // (N * C * W))
+    for rows, place in zip(logits.detach().permute(2, 0, 1, 3).split(count), places.split(count), strict=True):
+        lines = rows.contiguous().flatten(0, 1).transpose(1, 2).unsqueeze(2)  # (rows * N, W, 1, C), channels last
+        place.copy_(F.max_pool2d(lines, (1, C), return_indices=True)[1].view(place.shape))
+    return places.transpose(0, 1)
 
 
 def _bounded(values: Tensor, highest: int) -> Tensor:

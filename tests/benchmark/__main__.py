@@ -36,6 +36,7 @@ from tests.benchmark.cases import (
     prior_case,
     sample_case,
 )
+from utils.scoring.upsampling import DIRECT, RELEASED
 
 Result = dict[str, float | bool]
 GTAV, CITY = ((1914, 1052), (1024, 560), (560, 480)), ((2048, 1024), (1024, 512), (560, 480))
@@ -50,7 +51,8 @@ CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "Cityscapes sample": (1.5, None, lambda folder: sample_case(folder, *CITY)),
     "Cityscapes sample against bare decode": (1 / 1.2, None, lambda folder: decode_case(folder, *CITY)),
     "Cityscapes sample, cache_dir": (5, None, lambda folder: sample_case(folder, *CITY, cached=True)),
-    "evaluation after the forward pass": (10, None, lambda folder: evaluation_case()),
+    "evaluation after the forward pass": (10, 0.1, lambda folder: evaluation_case(RELEASED)),
+    "the same, test.upsampling=direct": (10, 0.1, lambda folder: evaluation_case(DIRECT)),
     "label look-up 1052x1914": (10, None, lambda folder: lookup_case()),
     "class histogram + spatial prior, 200 files": (4, None, prior_case),
     "PyCDA iteration, resnet18, 4+4 of 128x128": (1.1, 0.7, lambda folder: iteration_case(False, *SMALL)),

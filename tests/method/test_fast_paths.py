@@ -122,6 +122,15 @@ def test_class_map_is_argmax_and_takes_the_first_of_several():
         assert torch.equal(class_map(logits).long(), logits.argmax(1))
 
 
+@pytest.mark.parametrize("shape", [(2, C, 150, 200), (1, C, 3, 60001), (3, 255, 2, 1), (1, 1, 4, 5)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 0, 1, 3)])
+def test_class_map_in_parts_and_in_any_order_of_memory(shape, order):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul(2).round()
+    back = [order.index(axis) for axis in range(4)]
+    stored = logits.permute(order).contiguous().permute(back)
+    assert torch.equal(class_map(stored).long(), logits.argmax(1))
+
+
 def test_confusion_matrix_is_a_masked_count():
     rng = random()
     label, prediction = rng.integers(-2, 300, (50, 60)), rng.integers(0, C, (50, 60))

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_segmentor
 from utils.config.schema import AtTestTime
@@ -58,6 +59,37 @@ def test_probabilities_of_several_views_are_averaged(mode):
     best, second = expected.topk(2, dim=1).values.unbind(1)
     clear = best - second > MARGIN
     assert torch.equal(classes_at(views, size, mode)[clear].long(), expected.argmax(1)[clear])
+
+
+class LargestFloats(TorchDispatchMode):
+    """How many floats the largest tensor has that is made meanwhile."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **options or {})
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.most = max(self.most, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("input_size", [(128, 256), (512, 1024)])
+@pytest.mark.parametrize("views", [1, 2])
+def test_logits_are_never_held_at_the_size_of_the_label(mode, input_size, views, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # each has a strip of its own
+    stride_size, size = (input_size[0] // 8, input_size[1] // 8), (512, 1024)
+    logits = blobs((1, 19, *stride_size), seed=0).to(memory_format=torch.channels_last).requires_grad_()
+    whole = logits.new_empty(1, 19, *size).numel()
+    with LargestFloats() as strips:
+        found = classes_at([View(logits, input_size)] * views, size, mode)
+    with LargestFloats() as plainly, torch.no_grad():
+        expected = plain(logits, input_size, size, mode)
+    assert strips.most <= whole / 8 and plainly.most == whole
+    best, second = expected.topk(2, dim=1).values.unbind(1)
+    clear = best - second > MARGIN
+    assert torch.equal(found[clear].long(), expected.argmax(1)[clear])
 
 
 def ideal_city() -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Scores of what ``evaluate.py`` is asked for: networks, official pairs of files, or predictions as files."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from dataset.files import check_writable
 from dataset.folders import Sample
-from dataset.reading import read_image
 from utils import distributed
 from utils.build.data import first_shape_remark, test_samples
 from utils.build.network import load_network
@@ -19,6 +19,7 @@ from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents
 from utils.run_folder.records import plain_json
+from utils.scoring.background import Background
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
 from utils.scoring.predictions import Gallery, score_files
 
@@ -82,13 +83,19 @@ def score_network(
     model, report = load_network(config, files, device)
     if distributed.is_main():
         print(report)
-    on_image: Callable[[str, Tensor, Tensor], None] | None = None
-    if gallery:
-        images = {sample.name: sample.image for sample in samples}
-        on_image = lambda name, label, prediction: gallery.add(name, read_image(images[name]), label, prediction)  # noqa: E731
-    matrix = evaluate_test_split(config, model, samples, device, on_image=on_image)
+    images = {sample.name: sample.image for sample in samples}
+    started = time.monotonic()
+    with Background() as writer:
+
+        def save(name: str, label: Tensor, prediction: Tensor) -> None:
+            if gallery:
+                writer.call(gallery.add, name, images[name], label, prediction)
+
+        matrix = evaluate_test_split(config, model, samples, device, on_image=save)
     if gallery:
         gallery.finish(matrix)
+    if distributed.is_main():
+        print(f"{len(samples) / (time.monotonic() - started):.2f} pictures a second")
     return matrix
 
 

@@ -9,14 +9,13 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dataset.folders import Sample
 from dataset.labels import IGNORE, ClassTable, class_table, id_lookup, look_like_train_ids
 from dataset.messages import DataError, few
 from dataset.progress import Progress
-from dataset.reading import prediction_kind, read_label, read_raw_label, train_ids
+from dataset.reading import prediction_kind, read_image, read_label, read_raw_label, train_ids
 from utils import distributed
 from utils.metrics import ConfusionMatrix
 from utils.scoring.pictures import LABEL_IDS, confusion_picture, save_prediction
@@ -32,9 +31,9 @@ class Gallery:
         self.folder, self.table = folder, table
         self.scores: list[tuple[float, str]] = []
 
-    def add(self, name: str, image: Image.Image, label: Tensor, prediction: Tensor) -> None:
-        """Write the pictures of one image; label and prediction are (H, W)."""
-        save_prediction(self.folder, name, image, label.numpy(), prediction.numpy(), self.table)
+    def add(self, name: str, image: Path, label: Tensor, prediction: Tensor) -> None:
+        """Write the pictures of one image; label and prediction are (H, W). Threads may do it at the same time."""
+        save_prediction(self.folder, name, read_image(image), label.numpy(), prediction.numpy(), self.table)
         matrix = ConfusionMatrix(self.table.num_classes)
         matrix.update(label, prediction)
         self.scores.append((100 * matrix.miou(), name))

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
 from utils.inference import Predictor, network_input
+from utils.scoring.background import Background
 from utils.scoring.overlay import with_legend, write_clip
 from utils.scoring.picture_files import PictureFile
 from utils.scoring.pictures import colour_map, label_id_map, overlay
 
 COLOUR, LABEL_IDS, OVERLAY, CONFIDENCE = "colour", "label_ids", "overlay", "confidence"  # folders of the results
-WAITING = 4  # pictures at most that are predicted but not yet written
 CLIP_WIDTH = 960  # pixels at most
 WHITE = 255
 
@@ -97,8 +96,7 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    with ThreadPoolExecutor(1) as writer:
-        waiting: list[Future] = []
+    with Background() as writer:
         for batch in Progress(loader, "predict", unit="pictures", enabled=distributed.is_main(), leave=False):
             index, failure = int(batch["index"]), batch["failure"][0]
             if failure:
@@ -106,12 +104,8 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
                 continue
             picture = batch["picture"][0].numpy()
             results = _predicted(predictor, batch["image"][0], picture.shape[1::-1], output.confidence)
-            waiting.append(writer.submit(_write, predictor.table, picture, results, files[index], output))
+            writer.call(_write, predictor.table, picture, results, files[index], output)
             written.append(index)
-            while len(waiting) > WAITING:
-                waiting.pop(0).result()
-        for future in waiting:
-            future.result()
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():

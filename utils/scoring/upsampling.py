@@ -1,7 +1,9 @@
 """Classes at the label's size from logits at the network's stride, without logits of that size.
 
 Bilinear interpolation is linear and works on one axis after the other, so that any chain of interpolations is one
-matrix an axis. These matrices are made by ``torch.nn.functional.interpolate`` itself, on the identity.
+matrix an axis: the logits Z (h, w) of a class become A Z B', where A (H, h) and B (W, w) are products of one matrix
+for each step, so that two steps cost what one does. ``torch.nn.functional.interpolate`` itself makes A and B, of the
+identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,8 @@ from utils.metrics import class_map
 
 RELEASED, DIRECT = "released", "direct"
 MODES = (RELEASED, DIRECT)
-STRIP = 2**15  # pixels of the label's size at a time, so that their logits stay in a core's cache
+COLUMNS = 256  # of the label's size that are made together
+STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
 
 Size = tuple[int, int]  # (height, width)
 
@@ -58,32 +61,48 @@ class View:
 
 def classes_at(views: Sequence[View], size: Size, mode: str) -> Tensor:
     """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
-    if len(views) == 1 and views[0].input_size == size:  # the logits that the network itself gives
-        return class_map(upsample(views[0].logits, size, size, mode))
     strips = zip(*(_strips(view, size, mode) for view in views), strict=True)
-    return torch.cat([class_map(_mean_probability(strip) if len(views) > 1 else strip[0]) for strip in strips], dim=1)
+    best = (_mean_probability(strip) if len(views) > 1 else strip[0] for strip in strips)
+    return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in best], dim=1)
 
 
 def _mean_probability(logits: Sequence[Tensor]) -> Tensor:
-    total = logits[0].softmax(1)
+    total = logits[0].softmax(2)
     for other in logits[1:]:
-        total += other.softmax(1)
+        total += other.softmax(2)
     return total / len(logits)
 
 
 def _strips(view: View, size: Size, mode: str) -> Iterator[Tensor]:
-    """``upsample`` of a view in strips of rows (N, C, rows, W), from the top."""
-    logits = view.logits.to(torch.promote_types(view.logits.dtype, torch.float32))
-    height, width = logits.shape[-2:]
-    columns = logits @ _axis(width, view.input_size[1], size[1], mode).to(logits).T
-    for strip in _axis(height, view.input_size[0], size[0], mode).split(max(1, STRIP // size[1])):
-        used = strip.any(0).nonzero().flatten()
-        first, last = int(used[0]), int(used[-1]) + 1  # an output row comes from a few neighbouring rows only
-        yield strip[:, first:last].to(logits) @ columns[:, :, first:last]
+    """``upsample`` of a view in strips of rows, from the top: (rows, N, C, W), as ``class_map`` is fastest.
+
+    Each strip is written over the one before.
+    """
+    logits = view.logits.detach().to(torch.promote_types(view.logits.dtype, torch.float32)).permute(2, 0, 1, 3)
+    (h, N, C, w), (H, W), like = logits.shape, size, (logits.dtype, logits.device)
+    logits, columns = logits.reshape(-1, w), logits.new_empty(h * N * C, W)
+    bands = _bands(w, view.input_size[1], W, mode, COLUMNS, *like)
+    for (used, band), made in zip(bands, columns.split(COLUMNS, dim=1), strict=True):
+        torch.mm(logits[:, used], band.T, out=made)
+    pixels = min(STRIP * torch.get_num_threads(), LARGEST) if logits.device.type == "cpu" else LARGEST
+    rows = max(1, pixels // W)
+    columns, strip = columns.view(h, -1), columns.new_empty(rows, N * C * W)
+    for used, band in _bands(h, view.input_size[0], H, mode, rows, *like):
+        yield torch.mm(band, columns[used], out=strip[: len(band)]).view(-1, N, C, W)
 
 
 @lru_cache(maxsize=64)
-def _axis(stride_size: int, input_size: int, size: int, mode: str) -> Tensor:
-    """(size, stride_size): what each place of the label's axis takes from each place of the network's, float32."""
+def _bands(
+    stride_size: int, input_size: int, size: int, mode: str, places: int, dtype: torch.dtype, device: torch.device
+) -> list[tuple[slice, Tensor]]:
+    """Bands of an axis' matrix, ``places`` of the label's axis each: which of the network's places they take from, and
+    how much of each, (places, used). They stay on ``device``, so that nothing waits for a copy.
+    """
     identity = torch.eye(stride_size)[None, :, :, None]
-    return upsample(identity, (input_size, 1), (size, 1), mode)[0, :, :, 0].T.contiguous()
+    shares = upsample(identity, (input_size, 1), (size, 1), mode)[0, :, :, 0].T
+    bands = []
+    for band in shares.split(places):
+        places_used = band.any(0).nonzero().flatten()
+        used = slice(int(places_used[0]), int(places_used[-1]) + 1)
+        bands.append((used, band[:, used].to(device, dtype).contiguous()))
+    return bands
