@@ -76,10 +76,12 @@ def _strips(view: View, size: Size, mode: str) -> Iterator[Tensor]:
     logits = view.logits.to(torch.promote_types(view.logits.dtype, torch.float32))
     height, width = logits.shape[-2:]
     columns = logits @ _axis(width, view.input_size[1], size[1], mode).to(logits).T
-    for strip in _axis(height, view.input_size[0], size[0], mode).split(max(1, STRIP // size[1])):
-        used = strip.any(0).nonzero().flatten()
+    on_host = _axis(height, view.input_size[0], size[0], mode)
+    rows = max(1, STRIP // size[1])
+    for strip, known in zip(on_host.to(logits).split(rows), on_host.split(rows), strict=True):
+        used = known.any(0).nonzero().flatten()  # on the host, which need not wait for a device then
         first, last = int(used[0]), int(used[-1]) + 1  # an output row comes from a few neighbouring rows only
-        yield strip[:, first:last].to(logits) @ columns[:, :, first:last]
+        yield strip[:, first:last] @ columns[:, :, first:last]
 
 
 @lru_cache(maxsize=64)
