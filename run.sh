@@ -8,7 +8,7 @@
 # sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
 # sh run.sh test [pytest arguments]         the tests
-# sh run.sh benchmark                       ours beside the released way of doing it, on this machine
+# sh run.sh benchmark [--gpu]               ours beside the released way of doing it, on this machine
 # From any folder: files, data and runs are relative to where you are, and the configurations of cfgs/ are found by
 # name. SCRIPT --help lists all keys; .py and .yaml may be left out.
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.

@@ -136,10 +136,12 @@ class BatchNorm2d(nn.SyncBatchNorm):
     def _synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
-        y = super().forward(x)
-        mean, var = (statistic.clone() for statistic in running)
-        for statistic, value in zip(running, before, strict=True):
-            statistic.copy_(value)
+        try:
+            y = super().forward(x)
+            mean, var = (statistic.clone() for statistic in running)
+        finally:  # a recomputation leaves a block by an exception, at the last tensor that it saves
+            for statistic, value in zip(running, before, strict=True):
+                statistic.copy_(value)
         return y, mean, var
 
     @torch.no_grad()

@@ -1,14 +1,25 @@
-"""What the tests share."""
+"""What the tests share.
 
+``PYCDA_TEST_DEVICE=cuda`` runs those that take the fixture ``device``, and the processes that they start, on the GPU;
+without it no test sees one, as a training would take it.
+"""
+
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_source_only
 from dataset.toy_city import Plan, write_toy_city
 
+DEVICE = torch.device(os.environ.get("PYCDA_TEST_DEVICE", "cpu"))
+if DEVICE.type == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+else:
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # float32 is compared, which by torch's default convolutions round to TF32
 TINY = [
     "model.encoder=resnet18_dilated16",
     "model.fc_dim=512",
@@ -33,6 +44,12 @@ def signals_stay() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where what is compared with the released code is computed."""
+    return DEVICE
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,7 @@ class PyramidCurriculum(nn.Module):
         N, C = per_image.shape
         prior = self.class_prior if self.image_target == "source" else None
         target = per_image.new_full((C,), 1 / C) if prior is None else prior.to(per_image)
-        images = self.all_reduce(per_image.new_tensor(float(N)))
+        images = self.all_reduce(per_image.new_full((), N))
         if self.image_loss == "bce":
             return binary_cross_entropy(self.all_reduce(per_image.sum(0)) / images, target).mean()
         ce = -(target * per_image.clamp_min(torch.finfo(per_image.dtype).tiny).log()).sum(1)
@@ -192,7 +192,7 @@ class PyramidCurriculum(nn.Module):
 
     def _spatial_loss(self, Z: Tensor, pooled_logits: Sequence[Tensor], squares: Sequence[PseudoLabels]) -> Tensor:
         """Pooled prediction of the batch against the pooled prior, counted once per labelled square of an image."""
-        images = self.all_reduce(Z.new_tensor(float(len(Z))))
+        images = self.all_reduce(Z.new_full((), len(Z)))
         numerator = count = Z.new_zeros(())
         for b, logits, labels in zip(self.box_size, pooled_logits, squares, strict=True):
             prior = getattr(self, f"spatial_prior_{b}").to(Z)

@@ -24,8 +24,9 @@ _peers: Peers | None = None  # of the process group, which torch too keeps one o
 def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     """For the block, join the processes that torchrun describes in the environment; gives this process's device.
 
-    Backend ``nccl`` with CUDA, ``gloo`` on the CPU. Without torchrun's variables nothing is initialised. An error in
-    the block ends it without waiting for the others, which learn of it.
+    Backend ``nccl`` with CUDA, ``gloo`` on the CPU and where processes share a GPU, which ``nccl`` refuses. Without
+    torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others, which
+    learn of it.
 
     Args:
         minutes: that a process waits for the others, at the start and in every message, before it is an error.
@@ -37,9 +38,8 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     """
     global _peers
     follow_launcher()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
+    device, backend = _device_and_backend()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
@@ -48,14 +48,14 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     whole = False
     try:
         _peers.meet()
-        _peers.compare({**facts(), "device": device.type, "torch": torch.__version__})
+        _peers.compare({**facts(), "device": device.type, "backend": backend, "torch": torch.__version__})
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            backend,
             store=_peers.store.torch_store,
             rank=_peers.rank,
             world_size=_peers.world_size,
             timeout=timedelta(minutes=minutes),
-            device_id=device if cuda else None,
+            device_id=device if backend == "nccl" else None,
         )
         with explained():
             yield device
@@ -67,6 +67,15 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
         if whole:  # else taking the group down would wait for those that are in it
             dist.destroy_process_group()
         _peers = None
+
+
+def _device_and_backend() -> tuple[torch.device, str]:
+    """What this process computes on, and how it sends messages."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "gloo"
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    index = int(os.environ.get("LOCAL_RANK", 0)) % gpus
+    return torch.device("cuda", index), "nccl" if here <= gpus else "gloo"
 
 
 @contextmanager
@@ -184,7 +193,7 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
     """Sum of a number over all ranks, for decisions that all of them have to take alike."""
     if world_size() == 1:
         return value
-    total = torch.tensor(float(value), device=device)
+    total = torch.full((), float(value), device=device)
     dist.all_reduce(total)
     return total.item()
 

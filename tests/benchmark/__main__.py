@@ -3,7 +3,7 @@
 ``cases.py`` has both; they are checked to give the same values before they are timed. Each row is measured in a
 process of its own; ours and theirs take turns, and the figures are medians. Extra memory is the peak above the inputs.
 A second table has what is asked of ours alone: the demo's training, and the share of the machine's own arithmetic; a
-third what the switches of time and memory do; a fourth what the released recipes take.
+third what the switches of time and memory do; a fourth what the released recipes take. ``--gpu``: see ``gpu.py``.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.benchmark import recipes, runs
+from dataset.failures import exit_after
+from tests.benchmark import gpu, recipes, runs
 from tests.benchmark.cases import (
     Case,
     curriculum_case,
@@ -165,7 +166,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="leave out rows whose name contains one of these words")
     out = Path("runs/benchmark")
     parser.add_argument("--out", type=Path, default=out, help="folder of benchmark.md and benchmark.json")
+    parser.add_argument("--gpu", action="store_true", help="what only a GPU can tell, instead of all else: gpu.md")
     args = parser.parse_args(argv)
+    if args.gpu:
+        gpu.main(args.out)
+        return
     if args.case:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(args.case, Path(folder)) if args.case in CASES else RUNS[args.case][1](Path(folder))
@@ -191,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -39,11 +39,11 @@ def released(spec: dict) -> PyramidCurriculum:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["name"])
-def test_released_recipe_gives_the_numbers_of_the_released_code(case):
+def test_released_recipe_gives_the_numbers_of_the_released_code(case, device):
     spec, expected = case["spec"], case["expected"]
-    logits, valid = inputs(spec)
+    logits, valid = (tensor.to(device) for tensor in inputs(spec))
     logits.requires_grad_()
-    losses = released(spec)(logits, valid)
+    losses = released(spec).to(device)(logits, valid)
     losses["total"].backward()
     for term in ("total", "pixel", "region", "image", "spatial"):
         assert (term in losses) == (term in expected)

@@ -72,7 +72,9 @@ def batches(spec: dict, domain: int) -> list[dict]:
     return found
 
 
-def trainer(spec: dict, bias_correction: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+def trainer(
+    spec: dict, bias_correction: bool, folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Trainer:
     """Our script's trainer of a case, in float64, before its first iteration."""
     script = importlib.import_module(f"train_{spec['method']}")
     overrides = [
@@ -94,15 +96,13 @@ def trainer(spec: dict, bias_correction: bool, folder: Path, monkeypatch: pytest
 
     blank = network.build_network(config, torch.device("cpu"))
     files = official_files(spec, folder, blank.encoder, blank.decoder)
-    model, report = network.load_network(config, files, torch.device("cpu"))
+    model, report = network.load_network(config, files, device)
     assert "tensors loaded" in report
     model.double()
     monkeypatch.setattr(data, "domain_loader", lambda config, domain, samples, start: batches(spec, domain))
     log = RunLog(folder, enabled=False)
-    phases = script.phases(Experiment(config, [], [], torch.device("cpu"), log))
-    return Trainer(
-        config, model.train(), network.build_optimizer(config, model), phases, None, torch.device("cpu"), log
-    )
+    phases = script.phases(Experiment(config, [], [], device, log))
+    return Trainer(config, model.train(), network.build_optimizer(config, model), phases, None, device, log)
 
 
 def relative(ours: list[float], theirs: list[float]) -> float:
@@ -120,9 +120,9 @@ def check_tensor(name: str, tensor: torch.Tensor, expected: dict) -> None:
 
 @pytest.mark.parametrize("batch_norm", ["one_device", "bias_corrected"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["name"])
-def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path, monkeypatch):
+def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path, device, monkeypatch):
     spec, expected = case["spec"], case[batch_norm]
-    run = trainer(spec, batch_norm == "bias_corrected", tmp_path, monkeypatch)
+    run = trainer(spec, batch_norm == "bias_corrected", tmp_path, device, monkeypatch)
     rates, step = [], run.optimizer.step
 
     def recorded(*arguments, **options):

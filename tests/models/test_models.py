@@ -35,16 +35,16 @@ def small(decoder: str = "fcn", use_aux: bool = True) -> Segmentor:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["encoder"])
-def test_network_gives_the_numbers_of_the_released_code(case):
+def test_network_gives_the_numbers_of_the_released_code(case, device):
     spec, expected = case["spec"], case["expected"]
-    model = build_segmentor(spec["encoder"], spec["decoder"], spec["classes"], spec["fc_dim"])
+    model = build_segmentor(spec["encoder"], spec["decoder"], spec["classes"], spec["fc_dim"]).to(device)
     set_dropout(model, 0.0)
     configure_batchnorm(model, momentum=0.001, bias_correction=False)
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(reference.weights(name, tuple(tensor.shape))))
     shape = spec["n"], spec["h"], spec["w"]
-    images = torch.from_numpy(reference.image(spec["image"], *shape))
-    label = torch.from_numpy(reference.labels(spec["image"], *shape, spec["classes"]))
+    images = torch.from_numpy(reference.image(spec["image"], *shape)).to(device)
+    label = torch.from_numpy(reference.labels(spec["image"], *shape, spec["classes"])).to(device)
 
     with torch.no_grad():
         coarse = model.eval().stride_logits(images)

@@ -41,7 +41,7 @@ def launch(
     Args:
         within: a command that starts it.
     """
-    usual = {"NPROC": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    usual = {"NPROC": str(processes), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     run = [*within, "sh", str(ROOT / "run.sh"), script, *arguments[1:]]
     return subprocess.Popen(
         run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

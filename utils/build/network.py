@@ -28,7 +28,7 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
         ChoiceError, ConfigError: names or sizes that do not go together.
     """
     m = config.model
-    torch.manual_seed(config.seed)
+    torch.default_generator.manual_seed(config.seed)  # weights are drawn on the CPU; a GPU's generator is the caller's
     model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
     check_input_sizes(config, model)
     configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)

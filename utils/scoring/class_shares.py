@@ -76,7 +76,7 @@ def predictions_on(
         for model in models:
             stack.enter_context(evaluation_mode(model))
         for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
-            image, valid = batch["image"].to(device), batch["valid"]
+            image, valid = batch["image"].to(device, non_blocking=True), batch["valid"]
             size = tuple(valid.shape[-2:])
             maps = [predict(m, image, size, config.test.upsampling, tta).cpu()[valid] for m in models]
             for i, own in enumerate(maps):

@@ -53,5 +53,5 @@ def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.dev
     batches = [iter(loader) for loader in loaders]
     bar = Progress(turns, "statistics", enabled=distributed.is_main(), leave=False)
     for done, (_, number) in enumerate(bar, start=1):
-        model(next(batches[number])["image"].to(device))
+        model(next(batches[number])["image"].to(device, non_blocking=True))
         yield done

@@ -60,7 +60,7 @@ def evaluate(
     for index, batch in enumerate(Progress(loader, title, enabled=distributed.is_main(), leave=False)):
         if stop is not None and index < shared and stop():
             raise EvaluationStopped
-        label, image = batch["label"], batch["image"].to(device)
+        label, image = batch["label"], batch["image"].to(device, non_blocking=True)
         prediction = predict(model, image, tuple(label.shape[-2:]), config.test.upsampling, tta).cpu()
         matrix.update(label, prediction)
         if on_image is not None:

@@ -22,7 +22,7 @@ from utils.run_folder.log import RunLog
 from utils.scoring.evaluation import EvaluationStopped
 from utils.training.iteration import Iteration, numbers
 from utils.training.label_watch import Watches
-from utils.training.losses import Batch, LossFunction, on_device
+from utils.training.losses import Batch, LossFunction, Outcome, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
 from utils.training.state import Standing, load_training_state, training_state
@@ -159,13 +159,15 @@ class Trainer:
         self._seed(index)
         self._set_learning_rate(index)
         started = time.perf_counter()
-        iteration = Iteration()
+        outcomes, data_time = {}, 0.0
         for phase, iterator in zip(self.phases, batches, strict=True):
             waiting = time.perf_counter()
             batch = self._next(iterator)
-            iteration.data_time += time.perf_counter() - waiting
-            self._run(phase, batch, iteration)
-        iteration.step_time = time.perf_counter() - started
+            data_time += time.perf_counter() - waiting
+            outcomes[phase.name] = self._run(phase, batch)
+        iteration = numbers(outcomes, self.class_names)
+        self._check_finite(iteration.losses)
+        iteration.data_time, iteration.step_time = data_time, time.perf_counter() - started
         return iteration
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -202,16 +204,11 @@ class Trainer:
         with torch.autocast(self.device.type, AUTOCAST[amp], enabled=amp != "off"):
             return self.model(images, **options)
 
-    def _run(self, phase: Phase, batch: Batch, iteration: Iteration) -> None:
-        """One forward pass, and the optimiser step where ``phase`` has one; numbers go into ``iteration``."""
+    def _run(self, phase: Phase, batch: Batch) -> Outcome:
+        """One forward pass, and the optimiser step where ``phase`` has one. Nothing here waits for the device."""
         parts = self.config.train.iter_size
         partwise = PartwiseForward(self.model, self._forward, parts) if parts > 1 else None
         outcome = phase.losses(partwise or self._forward, batch)
-        losses, shares, labelled = numbers(outcome, self.class_names)
-        self._check_finite(phase.name, losses)
-        iteration.losses |= {f"{phase.name}/{term}": value for term, value in losses.items()}
-        iteration.shares |= {f"{phase.name}/{layer}": value for layer, value in shares.items()}
-        iteration.labelled += labelled
         if phase.backward:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(outcome.losses["total"]).backward()
@@ -220,12 +217,15 @@ class Trainer:
             distributed.all_reduce_gradients(self.model)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        return outcome._replace(losses={term: value.detach() for term, value in outcome.losses.items()})
 
-    def _check_finite(self, name: str, values: dict[str, float]) -> None:
-        if all(math.isfinite(v) for v in values.values()):
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        """Of the first phase that has a loss which is none; what it did to the weights is not saved."""
+        phase = next((name.split("/")[0] for name, value in losses.items() if not math.isfinite(value)), None)
+        if phase is None:
             return
-        terms = ", ".join(f"{term}={value}" for term, value in values.items())
-        raise FloatingPointError(f"non-finite loss in the {name} step: {terms}. {self._advice()}")
+        terms = ", ".join(f"{n.split('/')[1]}={v}" for n, v in losses.items() if n.startswith(f"{phase}/"))
+        raise FloatingPointError(f"non-finite loss in the {phase} step: {terms}. {self._advice()}")
 
     def _advice(self) -> str:
         remedy = "Lower train.lr_encoder / train.lr_decoder, or set train.amp=off"

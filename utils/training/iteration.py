@@ -1,7 +1,8 @@
 """What one iteration gave, as numbers for the logs and the watches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -12,7 +13,7 @@ from utils.training.losses import Outcome
 
 @dataclass
 class Iteration:
-    """What one iteration gave, all phases together."""
+    """What one iteration gave, all phases together, as numbers on the host."""
 
     losses: dict[str, float] = field(default_factory=dict)  # PHASE/TERM
     shares: dict[str, LayerShares] = field(default_factory=dict)  # PHASE/LAYER, of the pseudo-labels
@@ -35,18 +36,21 @@ def _within(name: str, what: str) -> str:
     return f"{phase}/{what}/{layer}"
 
 
-def numbers(
-    outcome: Outcome, class_names: Sequence[str]
-) -> tuple[dict[str, float], dict[str, LayerShares], list[float]]:
-    """Losses, shares by layer, and labelled pixels (none or one number), in one transfer from the device."""
-    own = [] if outcome.labelled is None else [outcome.labelled]
-    tensors = [value.detach().double().view(1) for value in (*outcome.losses.values(), *own)]
-    tensors += outcome.label_counts.values()
-    values = torch.cat(tensors).tolist() if tensors else []
-    names, first = list(outcome.losses), len(outcome.losses) + len(own)
-    counts, size = values[first:], len(class_names) + 1
-    shares = {
-        layer: layer_shares(counts[i * size : (i + 1) * size], class_names)
-        for i, layer in enumerate(outcome.label_counts)
-    }
-    return dict(zip(names, values[: len(names)], strict=True)), shares, values[len(names) : first]
+def numbers(outcomes: Mapping[str, Outcome], class_names: Sequence[str]) -> Iteration:
+    """The iteration that the phases' outcomes are, by name of the phase: its one transfer from the device.
+
+    Every transfer waits until the device has done all that it was told; with one at the end it is never idle before.
+    """
+    tensors = []
+    for outcome in outcomes.values():
+        own = [] if outcome.labelled is None else [outcome.labelled]
+        tensors += [*outcome.losses.values(), *own, *outcome.label_counts.values()]
+    values = iter(torch.cat([tensor.double().flatten() for tensor in tensors]).tolist() if tensors else [])
+    iteration = Iteration()
+    for phase, outcome in outcomes.items():
+        iteration.losses |= {f"{phase}/{term}": next(values) for term in outcome.losses}
+        if outcome.labelled is not None:
+            iteration.labelled.append(next(values))
+        for layer, counts in outcome.label_counts.items():
+            iteration.shares[f"{phase}/{layer}"] = layer_shares(list(islice(values, len(counts))), class_names)
+    return iteration

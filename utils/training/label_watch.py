@@ -34,7 +34,7 @@ def count_labels(layers: dict[str, PseudoLabels], num_classes: int) -> dict[str,
     for name, (_, label, mask) in layers.items():
         labelled = mask.flatten().double()
         per_class = labelled.new_zeros(num_classes).index_add_(0, label.flatten(), labelled)
-        counts[name] = torch.cat([per_class, labelled.new_tensor([mask.numel()])])
+        counts[name] = torch.cat([per_class, labelled.new_full((1,), mask.numel())])
     return counts
 
 
