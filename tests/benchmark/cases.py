@@ -5,7 +5,6 @@ boolean indexing, one masked assignment a class, logits at the label's size and 
 and resize per sample, the prior pooled again in every step.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from dataset import priors
 from dataset.cache import PictureCache
 from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.progress import usable_cores
 from dataset.reading import look_up, read_pair
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor
@@ -195,7 +195,7 @@ def lookup_case() -> Case:
 
 def prior_case(folder: Path) -> Case:
     samples, size = write_pair(folder, (1914, 1052), count=4) * 50, (1024, 512)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
         histogram = priors.class_histogram(samples, "gtav", C, num_workers=cores)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.progress import usable_cores
 from dataset.toy_city import Plan, write_toy_city
 from tests.benchmark.cases import iteration_case
 
@@ -52,7 +53,7 @@ def start(folder: Path) -> dict[str, float]:
 
 def _steps(folder: Path, name: str, processes: int) -> list[tuple[float, float]]:
     """(seconds of waiting for data, seconds in all) of each step of a run on all cores of this machine."""
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, usable_cores() // processes)
     variables = {"NPROC": str(processes), "OMP_NUM_THREADS": str(threads)}
     variables |= {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     command = ["sh", "run.sh", SCRIPT, CONFIG, *_keys(folder, name, STEPS)]
