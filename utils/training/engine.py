@@ -214,10 +214,10 @@ class Trainer:
         iteration.labelled += labelled
         if phase.backward:
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(outcome.losses["total"]).backward()
-            if partwise:
-                partwise.backward()
-            distributed.all_reduce_gradients(self.model)
+            with distributed.summed_gradients(self.model, parts):
+                self.scaler.scale(outcome.losses["total"]).backward()
+                if partwise:
+                    partwise.backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
