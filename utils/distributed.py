@@ -161,7 +161,9 @@ def summed_gradients(module: nn.Module, backwards: int = 1) -> Iterator[None]:
 
     Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
     without gradient (the auxiliary head in a target step) must be without on every rank. Small gradients share a
-    message after the block, as each costs its latency; a large one is under way as soon as it is there.
+    message after the block, as each costs its latency; a large one is under way as soon as it is there. (torch's
+    DistributedDataParallel refuses a synchronised batch norm on the CPU, and would search the graph of every step for
+    parameters without gradient.)
 
     Args:
         backwards: passes that add to every gradient of the block.
@@ -170,11 +172,11 @@ def summed_gradients(module: nn.Module, backwards: int = 1) -> Iterator[None]:
         yield
         return
     passes: Counter[Tensor] = Counter()
-    under_way: dict[Tensor, dist.Work] = {}
+    under_way: dict[Tensor, Any] = {}  # messages
 
     def start(parameter: Tensor) -> None:
         passes[parameter] += 1
-        if passes[parameter] == backwards:
+        if passes[parameter] == backwards and parameter.grad is not None:
             under_way[parameter] = dist.all_reduce(parameter.grad, async_op=True)
 
     hooks = [p.register_post_accumulate_grad_hook(start) for p in module.parameters() if p.numel() >= SMALL]
