@@ -54,11 +54,8 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
             return *backward(None, None, mean, scale, True, ctx.eps, [True, True, True]), None
         grad_x, grad_weight, grad_bias = backward(mean, var, None, None, False, ctx.eps, [True, True, True])
         # What the statistics contribute is affine in x, with the whole batch's gradients by weight and bias.
-        along, level = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count
-        slope = -weight * scale.square() * along
-        offset = -weight * scale * level - slope * mean
-        shape = (1, -1, 1, 1)
-        grad_x.add_(torch.addcmul(offset.view(shape), x, slope.view(shape)))
+        along, level = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count * (-weight * scale)
+        grad_x.add_(F.batch_norm(x, mean, var, along, level, False, 0.0, ctx.eps))
         return grad_x, grad_weight, grad_bias, None
 
 

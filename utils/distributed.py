@@ -1,6 +1,7 @@
 """One code path for one process and for many: everything here is a no-op in a single process."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -157,26 +158,46 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of ``tensor`` over all ranks, differentiable.
 
-    Every rank back-propagates the same *global* loss along its own path only, and ``all_reduce_gradients`` adds the
+    Every rank back-propagates the same *global* loss along its own path only, and ``summed_gradients`` adds the
     paths up; so the backward pass of this sum is the identity.
     """
     return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
 
 
-def all_reduce_gradients(module: nn.Module) -> None:
-    """Add up the parameter gradients of all ranks.
+@contextmanager
+def summed_gradients(module: nn.Module, backwards: int = 1) -> Iterator[None]:
+    """For the block, which computes the parameters' gradients: add up those of all ranks, while it still computes.
 
     Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
     without gradient (the auxiliary head in a target step) must be without on every rank. Small gradients share a
-    message, as each costs its latency; large ones are spared the copy; all are under way at once.
+    message after the block, as each costs its latency; a large one is under way as soon as it is there. (torch's
+    DistributedDataParallel refuses a synchronised batch norm on the CPU, and would search the graph of every step for
+    parameters without gradient.)
+
+    Args:
+        backwards: passes that add to every gradient of the block.
     """
     if world_size() == 1:
+        yield
         return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    small = [gradient for gradient in gradients if gradient.numel() < SMALL]
+    passes: Counter[Tensor] = Counter()
+    under_way: dict[Tensor, Any] = {}  # messages
+
+    def start(parameter: Tensor) -> None:
+        passes[parameter] += 1
+        if passes[parameter] == backwards and parameter.grad is not None:
+            under_way[parameter] = dist.all_reduce(parameter.grad, async_op=True)
+
+    hooks = [p.register_post_accumulate_grad_hook(start) for p in module.parameters() if p.numel() >= SMALL]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    small = [p.grad for p in module.parameters() if p.grad is not None and p not in under_way]
     shared = torch.cat([gradient.flatten() for gradient in small])  # never empty: biases, batch norms
-    large = [gradient for gradient in gradients if gradient.numel() >= SMALL]
-    for message in [dist.all_reduce(values, async_op=True) for values in (shared, *large)]:
+    dist.all_reduce(shared)
+    for message in under_way.values():
         message.wait()
     for gradient, total in zip(small, shared.split([gradient.numel() for gradient in small]), strict=True):
         gradient.copy_(total.view_as(gradient))

@@ -1,10 +1,13 @@
 """Gradients from parts of a batch are those of the whole batch, for losses that no mean of the parts could give."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d, bn_updates
+from utils import distributed
 from utils.curriculum import PyramidCurriculum
 from utils.training.partwise import PartwiseForward
 
@@ -38,6 +41,39 @@ def test_gradients_of_the_curriculum_are_exact(parts):
     halves = [gradients(net, forward, part) for part in images.chunk(parts)]
     mean = sum(half[1] for half in halves) / parts
     assert not torch.allclose(mean, whole[1], rtol=1e-2)  # what accumulating the parts' own losses would give
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_ranks_are_added_up_once_all_parts_are_in(monkeypatch, parts):
+    """Of two ranks with the same images every gradient is twice one's; those of the convolutions are under way before
+    the backward pass returns. One layer is not reached."""
+    net = network()
+    net.aux = nn.Conv2d(8, 5, 1)
+    forward = PartwiseForward(net, lambda x, **_: {"logits": net[:4](x)}, parts)
+    images, messages = torch.randn(4, 3, 8, 8), []
+
+    def add(values: Tensor, async_op: bool = False) -> SimpleNamespace:
+        messages.append(values.mul_(2))
+        return SimpleNamespace(wait=lambda: None)
+
+    def backward() -> None:
+        net.zero_grad()
+        forward(images)["logits"].square().sum().backward()
+        forward.backward()
+
+    backward()
+    one = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "SMALL", 9)
+    monkeypatch.setattr(distributed.dist, "all_reduce", add)
+    for _ in range(2):  # nothing of a step is left for the next one
+        with distributed.summed_gradients(net, parts):
+            backward()
+            early = len(messages)
+        two = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+        assert two.keys() == one.keys() and all(torch.equal(two[name], 2 * one[name]) for name in one)
+        assert (early, len(messages)) == (2, 3)
+        messages.clear()
 
 
 def test_dropout_is_the_same_in_both_forwards_and_batch_norm_counts_once():

@@ -211,10 +211,10 @@ class Trainer:
         outcome = phase.losses(partwise or self._forward, batch)
         if phase.backward:
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(outcome.losses["total"]).backward()
-            if partwise:
-                partwise.backward()
-            distributed.all_reduce_gradients(self.model)
+            with distributed.summed_gradients(self.model, parts):
+                self.scaler.scale(outcome.losses["total"]).backward()
+                if partwise:
+                    partwise.backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
         return outcome._replace(losses={term: value.detach() for term, value in outcome.losses.items()})
