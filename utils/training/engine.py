@@ -220,7 +220,7 @@ class Trainer:
         return outcome._replace(losses={term: value.detach() for term, value in outcome.losses.items()})
 
     def _check_finite(self, losses: dict[str, float]) -> None:
-        """Of the first phase that has a loss which is none; what it did to the weights is not saved."""
+        """Raises FloatingPointError for the first phase whose loss is not; what it did to the weights is not saved."""
         phase = next((name.split("/")[0] for name, value in losses.items() if not math.isfinite(value)), None)
         if phase is None:
             return
