@@ -57,7 +57,8 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
         problem = f"{root} holds a toy city of another plan, see {marker}"
         raise FileExistsError(f"{problem}: delete it or choose another folder")
     scenes = _scenes(root, plan)
-    with ProcessPoolExecutor(usable_cores()) as pool, Progress(scenes, "toy city") as progress:
+    processes = min(usable_cores(), 1 + len(scenes) // CHUNK)  # all of a pool start at once, however little there is
+    with ProcessPoolExecutor(processes) as pool, Progress(scenes, "toy city") as progress:
         for _ in zip(progress, pool.map(_write, scenes, chunksize=CHUNK), strict=True):
             pass
     marker.write_text(json.dumps(wanted))
