@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dataset.messages import UserError
 from dataset.progress import usable_cores
 from tests.benchmark import recipes, runs
 from tests.benchmark.cases import (
@@ -153,7 +154,9 @@ def switch_table(found: dict[str, tuple[float, float]]) -> str:
 
 
 def measure_one(name: str) -> None:
-    """Print one row's figures as JSON, its last line."""
+    """Print one row's figures as JSON, its last line. Raises UserError where there is no such row."""
+    if name not in CASES and name not in RUNS:
+        raise UserError(f"command line: --case {name!r} is no row, choose from: {'; '.join((*CASES, *RUNS))}")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(name, Path(folder)) if name in CASES else RUNS[name][1](Path(folder))
     print(json.dumps(found))
