@@ -241,7 +241,7 @@ class PooledStatistics:
         if not module.training:
             return
         x = inputs[0].detach().float()
-        var, mean = (moment.double() for moment in torch.var_mean(x, (0, 2, 3), correction=0))
+        mean, var = (moment.double() for moment in torch.batch_norm_update_stats(x, None, None, 0.0))
         count = torch.full_like(mean, x.numel() / len(mean))
         moments = torch.stack([count, count * mean, count * (var + mean.square())])
         self.moments[name] = self.moments[name] + moments if name in self.moments else moments

@@ -50,21 +50,23 @@ def test_every_stage_has_its_config_and_accepts_its_keys(stages):
     assert len(set(runs)) == len(runs)
     for stage in stages:
         config = build_config(demo.CONFIGS / f"{stage.config}.yaml", [key.format(data="x") for key in stage.keys])
-        assert (Path(demo.ROOT) / stage.script).is_file() and config.train.num_steps <= 600
+        assert (Path(demo.ROOT) / stage.script).is_file() and config.train.num_steps <= 400
 
 
 @pytest.mark.parametrize("config", sorted({stage.config for stage in demo.DEMO}))
-def test_quick_takes_a_fifth_of_the_steps_unless_a_key_says_otherwise(config):
+def test_quick_takes_a_tenth_of_the_steps_unless_a_key_says_otherwise(config):
     path = demo.CONFIGS / f"{config}.yaml"
     full, quick = build_config(path), build_config(path, demo.quick_keys(config))
-    assert quick.train.num_steps == quick.val.every == full.train.num_steps // 5
+    assert quick.train.num_steps == quick.val.every == full.train.num_steps // 10
     assert quick.train.schedule != "drop" or 0 < quick.train.decrease_lr < quick.train.num_steps
     assert quick.val.held_out + quick.train.batch_size <= demo.QUICK.num_target
     own = build_config(path, [*demo.quick_keys(config), "train.num_steps=3"])
     assert own.train.num_steps == 3
 
 
-def test_paper_variant_is_that_of_the_shipped_configuration():
+def test_released_and_paper_variants_are_those_of_the_shipped_configurations():
+    released = build_config(demo.CONFIGS / "pycda.yaml", demo.RELEASED).curriculum
+    assert released == build_config(demo.CONFIGS.parent / "pycda_exp001.yaml").curriculum
     for demo_config, shipped in (("pycda", "pycda_paper"), ("pycda_spatial", "pycda_spatial_paper")):
         ours = build_config(demo.CONFIGS / f"{demo_config}.yaml", demo.PAPER_KEYS)
         paper = build_config(demo.CONFIGS.parent / f"{shipped}.yaml")

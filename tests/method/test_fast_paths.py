@@ -11,6 +11,8 @@ from dataset.labels import id_lookup, known_ids
 from dataset.reading import look_up, read_label
 from dataset.transforms import BILINEAR, NEAREST, Size, Window, nearest_window, resized_window
 from tests.benchmark.cases import plain_curriculum, plain_labels
+from utils.build.network import build_network
+from utils.config.read import build_config
 from utils.curriculum import PyramidCurriculum
 from utils.metrics import ConfusionMatrix, class_map
 
@@ -129,6 +131,18 @@ def test_class_map_in_parts_and_in_any_order_of_memory(shape, order):
     back = [order.index(axis) for axis in range(4)]
     stored = logits.permute(order).contiguous().permute(back)
     assert torch.equal(class_map(stored).long(), logits.argmax(1))
+
+
+def test_network_in_channels_last_says_what_the_network_says():
+    keys = ["model.encoder=resnet18_dilated16", "model.decoder=fcn"]
+    images, logits = torch.randn(2, 3, 64, 96, generator=torch.manual_seed(0)), []
+    for switch in ("false", "true"):
+        config = build_config("cfgs/source_only_exp001.yaml", [*keys, f"train.channels_last={switch}"])
+        network = build_network(config, torch.device("cpu")).eval()
+        last = [w.is_contiguous(memory_format=torch.channels_last) for w in network.parameters() if w.dim() == 4]
+        assert all(last) == (switch == "true")
+        logits.append(network.stride_logits(images))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
 def test_confusion_matrix_is_a_masked_count():

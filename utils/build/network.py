@@ -34,6 +34,8 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
     configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
     if m.dropout is not None:
         set_dropout(model, m.dropout)
+    if config.train.channels_last:
+        convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions
     return model.to(device)
 
 
@@ -72,8 +74,6 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
     for line in _load_first(model, lambda: _load_start(config, model) if pretrained else []):
         log.text(line)
     model.checkpoint_encoder = t.checkpoint_encoder
-    if t.channels_last:
-        convert_conv2d_weight_memory_format(model, torch.channels_last)  # no other weight has four dimensions
     if t.compile:
         model.compile()  # in place: the state-dict keys stay as they are
     return model
