@@ -24,11 +24,16 @@ def nodes(command, tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
     """``nodes([keys of node 0], [keys of node 1], **variables)`` starts one process on each of two nodes."""
     port, started = str(free_port()), []
 
-    def start(*keys: list[str], ports: tuple[str, str] = (port, port), **variables: str) -> list[subprocess.Popen]:
+    def start(
+        *keys: list[str],
+        script: str = "train_source_only.py",
+        ports: tuple[str, str] = (port, port),
+        **variables: str,
+    ) -> list[subprocess.Popen]:
         for rank, own in enumerate(keys):
             where = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[rank]}
             arguments = command(tmp_path, "nodes", *own)
-            started.append(launch(1, "train_source_only.py", arguments, **where | variables))
+            started.append(launch(1, script, arguments, **where | variables))
         return started
 
     yield start
@@ -65,15 +70,21 @@ def test_configurations_that_disagree_are_named_before_anything_else(nodes, tmp_
     assert not (tmp_path / "nodes").exists()
 
 
-def test_lists_that_disagree_are_named(nodes, city, tmp_path):
-    images = sorted((city / "gtav/images").glob("*.png"))
+@pytest.mark.parametrize("script, kind", [("train_source_only.py", "source"), ("test_adabn.py", "test")])
+def test_lists_that_disagree_are_named(nodes, city, source_run, tmp_path, script, kind):
+    """A conversion used to score each node's own test images."""
+    pictures = {"source": "gtav/images/*.png", "test": "cityscapes/leftImg8bit/val/*/*.png"}
+    images = sorted(city.glob(pictures[kind]))
     lists = [tmp_path / "0.txt", tmp_path / "1.txt"]
     for path, found in zip(lists, (images, images[1:]), strict=True):
         path.write_text("".join(f"{image}\n" for image in found))
-    for process in nodes(*[[f"source.data_list={path}"] for path in lists]):
+    keys = [[f"{kind}.data_list={path}", f"adabn.weights={source_run}"] for path in lists]
+    for process in nodes(*keys, script=script):
         status, output = ends(process)
-        assert status == 2
-        assert re.search(r"rank 1: the list of source images is 5 images \S+ \S+ there, 6 images", output), output
+        assert status == 2 and "before conversion" not in output
+        count = len(images)
+        expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ there, {count} images"
+        assert re.search(expected, output), output
 
 
 def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(nodes, command, tmp_path):

@@ -1,6 +1,6 @@
 """A trained run with the batch-norm statistics of the target: evaluate, convert, save, evaluate again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from torch.utils.data import DataLoader
@@ -21,14 +21,18 @@ from utils.scoring.evaluation import evaluate_test_split, iou_table
 from utils.training.experiment import start_run
 
 
-def statistics_loaders(config: Config) -> list[DataLoader]:
-    """One finite loader for each domain that ``adabn.domains`` names."""
+def statistics_samples(config: Config) -> dict[str, list[Sample]]:
+    """The images of each domain that ``adabn.domains`` names."""
     samples: dict[str, list[Sample]] = {}
     if config.adabn.domains in ("source", "both"):
         samples["source"] = data.source_samples(config)
     if config.adabn.domains in ("target", "both"):
         samples["target"], _ = data.target_samples(config)
-    distributed.compare(lambda: data_facts(data_contents(config, samples)))
+    return samples
+
+
+def statistics_loaders(config: Config, samples: Mapping[str, Sequence[Sample]]) -> list[DataLoader]:
+    """One finite loader for each domain of ``samples``."""
     domains = {"source": data.SOURCE, "target": data.TARGET}
     return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 
@@ -54,9 +58,10 @@ def convert_run(config: Config) -> None:
         weights = distributed.from_first(lambda: resolve_weights(config.adabn.weights or str(folder)))
         model, report = load_network(config, [weights], device)
         log.text(report)
-        loaders = statistics_loaders(config)  # made before anything is scored, which takes long
+        of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
+        distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
+        loaders = statistics_loaders(config, of_domains)  # made before anything is scored, which takes long
         _check_batches(model, loaders)
-        samples = data.test_samples(config, labels="optional")
         if not data.are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
 
