@@ -91,7 +91,7 @@ PAPER_KEYS = paper_keys()
 SOURCE_TARGET = (*RELEASED, "curriculum.image_target=source")
 VARIANTS = (
     SOURCE_ONLY,
-    PYCDA,
+    replace(PYCDA, title="PyCDA of the demo: threshold 0.8"),
     replace(PYCDA, title="PyCDA as released: threshold 0.5", run="released", keys=RELEASED),
     replace(PYCDA, title="released, but the source histogram as image target", run="source_target", keys=SOURCE_TARGET),
     replace(PYCDA, title="PyCDA as in the paper", run="paper", keys=PAPER_KEYS),
