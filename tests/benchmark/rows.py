@@ -49,7 +49,7 @@ CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "the same, test.upsampling=direct": (10, 0.1, lambda folder: evaluation_case(DIRECT)),
     "label look-up 1052x1914": (10, None, lambda folder: lookup_case()),
     "class histogram + spatial prior, 200 files": (4, None, prior_case),
-    # in float32 an iteration is the machine's matrix product to a few percent: there is no speed to reach
+    # in float32 an iteration is the same convolutions in both ways: there is no speed to reach
     "PyCDA iteration, resnet18, 4+4 of 128x128": (None, 0.7, lambda folder: iteration_case(False, *SMALL)),
     "the same, bf16": (1.9, 0.7, lambda folder: iteration_case(True, *SMALL)),
     "PyCDA iteration, resnet101, 2+2 of 560x480": (None, 0.7, lambda folder: iteration_case(False, LARGE)),
