@@ -7,7 +7,7 @@
 # sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
 # sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
 # sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
-# sh run.sh test [pytest arguments]         the tests
+# sh run.sh test [pytest arguments]         the tests, or those of a path below tests/; -m "not slow": in a minute
 # sh run.sh benchmark [--gpu]               ours beside the released way of doing it, on this machine
 # From any folder: files, data and runs are relative to where you are, and the configurations of cfgs/ are found by
 # name. SCRIPT --help lists all keys; .py and .yaml may be left out.
@@ -55,7 +55,7 @@ case $1 in
     compare) shift; module utils.commands compare "$@" ;;
     export) shift; module utils.commands export "$@" ;;
     report) shift; module utils.commands report "$@" ;;
-    test) shift; cd "$here"; module pytest tests "$@" ;;
+    test) shift; cd "$here"; module pytest --numprocesses auto --dist loadfile "$@" ;;
     predict) shift; set -- utils/commands/predict.py "$@" ;; # on all GPUs, as a script
 esac
 for script in "$here/$1" "$here/$1.py" "$1"; do
@@ -105,5 +105,6 @@ esac
 if sh -c 'kill -HUP $$' 2>/dev/null; then
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it
 fi
+export NPROC="$processes" # each takes its share of the cores
 # shellcheck disable=SC2086 # numbers and a host name
 module utils.commands.launch $meeting --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" "$@"

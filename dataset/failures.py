@@ -1,4 +1,4 @@
-"""How every program here ends: what the user can mend is one line and status 2, a bug of ours its traceback."""
+"""How every program here starts and ends: a mistake of the user is one line and status 2, a bug keeps its traceback."""
 
 import atexit
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from dataset.cores import share_cores
 from dataset.messages import MENDABLE, UserError, of_loader
 
 INTERRUPTED = 130  # exit status
@@ -44,12 +45,14 @@ def say(message: str, program: str | None = None) -> None:
 def exit_after(main: Callable[[], int | None], program: str | None = None) -> NoReturn:
     """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
 
+    torch, which ``main`` loads, takes the cores that this process may use, see ``share_cores``.
     A SIGTERM does not change the status any more while the interpreter ends, which takes torch a second.
     A text in ``SystemExit`` is such a line too. Other errors are bugs and keep their traceback and status 1.
 
     Args:
         program: its name in that line; None: the file that was started.
     """
+    share_cores()
     try:
         status = main()
         sys.stdout.flush()

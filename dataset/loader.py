@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from dataset.cores import loader_processes
 from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.messages import ChoiceError, DataError
@@ -186,10 +187,11 @@ def different_sizes(name: str, size: tuple[int, int], other: str, other_size: tu
 
 
 def _options(num_workers: int) -> dict:
+    processes = loader_processes(num_workers)
     return {
-        "num_workers": num_workers,
+        "num_workers": processes,
         "pin_memory": torch.cuda.is_available(),
-        "persistent_workers": num_workers > 0,
+        "persistent_workers": processes > 0,
         "worker_init_fn": _prepare_worker,
     }
 

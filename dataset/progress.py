@@ -1,9 +1,8 @@
-"""Long loops: how many cores may share one, and its progress, a bar on a terminal, elsewhere a line now and then."""
+"""The progress of long loops: a bar on a terminal, elsewhere a line now and then."""
 
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -15,13 +14,14 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt
 TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
 REDRAW = 0.5  # seconds between two states of a bar
 LINE_EVERY = 60  # seconds between two lines where there is no terminal
+KNOWN_AFTER = 10  # items, and seconds: then it is told how long the rest will take
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, where the system says so (Linux); else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def duration(seconds: float) -> str:
+    """``seconds`` as people say it: 40 s, 12 minutes, 3.5 hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 class Progress(Generic[T]):
@@ -33,6 +33,7 @@ class Progress(Generic[T]):
         enabled: False shows nothing (all processes but the first).
         leave: keep the finished bar.
         lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: nothing, somebody else does.
+        report: called once, as soon as it can be estimated, with how long the rest will take.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Progress(Generic[T]):
         enabled: bool = True,
         leave: bool = True,
         lines: bool = True,
+        report: Callable[[str], None] | None = None,
     ) -> None:
-        self.title, self.start = title, start
+        self.title, self.start, self.report = title, start, report if enabled else None
         self.total = start + len(items) if isinstance(items, Sized) else None
         terminal = sys.stderr.isatty()
         self.lines = lines and enabled and not terminal
@@ -57,12 +59,21 @@ class Progress(Generic[T]):
         self.bar = tqdm(items, desc=short, **options)
 
     def __iter__(self) -> Iterator[T]:
-        spoken = time.monotonic()
+        spoken = started = time.monotonic()
+        first = None  # when the first item was done, which takes longer than others
         for done, item in enumerate(self.bar, start=self.start + 1):
             yield item
-            if self.lines and time.monotonic() - spoken >= LINE_EVERY:
-                spoken = time.monotonic()
+            now = time.monotonic()
+            first = first or now
+            if self.lines and now - spoken >= LINE_EVERY:
+                spoken = now
                 print(f"{self.title}: {done} of {self.total or '?'}", file=sys.stderr, flush=True)
+            new = done - self.start
+            if self.report and self.total and min(new, now - started) >= KNOWN_AFTER:
+                each = (now - first) / (new - 1)
+                if done < self.total:
+                    self.report(f"about {duration(each * (self.total - done))} left, {each:.2f} s a step")
+                self.report = None
 
     def note(self, text: str) -> None:
         """Show ``text`` in the bar."""

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.cores import usable_cores
 from dataset.failures import exit_after
 from dataset.labels import CITYSCAPES, IGNORE, id_lookup
-from dataset.progress import Progress, usable_cores
+from dataset.progress import Progress
 from dataset.toy_scene import render_scene
 
 MARKER = "toy_city.json"

@@ -21,7 +21,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _of_all_ranks(values: Tensor) -> Tensor:
+def of_all_ranks(values: Tensor) -> Tensor:
     """(R, ...) the values of every rank. Summing them here has half the latency of gloo's sum."""
     shares = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(shares, values)
@@ -37,7 +37,7 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var, count = _global_moments(x)
+        mean, var, count = global_moments(x)
         unbiased = (var * (count / (count - 1))).to(weight.dtype)
         mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, var)
@@ -54,12 +54,12 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
             return *backward(None, None, mean, scale, True, ctx.eps, [True, True, True]), None
         grad_x, grad_weight, grad_bias = backward(mean, var, None, None, False, ctx.eps, [True, True, True])
         # What the statistics contribute is affine in x, with the whole batch's gradients by weight and bias.
-        along, level = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count * (-weight * scale)
+        along, level = of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count * (-weight * scale)
         grad_x.add_(F.batch_norm(x, mean, var, along, level, False, 0.0, ctx.eps))
         return grad_x, grad_weight, grad_bias, None
 
 
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
+def global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     """Mean (C,) and biased variance (C,), float64, and number of values a channel of the global batch.
 
     From each image's own moments, whose sums are exact in float64: rounded to float32, mean and variance are the same
@@ -75,7 +75,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     if world_size() == 1:
         return mean, var, count
     share = torch.cat([total, var, total.new_tensor([count])])
-    totals, variances, counts = _of_all_ranks(share).split([channels, channels, 1], dim=1)
+    totals, variances, counts = of_all_ranks(share).split([channels, channels, 1], dim=1)
     count = counts.sum()
     mean = totals.sum(0) / count
     return mean, (counts * (variances + (totals / counts - mean).square())).sum(0) / count, count.item()
@@ -118,19 +118,19 @@ class BatchNorm2d(nn.SyncBatchNorm):
         if not x.is_cuda:
             y, mean, var = _BatchNormOfGlobalBatch.apply(x, self.weight, self.bias, self.eps)
         elif world_size() == 1:
-            y, mean, var = self._of_one_process(x)
+            y, mean, var = self.of_one_process(x)
         else:
-            y, mean, var = self._synchronised_by_torch(x)
+            y, mean, var = self.synchronised_by_torch(x)
         if not self.frozen:
             self._update(mean, var)
         return y
 
-    def _of_one_process(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of_one_process(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         return y, mean, var
 
-    def _synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
         try:

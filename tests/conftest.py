@@ -10,11 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-import train_source_only
-from dataset.toy_city import Plan, write_toy_city
+from dataset.cores import usable_cores
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the tests has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402, takes its number of threads from the environment
+
+import train_source_only  # noqa: E402
+from dataset.toy_city import Plan, write_toy_city  # noqa: E402
+
+MOST_PROCESSES = 8  # of tests: each takes about 1 GB
 DEVICE = torch.device(os.environ.get("PYCDA_TEST_DEVICE", "cpu"))
 if DEVICE.type == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -35,6 +42,12 @@ TINY = [
     "train.batch_size=2",
     "train.num_workers=0",
 ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as cores, within a quota too."""
+    return min(usable_cores(), MOST_PROCESSES)
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     """
     global _peers
     follow_launcher()
-    device, backend = _device_and_backend()
+    device, backend = device_and_backend()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
@@ -70,7 +70,7 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
         _peers = None
 
 
-def _device_and_backend() -> tuple[torch.device, str]:
+def device_and_backend() -> tuple[torch.device, str]:
     """What this process computes on, and how it sends messages."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"

@@ -77,9 +77,9 @@ class SecondCall:
 
 
 def test_predict_writes_while_the_next_picture_is_predicted(command, city, source_run, tmp_path, monkeypatch):
-    order = SecondCall(segment_files._predicted, segment_files._write)
-    monkeypatch.setattr(segment_files, "_predicted", order.counted)
-    monkeypatch.setattr(segment_files, "_write", order.waiting)
+    order = SecondCall(segment_files.predicted, segment_files.write)
+    monkeypatch.setattr(segment_files, "predicted", order.counted)
+    monkeypatch.setattr(segment_files, "write", order.waiting)
     pictures = [str(path) for path in sorted((city / "gtav/images").glob("*.png"))[:3]]
     options = ["--save", str(tmp_path / "out")]
     assert predict.main(command(source_run.parent, "source_only", *pictures, *options)) == 0

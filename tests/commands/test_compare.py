@@ -109,7 +109,7 @@ def test_facts_of_a_run(source_run, adapted):
 
 def test_duration_leaves_out_tables_and_pauses():
     log = "23:59:50 run folder a\nroad  1.0\n00:00:10 step 1\n05:00:00 run folder a\n05:00:07 step 2\n"
-    assert facts._seconds(log) == 27 and facts._seconds("") is None
+    assert facts.training_seconds(log) == 27 and facts.training_seconds("") is None
 
 
 def test_networks_are_called_by_their_runs_and_by_their_files_where_these_are_the_same():

@@ -70,7 +70,7 @@ def test_pyramid_pooling_takes_any_size(tmp_path, suffix):
     model, path = settled("resnet18_dilated16", "ppm_bilinear"), tmp_path / f"network{suffix}"
     said = export_network(model, CITYSCAPES, path, logits=True, size=None)
     assert "logits float32 (N, C, H, W); largest difference" in said
-    network = {".pt2": exported._read_pt2, ".onnx": exported._read_onnx}[suffix](path)
+    network = {".pt2": exported.read_pt2, ".onnx": exported.read_onnx}[suffix](path)
     assert network(random_pictures(3, 40, 77, seed=1)).shape == (3, 19, 40, 77)
     assert list(tmp_path.iterdir()) == [path]
 

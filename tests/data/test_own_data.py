@@ -152,7 +152,7 @@ def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp
     test_adabn.main(["own.yaml", "exp_name=own_pycda"])
     assert "converted without scores" in Path("runs/own_pycda/log.txt").read_text()
     report.main(["own.yaml", "exp_name=own_pycda", "--images", "3"])
-    page = Path("runs/own_pycda/report.html").read_text()
+    page = re.sub(r"base64,[^\"]*", "", Path("runs/own_pycda/report.html").read_text())  # pictures may spell anything
     assert "PyCDA, without test labels: predicts" in page and "nan" not in page
     image = Path("train.txt").read_text().splitlines()[0]
     assert predict.main(["own.yaml", image, "--weights", "runs/own_pycda", "--save", "segmented"]) == 0

@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 
 from dataset import progress
-from dataset.progress import Progress
+from dataset.progress import Progress, duration
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: TextIO, title: str, **options) -> None:
@@ -64,3 +64,24 @@ def test_items_of_unknown_number(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0)
     assert list(Progress((i for i in range(2)), "stream")) == [0, 1]
     assert capsys.readouterr().err == "stream: 1 of ?\nstream: 2 of ?\n"
+
+
+@pytest.mark.parametrize(("after", "expected"), [(3, ["about 10 s left, 2.00 s a step"]), (20, [])])
+def test_time_that_is_left_is_told_once(monkeypatch, after, expected):
+    """As soon as enough items and seconds have passed; a first item that takes longer does not count."""
+    clock = iter([0, 100, *range(102, 140, 2)])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "KNOWN_AFTER", after)
+    told: list[str] = []
+    list(Progress(range(8), "run", lines=False, report=told.append))
+    assert told == expected
+
+
+def test_duration_is_readable():
+    assert [duration(s) for s in (12.3, 99, 150, 5400, 9000)] == [
+        "12 s",
+        "99 s",
+        "2.5 minutes",
+        "90.0 minutes",
+        "2.5 hours",
+    ]

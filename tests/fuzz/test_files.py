@@ -110,7 +110,7 @@ def trainer_of(config: Config, log: RunLog) -> Trainer:
 
 def step(trainer: Trainer) -> dict:
     """One step, and the state after it."""
-    trainer._set_learning_rate(trainer.standing.step)
+    trainer.set_learning_rate(trainer.standing.step)
     trainer.model(torch.ones(2, 3, 16, 16))["logits"].mean().backward()
     trainer.optimizer.step()
     trainer.standing.step += 1

@@ -135,7 +135,7 @@ def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path
     iterators = [iter(phase.loader) for phase in run.phases]
     for index, losses in zip(range(spec["steps"]), expected["losses"], strict=True):
         rates.append([])
-        ours = run._iterate(index, iterators).losses
+        ours = run.iterate(index, iterators).losses
         assert losses and losses.keys() <= ours.keys()
         for name, value in losses.items():
             assert ours[name] == pytest.approx(value, rel=TOLERANCE), f"iteration {index}: {name}"

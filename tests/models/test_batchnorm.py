@@ -125,14 +125,14 @@ def test_checkpointed_encoder_changes_nothing_but_memory(encoder, monkeypatch):
 def test_native_synchronised_forward_takes_this_module():
     """On one process torch's own forward (several GPUs) is plain batch norm; it insists on a batch counter."""
     bn, x = BatchNorm2d(3), torch.randn(2, 3, 4, 4)
-    for plain, native in zip(bn._of_one_process(x), bn._synchronised_by_torch(x), strict=True):
+    for plain, native in zip(bn.of_one_process(x), bn.synchronised_by_torch(x), strict=True):
         assert torch.allclose(plain, native)
     assert bn.running_mean.abs().sum() == 0 and (bn.running_var == 1).all()  # the average is not the kernel's
 
 
 def test_recomputation_that_ends_in_the_native_forward_restores_the_average(monkeypatch):
     """It ends by an exception at the last tensor that it needs, which is of batch norm where that ends a block."""
-    monkeypatch.setattr(BatchNorm2d, "forward", lambda self, x: self._synchronised_by_torch(x)[0])
+    monkeypatch.setattr(BatchNorm2d, "forward", lambda self, x: self.synchronised_by_torch(x)[0])
     block = nn.Sequential(nn.Conv2d(2, 4, 3), BatchNorm2d(4))
     recomputed(block, torch.randn(4, 2, 6, 5) + 1).square().sum().backward()
     assert block[1].running_mean.abs().sum() == 0 and (block[1].running_var == 1).all()
@@ -153,11 +153,11 @@ def test_compiled_once_for_all_steps():
 def test_moments_are_the_same_bits_however_ranks_share_the_images(monkeypatch):
     """Some of the means lie halfway between two float32 numbers: one more rounding in float64 would show."""
     x, shares = 3 * torch.randn(6, 256, 5, 7, generator=torch.Generator().manual_seed(0)) + 2, []
-    whole = batchnorm._global_moments(x)
+    whole = batchnorm.global_moments(x)
     monkeypatch.setattr(batchnorm, "world_size", lambda: 2)
-    monkeypatch.setattr(batchnorm, "_of_all_ranks", lambda values: shares.append(values) or torch.stack(shares[-2:]))
+    monkeypatch.setattr(batchnorm, "of_all_ranks", lambda values: shares.append(values) or torch.stack(shares[-2:]))
     for rank in (0, 1):
-        mean, var, count = batchnorm._global_moments(x[3 * rank : 3 * rank + 3])
+        mean, var, count = batchnorm.global_moments(x[3 * rank : 3 * rank + 3])
     assert count == whole[2] == 6 * 5 * 7
     assert torch.equal(mean.float(), whole[0].float()) and torch.equal(var.float(), whole[1].float())
     exact = x.double()

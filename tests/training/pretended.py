@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
-ROOT = str(Path(__file__).parents[2])
+TORCH = str(Path(torch.__file__).parent)
 BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # the host must know values to go on
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
@@ -110,7 +110,7 @@ class PretendedDevice(TorchDispatchMode):
 
 
 def _place() -> str:
-    """The innermost line of ours that is being run."""
+    """The innermost line that is being run, of neither torch nor this file."""
     frames = traceback.extract_stack()
-    ours = [frame for frame in frames if frame.filename.startswith(ROOT) and frame.filename != __file__]
-    return f"{Path(ours[-1].filename).name}: {ours[-1].line}"
+    callers = [frame for frame in frames if not frame.filename.startswith((TORCH, __file__))]
+    return f"{Path(callers[-1].filename).name}: {callers[-1].line}"

@@ -20,11 +20,11 @@ KEPT = 2**16  # values of a parameter: batch norms and convolutions in every sta
 
 def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
     """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
-    features, iterate, step = Segmentor._features, Trainer._iterate, torch.optim.SGD.step
+    forward, iterate, step = Segmentor.forward, Trainer.iterate, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
 
-    def cast(self, images):
-        return features(self, images.to(torch.get_default_dtype()))
+    def cast(self, images, aux=None):
+        return forward(self, images.to(torch.get_default_dtype()), aux)
 
     def note(self, *arguments):
         trainers[:], writes[:] = [self], [distributed.is_main()]
@@ -35,13 +35,13 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
         gradients.append({name: grad.clone() for name, grad in grads.items() if grad.numel() <= KEPT})
         return step(self)
 
-    Segmentor._features, Trainer._iterate, torch.optim.SGD.step = cast, note, record
+    Segmentor.forward, Trainer.iterate, torch.optim.SGD.step = cast, note, record
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         importlib.import_module(script).main(arguments)
     finally:
         torch.set_default_dtype(torch.float32)
-        Segmentor._features, Trainer._iterate, torch.optim.SGD.step = features, iterate, step
+        Segmentor.forward, Trainer.iterate, torch.optim.SGD.step = forward, iterate, step
     if writes[0]:
         torch.save(gradients, file)
 

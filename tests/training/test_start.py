@@ -38,7 +38,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(self: Trainer, *arguments: object) -> None:
         raise AssertionError("a step was made")
 
-    monkeypatch.setattr(Trainer, "_iterate", step)
+    monkeypatch.setattr(Trainer, "iterate", step)
 
 
 def of(city: Path) -> list[str]:
@@ -124,8 +124,8 @@ def test_network_that_cannot_be_validated(command, tmp_path, monkeypatch, no_ste
 
 def test_smallest_and_largest_image_are_tried(city):
     samples = held_out(city)
-    assert start._extremes(samples, [((96, 64), 2), ((96, 64), 0), ((96, 64), 1)]) == samples[:1]
-    assert start._extremes(samples, [((9, 9), 2), ((96, 64), 0), ((8, 9), 1)]) == [samples[1], samples[0]]
+    assert start.extremes(samples, [((96, 64), 2), ((96, 64), 0), ((96, 64), 1)]) == samples[:1]
+    assert start.extremes(samples, [((9, 9), 2), ((96, 64), 0), ((8, 9), 1)]) == [samples[1], samples[0]]
 
 
 def test_disk_without_room_for_a_checkpoint(command, tmp_path, monkeypatch):
@@ -213,3 +213,22 @@ def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tm
     state["model"].popitem()
     torch.save(state, other)
     refused(evaluate.main, [*arguments, str(other)], "other.pth does not fit the network")
+
+
+def test_half_precision_that_is_slower_here_is_said_with_the_ratio(monkeypatch):
+    told: list[str] = []
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(start, "half_precision_time", lambda dtype: {torch.bfloat16: 19.04, torch.float16: 0.5}[dtype])
+    for amp in ("off", "fp16"):
+        start.warn_of_slow_amp(amp, cpu, told.append)
+    assert told == []
+    start.warn_of_slow_amp("bf16", torch.device("cuda"), told.append)
+    assert told == []
+    start.warn_of_slow_amp("bf16", cpu, told.append)
+    assert len(told) == 1 and "19.0 times as long in bf16" in told[0] and "set train.amp=off" in told[0]
+
+
+def test_ratio_of_half_precision_is_measured_and_moves_no_random_number():
+    state = torch.get_rng_state()
+    assert start.half_precision_time(torch.bfloat16) > 0
+    assert torch.equal(torch.get_rng_state(), state)

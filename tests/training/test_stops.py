@@ -12,10 +12,10 @@ import train_source_only
 from dataset.failures import exit_after
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
 from utils.build import data
+from utils.run_folder.log import RunLog
 from utils.training import signals
 from utils.training.engine import Trainer
 from utils.training.signals import STOPPED, StopSignals
-from utils.training.validation import Validation
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
 ):
     images = []
 
-    def signalled(self, done, name, label, prediction):
+    def signalled(self, step, name, picture):
         images.append(name)
         if len(images) == 4:  # the first of the second validation
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Validation, "_draw_panel", signalled)
+    monkeypatch.setattr(RunLog, "picture", signalled)
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run", *KEYS))
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)
@@ -55,14 +55,14 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
 
 
 def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_path, monkeypatch):
-    iterate = Trainer._iterate
+    iterate = Trainer.iterate
 
     def hung_up(self, *arguments):
         for _ in range(3):  # kernel and shell both tell
             os.kill(os.getpid(), signal.SIGHUP)
         return iterate(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_iterate", hung_up)
+    monkeypatch.setattr(Trainer, "iterate", hung_up)
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
     assert stopped.value.code == STOPPED

@@ -24,7 +24,7 @@ from dataset.failures import exit_after
 from utils import distributed
 from utils.training.engine import Trainer
 
-iterate, folder, started = Trainer._iterate, pathlib.Path(__file__).parent, []
+iterate, folder, started = Trainer.iterate, pathlib.Path(__file__).parent, []
 
 def gated(self, index, batches):
     if not started:
@@ -38,7 +38,7 @@ def gated(self, index, batches):
             time.sleep(0.01)
     return iterate(self, index, batches)
 
-Trainer._iterate = gated
+Trainer.iterate = gated
 exit_after(train_source_only.main)
 """
 # In place of a training: stops SECONDS after the first signal, as if a step and a checkpoint took that long.

@@ -105,8 +105,8 @@ def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: b
         ExportError: a package is missing, the size cannot be free, or the file gives something else than the original.
     """
     formats: dict[str, tuple[Callable[..., None], Callable[[Path], Network]]] = {
-        ".pt2": (_write_pt2, _read_pt2),
-        ".onnx": (_write_onnx, _read_onnx),
+        ".pt2": (_write_pt2, read_pt2),
+        ".onnx": (_write_onnx, read_onnx),
     }
     if path.suffix not in formats:
         raise ExportError(f"cannot export to {path}: its name must end in {', '.join(formats)}")
@@ -149,7 +149,7 @@ def _write_pt2(program: torch.export.ExportedProgram, table: ClassTable, path: P
     write_whole(path, lambda stream: torch.export.save(program, stream, extra_files=extra))
 
 
-def _read_pt2(path: Path) -> Network:
+def read_pt2(path: Path) -> Network:
     return torch.export.load(path).module()
 
 
@@ -165,7 +165,7 @@ def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, path: 
     write_whole(path, lambda stream: stream.write(proto.SerializeToString()))
 
 
-def _read_onnx(path: Path) -> Network:
+def read_onnx(path: Path) -> Network:
     import onnxruntime  # optional
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from os.path import expanduser
 
-from dataset.progress import usable_cores
+from dataset.cores import usable_cores
 from utils.config.command_line import Parser, is_override, make_parser, parse_arguments, parse_config, path
 from utils.config.declare import ConfigError
 from utils.config.schema import Config

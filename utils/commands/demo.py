@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from dataset.failures import exit_after
+from dataset.progress import duration
 from dataset.reading import read_label
 from dataset.toy_city import Plan, write_toy_city
 from dataset.transforms import normalise
@@ -27,7 +28,9 @@ from utils.build.data import test_samples
 from utils.build.network import load_network
 from utils.commands import arguments
 from utils.config.read import build_config, read_yaml, value_text
+from utils.config.schema import Config
 from utils.run_folder.checkpoint import CONVERTED, resolve_weights
+from utils.run_folder.records import RECORDS, read_scalars
 from utils.scoring.evaluation import predict
 from utils.scoring.pictures import colour_map, legend, stack, titled
 
@@ -37,6 +40,11 @@ PANELS = 4  # target images in the picture
 QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
 QUICK_HELD_OUT = 10  # of the target images
 QUICK_STEPS = 10  # times fewer
+# Time of an iteration of each script in iterations of train_source_only.py, and of any command apart from its
+# iterations: start, validation, scores. Measured on two cores.
+ITERATION = {"train_source_only.py": 1.0, "train_adabn.py": 1.4, "train_pycda.py": 2.4, "train_pycda_spatial.py": 8.0}
+COMMAND = 60.0
+POLL = 0.2  # seconds between two looks at what the first training has logged
 
 
 @dataclass(frozen=True)
@@ -108,25 +116,64 @@ class Demo:
         self.folder, self.data, self.quick = folder, folder / "toy_city", quick
         self.keys = [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
         self.keys += [f"seed={seed}", f"snapshot_dir={folder}", f"model.weights={folder}/source_only", *overrides]
+        self.planned = self.begun = 0  # commands
+        self.work = 0.0  # of all of them, in iterations of the source-only training; 0 once it is told
+
+    def plan(self, stages: Sequence[Stage], evaluations: int) -> None:
+        """Count the commands that ``stages`` and their ``evaluations`` take, for what the user is told of time."""
+        ahead = [stage for stage in stages if stage.script and not self._is_done(stage)]
+        self.planned = len(ahead) + evaluations
+        self.work = COMMAND * self.planned
+        for stage in ahead:
+            steps = self._config(stage.config, stage.keys).train.num_steps
+            self.work += steps * ITERATION.get(stage.script or "", 0)  # 0: a conversion, which is no training
+
+    def _is_done(self, stage: Stage) -> bool:
+        return bool(stage.weights) and (self.folder / stage.run / stage.weights).is_file()
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
-        keys = self.keys
-        if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
-            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
-        if self.quick:
-            keys = [*quick_keys(config), *keys]
-        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
-        print("$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
-        status = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False).returncode
+        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *self._keys(config), *arguments]
+        self.begun += 1
+        counted = f"[{self.begun} of {self.planned}] " if self.planned else ""
+        print(f"{counted}$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
+        process = subprocess.Popen(command, env=os.environ | {"PYTHON": sys.executable})
+        if self.work and script in ITERATION:
+            self._say_how_long(process, script, self._config(config, arguments).run_folder)
+        status = process.wait()
         if status:
             print(f"demo: {script} with {config} ended with status {status}, see above", file=sys.stderr)
             raise SystemExit(status)
 
+    def _keys(self, config: str) -> list[str]:
+        """What overrides the demo's configuration of this name."""
+        keys = self.keys
+        if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
+            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
+        return [*quick_keys(config), *keys] if self.quick else list(keys)
+
+    def _config(self, config: str, keys: Sequence[str]) -> Config:
+        return build_config(
+            CONFIGS / f"{config}.yaml", [*self._keys(config), *(k.format(data=self.data) for k in keys)]
+        )
+
+    def _say_how_long(self, process: subprocess.Popen, script: str, folder: Path) -> None:
+        """Estimate the time of the whole demo by the first two records of a training, as soon as they come."""
+        before, seen = last_step(folder), list[tuple[int, float]]()
+        while len(seen) < 2 and process.poll() is None:
+            time.sleep(POLL)
+            step = last_step(folder)
+            if step > (seen[-1][0] if seen else before):
+                seen.append((step, time.monotonic()))
+        if len(seen) == 2:
+            (first, then), (second, now) = seen
+            seconds = (now - then) / (second - first) / ITERATION[script] * self.work
+            print(f"demo: about {duration(seconds)} in all on this machine", flush=True)
+            self.work = 0.0
+
     def train(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
-            done = stage.weights and (self.folder / stage.run / stage.weights).is_file()
-            if stage.script and not done:
+            if stage.script and not self._is_done(stage):
                 keys = [key.format(data=self.data) for key in stage.keys]
                 self.run(stage.script, stage.config, f"exp_name={stage.run}", *keys)
 
@@ -161,11 +208,17 @@ class Demo:
         return path
 
 
+def last_step(folder: Path) -> int:
+    """Step of the last record in a run folder, 0 where there is none."""
+    records = folder / RECORDS
+    return max((step for step, _ in read_scalars(records, str)), default=0) if records.is_file() else 0
+
+
 def quick_keys(config: str) -> list[str]:
     """What a quick demo overrides in one of the demo's configurations."""
     train = build_config(CONFIGS / f"{config}.yaml").train
     steps = train.num_steps // QUICK_STEPS
-    keys = [f"train.num_steps={steps}", f"val.every={steps}", f"val.held_out={QUICK_HELD_OUT}"]
+    keys = [f"train.num_steps={steps}", f"val.every={steps}", f"val.held_out={QUICK_HELD_OUT}", "train.print_freq=5"]
     return keys + ([f"train.decrease_lr={train.decrease_lr // QUICK_STEPS}"] if train.schedule == "drop" else [])
 
 
@@ -185,6 +238,7 @@ def run(args: argparse.Namespace) -> None:
     write_toy_city(demo.data, replace(plan, seed=args.seed))
     name = next((name for name in STAGES if getattr(args, name, False)), "table")
     stages = STAGES[name]
+    demo.plan(stages, evaluations=2 if name == "table" else 1)
     demo.train(stages)
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"

@@ -67,7 +67,7 @@ def _facts(weights: Path, content: Mapping[str, Any]) -> Facts:
         seed=keys["seed"],
         commit=content.get("git", "unknown")[:10],
         date=time.strftime("%Y-%m-%d", time.localtime(weights.stat().st_mtime)),
-        seconds=_seconds(log.read_text(errors="replace")) if log.is_file() else None,
+        seconds=training_seconds(log.read_text(errors="replace")) if log.is_file() else None,
         images={path.stem: len(path.read_text(errors="replace").splitlines()) for path in lists},
     )
 
@@ -82,7 +82,7 @@ def _method(weights: Path, spatial: bool) -> str:
     return "training on the source"
 
 
-def _seconds(log: str) -> int | None:
+def training_seconds(log: str) -> int | None:
     """Time between the first and the last line of each start, added up; lines begin with HH:MM:SS."""
     total, before = 0, None
     for line in log.splitlines():

@@ -53,7 +53,7 @@ def convert_run(config: Config) -> None:
         UserError: what cannot be converted or scored, before the first score wherever that can be known.
     """
     folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
-    with start_run(config) as run:
+    with start_run(config, config.test.num_workers) as run:
         device, log = run.device, run.log
         weights = distributed.from_first(lambda: resolve_weights(config.adabn.weights or str(folder)))
         model, report = load_network(config, [weights], device)

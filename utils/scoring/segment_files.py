@@ -103,8 +103,8 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
                 failures.append((index, failure))
                 continue
             picture = batch["picture"][0].numpy()
-            results = _predicted(predictor, batch["image"][0], picture.shape[1::-1], output.confidence)
-            writer.call(_write, predictor.table, picture, results, files[index], output)
+            results = predicted(predictor, batch["image"][0], picture.shape[1::-1], output.confidence)
+            writer.call(write, predictor.table, picture, results, files[index], output)
             written.append(index)
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
@@ -114,7 +114,7 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
     return Summary(failed, len(done), time.monotonic() - started)
 
 
-def _predicted(predictor: Predictor, image: Tensor, size: tuple[int, int], confidence: bool) -> dict[str, np.ndarray]:
+def predicted(predictor: Predictor, image: Tensor, size: tuple[int, int], confidence: bool) -> dict[str, np.ndarray]:
     """Class map (H, W) and, if asked for, the highest probability in 255ths (H, W), both uint8."""
     views = predictor.views(image)
     results = {LABEL_IDS: predictor.classes(views, size)}
@@ -124,7 +124,7 @@ def _predicted(predictor: Predictor, image: Tensor, size: tuple[int, int], confi
     return results
 
 
-def _write(
+def write(
     table: ClassTable, picture: np.ndarray, results: dict[str, np.ndarray], file: PictureFile, output: Output
 ) -> None:
     classes = results[LABEL_IDS]

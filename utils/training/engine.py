@@ -25,11 +25,10 @@ from utils.training.label_watch import Watches
 from utils.training.losses import Batch, LossFunction, Outcome, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
+from utils.training.start import AUTOCAST
 from utils.training.state import Standing, load_training_state, training_state
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
-
-AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,15 @@ class Trainer:
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(p.step, t.num_steps)
         main = distributed.is_main()
-        bar = Progress(indices, self.config.exp_name, start=p.step, enabled=main, lines=False)  # the log has the steps
+        options = {"start": p.step, "enabled": main, "lines": False}  # no lines, as the log has the steps
+        bar = Progress(indices, self.config.exp_name, report=self.log.text, **options)
         with StopSignals() as signals, bar:
             if owes:
                 self._make_up_for_validation(signals)
             expected = self.target_shares.expected if self.target_shares and main else None  # main alone has the log
             watches = Watches(t.num_steps, len(indices), expected)
             for index in bar:
-                iteration = self._iterate(index, batches)
+                iteration = self.iterate(index, batches)
                 losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
                 totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
                 bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
@@ -154,10 +154,10 @@ class Trainer:
         self._validate(signals)
         self._stop_if_asked(signals, saved=True)
 
-    def _iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
+    def iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
         """One iteration: every phase once."""
         self._seed(index)
-        self._set_learning_rate(index)
+        self.set_learning_rate(index)
         started = time.perf_counter()
         outcomes, data_time = {}, 0.0
         for phase, iterator in zip(self.phases, batches, strict=True):
@@ -195,7 +195,7 @@ class Trainer:
         state = np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)
         torch.manual_seed(int(state[0]))
 
-    def _set_learning_rate(self, step: int) -> None:
+    def set_learning_rate(self, step: int) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * learning_rate_factor(self.config, step)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from dataset.cores import loader_processes
 from dataset.folders import Sample
 from dataset.priors import labelled_classes
 from utils import distributed
@@ -22,7 +23,7 @@ from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
 from utils.training.signals import Unwinding
-from utils.training.start import check_start
+from utils.training.start import check_start, warn_of_slow_amp
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
 
@@ -43,16 +44,21 @@ class Run(NamedTuple):
 
 
 @contextmanager
-def start_run(config: Config) -> Iterator[Run]:
-    """Join the other processes, open and lock the run folder, open its logs; undo it at the end."""
+def start_run(config: Config, num_workers: int) -> Iterator[Run]:
+    """Join the other processes, open and lock the run folder, open its logs; undo it at the end.
+
+    Args:
+        num_workers: loader processes that the configuration asks for.
+    """
     signals = Unwinding()
     with signals, ExitStack() as stack:
         device = stack.enter_context(distributed.process_group(config.timeout_minutes, lambda: start_facts(config)))
         main = distributed.is_main()
         folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
         log = stack.enter_context(RunLog(config.run_folder, enabled=main))
-        processes = f"{distributed.world_size()} process(es) on {device.type}"
-        log.text(f"run folder {config.run_folder}, {processes}, code {git_revision()}")
+        processes = f"{distributed.world_size()} process(es) on {device.type}, {torch.get_num_threads()} thread(s)"
+        workers = f"{loader_processes(num_workers)} loader process(es) a data set"
+        log.text(f"run folder {config.run_folder}, {processes}, {workers}, code {git_revision()}")
         stack.enter_context(distributed.explained())  # so that the log has it
         try:
             yield Run(device, log, folder)
@@ -101,7 +107,7 @@ def train(
     Raises:
         SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command goes on.
     """
-    with start_run(config) as run:
+    with start_run(config, config.train.num_workers) as run:
         device, log = run.device, run.log
         _ = config.class_table  # before anything slow: do the data sets go together?
         source = data.source_samples(config)
@@ -115,6 +121,7 @@ def train(
         _say_missing_classes(config, source, log)
         validation = _make_validation(config, held_out, device, log)
         model = network.build_model(config, log, device, pretrained=state is None)
+        warn_of_slow_amp(config.train.amp, device, log.text)
         if state is None:
             check_start(config, model, validation, held_out, log.text)
         phases = make_phases(Experiment(config, source, target, device, log, state["step"] if state else 0))
@@ -134,7 +141,15 @@ def train(
             trainer.load_state(state)
         run.begin()
         _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
-        return trainer.fit()
+        result = trainer.fit()
+        log.text(f"done: {result}; next: sh run.sh {_next_command(config)}")
+        return result
+
+
+def _next_command(config: Config) -> str:
+    """How the finished run is scored or, without a labelled test set, used."""
+    saved = config.run_folder / "config.yaml"
+    return f"evaluate.py {saved}" if data.has_test_set(config) else f"predict {saved} PICTURES --save FOLDER"
 
 
 def _check_starting_weights(config: Config, self_trained: bool, log: RunLog) -> None:

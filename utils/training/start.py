@@ -1,6 +1,7 @@
 """What is tried before the first step: all that would otherwise show at the first validation or save, steps later."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -19,6 +20,8 @@ from utils.run_folder.checkpoint import CheckpointError
 from utils.training.partwise import check_parts
 from utils.training.validation import Validation
 
+AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
+REPEATS = 5  # of a convolution that is timed
 CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written
 
 
@@ -40,7 +43,7 @@ def check_start(
     if problems:
         raise problems[0]
     if validation is not None:
-        _try_validation(config, model, validation, _extremes(held_out, distributed.gather(sizes)))
+        _try_validation(config, model, validation, extremes(held_out, distributed.gather(sizes)))
 
 
 def check_batches(config: Config, model: Segmentor) -> None:
@@ -49,6 +52,37 @@ def check_batches(config: Config, model: Segmentor) -> None:
     if t.batch_size % processes == 0:  # else said by the loader
         check_parts(t.batch_size // processes, t.iter_size)
         check_batch(model, t.batch_size // processes // t.iter_size, "train.batch_size / train.iter_size")
+
+
+def warn_of_slow_amp(amp: str, device: torch.device, report: Callable[[str], None]) -> None:
+    """Say it where this processor computes convolutions in half precision slower than in float32: it emulates them.
+
+    Args:
+        amp: ``train.amp``.
+    """
+    if amp == "off" or device.type != "cpu":
+        return
+    ratio = half_precision_time(AUTOCAST[amp])
+    if ratio > 1:
+        report(
+            f"WARNING: on this CPU a convolution takes {ratio:.1f} times as long in {amp} as in float32, forward and "
+            "backward: set train.amp=off"
+        )
+
+
+def half_precision_time(dtype: torch.dtype) -> float:
+    """Time of a small convolution, forward and backward, on this CPU in ``dtype``, in times of that in float32."""
+    images, weights = torch.zeros(4, 64, 24, 24, requires_grad=True), torch.zeros(64, 64, 3, 3, requires_grad=True)
+    times: dict[torch.dtype, list[float]] = {torch.float32: [], dtype: []}
+    for _ in range(REPEATS):
+        for kind, taken in times.items():
+            started = time.perf_counter()
+            with torch.autocast("cpu", kind, enabled=kind != torch.float32):
+                outputs = torch.conv2d(images, weights, padding=1)
+            outputs.sum().backward()
+            taken.append(time.perf_counter() - started)
+    half, single = min(times[dtype]), min(times[torch.float32])  # what others take from the processor is left out
+    return half / single
 
 
 def _problems(
@@ -104,7 +138,7 @@ def _checked_sizes(samples: Sequence[Sample], kind: str) -> Iterator[tuple[Size,
         yield size, index
 
 
-def _extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> list[Sample]:
+def extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> list[Sample]:
     """The smallest image for each process, and the largest, which takes most memory, where that is larger."""
     by_area = sorted(sizes, key=lambda found: (found[0][0] * found[0][1], found[1]))
     ends = by_area[:1] if by_area[0][0] == by_area[-1][0] else [by_area[0], by_area[-1]]
