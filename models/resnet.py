@@ -62,6 +62,7 @@ class Bottleneck(nn.Module):
 
 # name -> block, and number of blocks of each stage
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),  # for a CPU, from scratch: there are no ImageNet weights
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),

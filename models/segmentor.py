@@ -86,7 +86,7 @@ def build_segmentor(
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet18|34|50|101`` or ``mobilenet_v2``, + ``_dilated8|16``; or
+        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet10|18|34|50|101`` or ``mobilenet_v2``, + ``_dilated8|16``; or
             ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
             ``vgg16``.

@@ -31,6 +31,7 @@ from tests.benchmark.cases import (
     sample_case,
 )
 from utils.scoring.upsampling import DIRECT, RELEASED
+from utils.training.start import half_precision_time
 
 Result = dict[str, float | bool]
 GTAV, CITY = ((1914, 1052), (1024, 560), (560, 480)), ((2048, 1024), (1024, 512), (560, 480))
@@ -64,6 +65,7 @@ RUNS: dict[str, tuple[float, Callable[[Path], Result]]] = {
     "waiting for data, demo, % of the step": (5, runs.data_share),
     "exponent of iteration time against pixels, 4 crop sizes": (1.1, lambda folder: runs.exponent()),
 }
+HALF = "bf16"  # in the names of the rows that compute in it
 SWITCHES = "switches"  # the table of train.amp, train.iter_size, ...
 BOUND = 60  # percent of the machine's rate of matrix products that an iteration reaches
 SQUARE = 2048  # side of the matrices that tell that rate
@@ -141,6 +143,12 @@ def run_row(name: str, result: Result) -> str:
     return _line(name, f"{result['value']:.2f}", f"<= {limit}", result["value"] <= limit)
 
 
+def half_precision_row(ratio: float) -> str:
+    """Whether bf16 is worth while on this CPU; ``ratio``: time of a convolution in times of that in float32."""
+    verdict = f"{ratio:.1f} times slower" if ratio > 1 else f"{1 / ratio:.1f} times faster"
+    return f"| bf16 on this CPU, a convolution beside float32 | {verdict} | - | - |"
+
+
 def _line(*cells: str | bool) -> str:
     return f"| {' | '.join([*cells[:-1], 'yes' if cells[-1] else '**no**'])} |"
 
@@ -172,8 +180,10 @@ def measure_one(name: str) -> None:
 
 
 def measure_all(out: Path, skip: Sequence[str]) -> None:
-    """Every row in a process of its own, then the tables, printed and in ``out``."""
+    """Every row in a process of its own, then the tables, printed and in ``out``; no bf16 where it takes hours."""
     results: dict[str, Any] = {}
+    ratio = half_precision_time(torch.bfloat16)
+    skip = [*skip, HALF] if ratio > 1 else skip
     for name in (name for name in (*CASES, *RUNS) if not any(word in name for word in skip)):
         command = [sys.executable, "-m", "tests.benchmark", "--case", name]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -181,10 +191,10 @@ def measure_all(out: Path, skip: Sequence[str]) -> None:
         print(row(name, results[name]) if name in CASES else run_row(name, results[name]), flush=True)
     machine = f"{platform.machine()}, {usable_cores()} cores, torch {torch.__version__}"
     out.mkdir(parents=True, exist_ok=True)
-    text = f"{table(results)}\n\n"
+    text = f"{table(results)}\n{half_precision_row(ratio)}\n\n"
     if SWITCHES not in skip:
         with tempfile.TemporaryDirectory() as folder:
-            results[SWITCHES] = runs.options(Path(folder))
+            results[SWITCHES] = runs.options(Path(folder), skip)
         text += f"{switch_table(results[SWITCHES])}\n\n"
     text += f"{recipes.table()}\n\n{machine}\n"
     (out / "benchmark.md").write_text(text)

@@ -94,10 +94,14 @@ def exponent(sides: Sequence[int] = SIDES) -> dict[str, float]:
     return {"value": float(slope)} | {f"{side}_ms": 1000 * m for side, m in zip(sides, medians, strict=True)}
 
 
-def options(folder: Path) -> dict[str, tuple[float, float]]:
-    """By switch: median time of a source step in s, and the process's peak memory in MiB."""
+def options(folder: Path, skip: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """By switch: median time of a source step in s, and the process's peak memory in MiB.
+
+    Args:
+        skip: words of which a switch that is left out contains one.
+    """
     found = {}
-    for i, option in enumerate(OPTIONS):
+    for i, option in enumerate(option for option in OPTIONS if not any(word in option for word in skip)):
         command = [sys.executable, SCRIPT, "--config", CONFIG, *_keys(folder, f"option{i}", STEPS), *LARGER, option]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             # The usage of this process alone, which communicate() would lose.

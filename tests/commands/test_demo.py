@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dataset.progress import duration
 from dataset.toy_city import Plan
 from utils.commands import demo
 from utils.config.read import build_config
@@ -42,6 +43,32 @@ def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, cap
     assert lines[4].startswith(f"| PyCDA | {scores[2]['miou']:.1f} |")
     assert "seed 5" in lines[-1] and (folder / "panel.png").is_file() and (folder / "source_only/adabn.pth").is_file()
     assert ("train_pycda.py", "pycda") in ran and Path(scores[0]["name"]).name == "source_only"
+    commands = [line for line in capsys.readouterr().out.splitlines() if "$ sh run.sh" in line]
+    scripts = ("train_source_only", "test_adabn", "train_pycda", "evaluate", "evaluate")
+    expected = [f"[{number} of 5] $ sh run.sh {script}.py" for number, script in enumerate(scripts, 1)]
+    assert [line.split(".py")[0] + ".py" for line in commands] == expected
+
+
+class Training:
+    """A process that has a record of its tenth, twentieth, ... step every 20 seconds, each time it is asked."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.step = folder, 0
+        monkeypatch.setattr(demo, "POLL", 0)
+        monkeypatch.setattr(demo.time, "monotonic", lambda: 2.0 * self.step)
+
+    def poll(self) -> None:
+        self.step += 10
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.step, "source/total": 1.0}) + "\n")
+
+
+def test_time_of_the_whole_demo_is_told_by_its_first_steps(tmp_path, monkeypatch, capsys):
+    whole = demo.Demo(tmp_path, 0, [])
+    whole.plan(demo.DEMO, evaluations=2)
+    seconds = 2.0 * whole.work  # 2 s for a step of source only
+    whole.say_how_long(Training(tmp_path, monkeypatch), "train_source_only.py", tmp_path)
+    assert f"about {duration(seconds)} in all" in capsys.readouterr().out and seconds > 600
 
 
 @pytest.mark.parametrize("stages", demo.STAGES.values(), ids=demo.STAGES)

@@ -17,6 +17,7 @@ from torchvision.models import (
 )
 
 from models import build_segmentor, heads
+from models.resnet import DEPTHS, BasicBlock
 from models.segmentor import ENCODERS
 
 # Parameters of the ImageNet networks with their classifiers, as torchvision publishes them.
@@ -28,13 +29,19 @@ PUBLISHED = {
     "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1.meta["num_params"],
     "vgg16": VGG16_Weights.IMAGENET1K_V1.meta["num_params"],
 }
+# Nobody publishes it: resnet18 without the second block of each stage, two convolutions and two batch norms.
+PUBLISHED["resnet10"] = PUBLISHED["resnet18"] - sum(18 * width**2 + 4 * width for width in (64, 128, 256, 512))
+
+
+def depth_of(encoder: str) -> str:
+    return encoder.removeprefix("tv_").split("_")[0]
 
 
 def width(encoder: str) -> int:
     """Channels of the last stage."""
     if "mobilenet" in encoder:
         return 320
-    return 512 if "18" in encoder or "34" in encoder or encoder == "vgg16" else 2048
+    return 512 if encoder == "vgg16" or DEPTHS[depth_of(encoder)][0] is BasicBlock else 2048
 
 
 def parameters(module: nn.Module) -> int:
@@ -106,13 +113,13 @@ def encoder_parameters(encoder: str) -> int:
         return PUBLISHED[encoder] - (25088 * 4096 + 4096) - (4096 * 4096 + 4096) - (4096 * 1000 + 1000)
     if encoder.startswith("mobilenet_v2"):
         return PUBLISHED["mobilenet_v2"] - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)
-    depth = encoder.removeprefix("tv_").split("_")[0]
+    depth = depth_of(encoder)
     plain = PUBLISHED[depth] - 1001 * width(encoder) + width(encoder) - 1000
     if encoder.startswith("tv_"):
         return plain
     stem = (27 * 64 + 128) + (576 * 64 + 128) + (576 * 128 + 256) - (147 * 64 + 128)
-    # the first block has 128 inputs, not 64; resnet18's and 34's get a shortcut convolution for it
-    first = 64 * 64 * 9 + 128 * 64 + 128 if depth in ("resnet18", "resnet34") else 64 * 64 + 64 * 256
+    # the first block has 128 inputs, not 64; a basic one gets a shortcut convolution for it
+    first = 64 * 64 * 9 + 128 * 64 + 128 if DEPTHS[depth][0] is BasicBlock else 64 * 64 + 64 * 256
     return plain + stem + first
 
 

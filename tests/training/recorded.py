@@ -18,7 +18,7 @@ from utils.training.engine import Trainer
 KEPT = 2**16  # values of a parameter: batch norms and convolutions in every stage; the rest takes 900 MB
 
 
-def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
+def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: str | None = None) -> None:
     """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
     forward, iterate, step = Segmentor.forward, Trainer.iterate, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
@@ -42,7 +42,7 @@ def train(script: str, arguments: Sequence[str], dtype: str, file: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
         Segmentor.forward, Trainer.iterate, torch.optim.SGD.step = forward, iterate, step
-    if writes[0]:
+    if file and writes[0]:
         torch.save(gradients, file)
 
 

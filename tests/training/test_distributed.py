@@ -18,6 +18,7 @@ from tests.training import recorded
 ROOT = Path(__file__).parents[2]
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
+CHANGED = [*STEPS, "val.every=2"]  # of a run whose number of processes changes
 NETWORK = ["source.crop_size=null", "target.crop_size=null"]
 SCRIPTS = {
     "train_source_only": ["source.scale=[0.7, 1.3]", "source.flip=true", "source.crop_size=[96, 64]"],
@@ -26,6 +27,11 @@ SCRIPTS = {
 }
 LEARNING = ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"]
 RESTING = ["train.lr_encoder=0", "train.lr_decoder=0"]
+PAIRS = [  # of all nine: each script while it learns, and what float32 and learning cannot tell, once
+    *((script, "float32") for script in SCRIPTS),
+    ("train_pycda", "resting"),
+    ("train_pycda_spatial", "float64"),
+]
 RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apart: losses and weights; gradients
     "float32": ("float32", 5, LEARNING, 1e-4, 0.05),
     "resting": ("float32", 5, RESTING, 1e-4, 1e-4),
@@ -77,16 +83,23 @@ def trained_run(command, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(command, trained_run, tmp_path_factory) -> Path:
-    """Folder of every script's runs and gradients, by one process and by two: SCRIPT-RUN-PROCESSES."""
+    """Folder of the runs and gradients of ``PAIRS``, by one process and by two: SCRIPT-RUN-PROCESSES.
+
+    In the same start two processes score ``trained_run``, and begin the run ``changed``.
+    """
     runs, jobs = tmp_path_factory.mktemp("pairs"), {1: [], 2: []}
     for processes in jobs:
-        for script, keys in SCRIPTS.items():
-            for run, (dtype, steps, rates, *_) in RUNS.items():
-                name = f"{script}-{run}-{processes}"
-                options = [*NETWORK, *STEPS, f"train.num_steps={steps}", *rates, *keys, f"model.weights={trained_run}"]
-                job = {"script": script, "arguments": command(runs, name, *options)}
-                jobs[processes].append(job | {"dtype": dtype, "file": f"{runs}/{name}.pth"})
-    (runs / "jobs.json").write_text(json.dumps(jobs[2]))
+        for script, run in PAIRS:
+            dtype, steps, rates, *_ = RUNS[run]
+            name, steps_key = f"{script}-{run}-{processes}", f"train.num_steps={steps}"
+            options = [*NETWORK, *STEPS, steps_key, *rates, *SCRIPTS[script], f"model.weights={trained_run}"]
+            job = {"script": script, "arguments": command(runs, name, *options)}
+            jobs[processes].append(job | {"dtype": dtype, "file": f"{runs}/{name}.pth"})
+    alone = [
+        {"script": "evaluate", "arguments": scoring(command, runs, trained_run, 2)},
+        {"script": "train_source_only", "arguments": command(runs, "changed", *CHANGED, "train.num_steps=2")},
+    ]
+    (runs / "jobs.json").write_text(json.dumps(jobs[2] + alone))
     recording = "tests/training/recorded.py", ["--config", str(runs / "jobs.json")]
     finish(launch(2, *recording, PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
     threads = torch.get_num_threads()
@@ -97,6 +110,11 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
     return runs
 
 
+def scoring(command, runs: Path, weights: Path, processes: int) -> list[str]:
+    """Arguments of ``evaluate.py``, which writes PROCESSES.json."""
+    return command(runs, "e", "--weights", str(weights), "--json", str(runs / f"{processes}.json"))
+
+
 def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     """Norm of the difference of all tensors, relative to the norm of the first."""
     assert one.keys() == two.keys()
@@ -105,8 +123,7 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     return (difference / total).sqrt().item()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(("script", "run"), PAIRS)
 def test_two_processes_train_as_one(pairs, trained_run, script, run):
     """Losses, gradients and weights of a few iterations. With the same weights, the gradients are the same in float32
     too; while these learn, rounding moves a value to the other side of a ReLU now and then, and the gradient by up to a
@@ -135,14 +152,11 @@ def test_two_processes_train_as_one(pairs, trained_run, script, run):
         assert apart(*moved) <= min(gradient, 0.01)  # what the gradients did agrees too, not only what they left alone
 
 
-def test_scores_are_the_same_counts_on_one_two_and_three_processes(command, source_run, tmp_path):
-    keys = ["--weights", str(source_run)]
-    for processes in (2, 3):
-        arguments = [*command(tmp_path, "e", *keys), "--json", str(tmp_path / f"{processes}.json")]
-        finish(launch(processes, "evaluate.py", arguments))
-    evaluate.main([*command(tmp_path, "e", *keys), "--json", str(tmp_path / "1.json")])
-    one, two, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2, 3))
-    assert one["confusion_matrix"] == two["confusion_matrix"] == three["confusion_matrix"]
+def test_scores_are_the_same_counts_on_one_process_and_on_two(command, pairs, trained_run):
+    """Which do not share the three images evenly."""
+    evaluate.main(scoring(command, pairs, trained_run, 1))
+    one, two = (json.loads((pairs / f"{n}.json").read_text()) for n in (1, 2))
+    assert one["confusion_matrix"] == two["confusion_matrix"]
     assert sum(map(sum, one["confusion_matrix"])) == 3 * 96 * 64
 
 
@@ -162,11 +176,10 @@ def test_two_nodes_on_one_machine(command, source_run, tmp_path):
     assert len(losses(tmp_path / "nodes")) == 2  # of one step and one validation, written once
 
 
-def test_run_goes_on_with_another_number_of_processes(command, tmp_path):
-    train_source_only.main(command(tmp_path, "straight", *STEPS, "val.every=2"))
-    finish(launch(2, "train_source_only.py", command(tmp_path, "changed", *STEPS, "val.every=2", "train.num_steps=2")))
-    train_source_only.main(command(tmp_path, "changed", *STEPS, "val.every=2", "resume_force=true"))
-    straight, changed = losses(tmp_path / "straight"), losses(tmp_path / "changed")
+def test_run_goes_on_with_another_number_of_processes(command, pairs):
+    train_source_only.main(command(pairs, "straight", *CHANGED))
+    train_source_only.main(command(pairs, "changed", *CHANGED, "resume_force=true"))
+    straight, changed = losses(pairs / "straight"), losses(pairs / "changed")
     assert [r["step"] for r in straight] == [r["step"] for r in changed]
     totals = [[r["source/total"] for r in run if "source/total" in r] for run in (straight, changed)]
     assert totals[0] == pytest.approx(totals[1], rel=0.05)

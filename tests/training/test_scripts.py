@@ -53,7 +53,17 @@ def test_run_folder_holds_config_logs_lists_and_checkpoints(source_run):
     assert scores <= validation.keys() or "val/miou" in records(source_run)[-1]
     held_out, target = ((source_run / "lists" / f"{n}.txt").read_text().split() for n in ("held_out", "target"))
     assert len(held_out) == 3 and len(target) == 6 and not set(held_out) & set(target)
-    assert "road" in (source_run / "log.txt").read_text()
+    log = (source_run / "log.txt").read_text()
+    assert "road" in log and "1 process(es) on cpu, " in log and " thread(s), 0 loader process(es)" in log
+    assert f"done: {source_run / 'best.pth'}; next: sh run.sh evaluate.py {source_run / 'config.yaml'}" in log
+
+
+def test_command_that_the_end_of_a_training_names_works(source_run, capsys):
+    log = (source_run / "log.txt").read_text()
+    script, *arguments = log.split("next: sh run.sh ")[1].splitlines()[0].split()
+    assert script == "evaluate.py"
+    evaluate.main(arguments)
+    assert "pixel_accuracy" in capsys.readouterr().out
 
 
 def test_training_fits_two_images(command, city, tmp_path):

@@ -139,7 +139,7 @@ class Demo:
         print(f"{counted}$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
         process = subprocess.Popen(command, env=os.environ | {"PYTHON": sys.executable})
         if self.work and script in ITERATION:
-            self._say_how_long(process, script, self._config(config, arguments).run_folder)
+            self.say_how_long(process, script, self._config(config, arguments).run_folder)
         status = process.wait()
         if status:
             print(f"demo: {script} with {config} ended with status {status}, see above", file=sys.stderr)
@@ -157,7 +157,7 @@ class Demo:
             CONFIGS / f"{config}.yaml", [*self._keys(config), *(k.format(data=self.data) for k in keys)]
         )
 
-    def _say_how_long(self, process: subprocess.Popen, script: str, folder: Path) -> None:
+    def say_how_long(self, process: subprocess.Popen, script: str, folder: Path) -> None:
         """Estimate the time of the whole demo by the first two records of a training, as soon as they come."""
         before, seen = last_step(folder), list[tuple[int, float]]()
         while len(seen) < 2 and process.poll() is None:

@@ -173,7 +173,11 @@ class Train:
     momentum: float = key(0.9, "SGD momentum", within=FRACTION)
     weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only", within=WEIGHT)
     lambda_seg: float = key(0.4, "weight of the auxiliary source loss", within=WEIGHT)
-    amp: str = key("off", "autocast of the network's forward; losses stay in float32", choices=("off", "bf16", "fp16"))
+    amp: str = key(
+        "off",
+        "half precision of the network's training forward, losses stay in float32; for GPUs: most CPUs are slower",
+        choices=("off", "bf16", "fp16"),
+    )
     channels_last: bool = key(False, "memory format of images and network; faster where the convolutions prefer it")
     compile: bool = key(False, "torch.compile the network")
     checkpoint_encoder: bool = key(
