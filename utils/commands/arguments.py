@@ -43,7 +43,7 @@ def demo(argv: Sequence[str]) -> tuple[argparse.Namespace]:
     parser = Parser(prog="sh run.sh demo", description=DEMO, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of data and initialisation")
     parser.add_argument("--out", type=path, default=path("runs/demo"), help="folder of data, runs and results")
-    parser.add_argument("--quick", action="store_true", help="every stage on fewer pictures, a tenth of the steps")
+    parser.add_argument("--quick", action="store_true", help="every stage on fewer pictures, an eighth of the steps")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
     kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")

@@ -39,7 +39,7 @@ CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images in the picture
 QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
 QUICK_HELD_OUT = 10  # of the target images
-QUICK_STEPS = 10  # times fewer
+QUICK_STEPS = 8  # times fewer
 # Time of an iteration of each script in iterations of train_source_only.py, and of any command apart from its
 # iterations: start, validation, scores. Measured on two cores.
 ITERATION = {"train_source_only.py": 1.0, "train_adabn.py": 1.4, "train_pycda.py": 2.4, "train_pycda_spatial.py": 8.0}
