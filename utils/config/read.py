@@ -199,11 +199,11 @@ def build_config(
     for name, value, origin in settings:
         set_key(config, name, value, origin)
     given = {name for name, _, _ in settings}
-    if any(file.official is not None for file in chain):
-        _check_official(config, script, chain, {name for name, _, origin in settings if origin != DEFAULTS})
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
+    if any(file.official is not None for file in chain):
+        _check_official(config, script, chain, {name for name, _, origin in settings if origin != DEFAULTS})
     config.follow_target()
     if config.test.dataset == LIST and "test.input_size" not in given:
         config.test.input_size = None  # the default is Cityscapes' shape
