@@ -1,6 +1,8 @@
 """Convert a trained run's batch-norm statistics to the target: evaluate, convert, save, evaluate again.
 
 The converted checkpoint is adabn.pth in the run folder. Without test labels there are no scores, and the same file.
+Without a run to convert, model.weights_encoder and model.weights_decoder name an official pair, which gives
+adabn_encoder.pth and adabn_decoder.pth too.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ DECODING = 2  # counts up when ``read_pair`` gives other pixels for a file, so t
 
 
 class PictureCache:
-    """``read_pair`` that remembers: what it gives is exactly that, resized to ``size`` where one is given.
+    """``read_pair`` of a training that remembers: what it gives is exactly that, resized to ``size`` if one is given.
 
     A file of the cache is named by all that its content depends on, so that a changed source file is decoded anew. It
     holds image and label of a sample together: 4 bytes a pixel, 3 without label.
@@ -58,16 +58,18 @@ class PictureCache:
         )
 
     def _decode(self, sample: Sample, kind: str) -> np.ndarray:
-        image, label = read_pair(sample, kind)
+        image, label = read_pair(sample, kind, resizable=True)
         if self.size is not None:
+            if label is not None:
+                label = np.asarray(Image.fromarray(label).resize(self.size, NEAREST))
             image = resized_window(image, self.size, (0, 0, *self.size))
         fields: list[tuple[str, type, tuple[int, ...]]] = [("image", np.uint8, (image.height, image.width, 3))]
         if label is not None:
-            fields.append(("label", np.uint8, (image.height, image.width)))
+            fields.append(("label", np.uint8, label.shape))
         record = np.empty((), fields)
         record["image"] = image
         if label is not None:
-            record["label"] = Image.fromarray(label).resize(image.size, NEAREST)
+            record["label"] = label
         return record
 
 

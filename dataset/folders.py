@@ -47,6 +47,7 @@ def find_samples(
     split: str = "train",
     data_list: str | Path | None = None,
     label_list: str | Path | None = None,
+    label_root: str | Path | None = None,
     labels: str = "required",
     repeats: bool = False,
 ) -> list[Sample]:
@@ -57,7 +58,8 @@ def find_samples(
         split: sub-folder of the Cityscapes layout; the others have none.
         data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
             Without it the folder is scanned. For "list", lines as ``dataset.lists.split_pair`` reads them.
-        label_list: text file with the label paths in the same order, relative to ``data_dir`` or to the label folder.
+        label_list: text file with the label paths in the same order, relative to ``label_root`` or to the label folder.
+        label_root: None: ``data_dir``.
         labels: "required": an image without label is an error; "optional": its label is None.
         repeats: whether a list may have a line several times, as for training.
 
@@ -81,7 +83,7 @@ def find_samples(
         lines = read_list(label_list, repeats=repeats)
         if len(lines) != len(images):
             raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
-        found = [_locate(line, label_dir, root, label_list) for line in lines]
+        found = [_locate(line, label_dir, Path(label_root or root), label_list) for line in lines]
     for label in found:
         refuse_train_ids(label, dataset)
     if labels == "required":

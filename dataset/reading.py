@@ -1,7 +1,9 @@
 """Read one image, one label, or a pair of them, exactly as stored."""
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 are turned or mirrored
 UPRIGHT = 1
+MAX_ASPECT = 0.02  # by which width to height of image and label may differ, natural logarithm
+OTHER_SIZES = "have another size than their images; both are resized, each by itself (released code)"
+HEADERS = 16  # that are read at a time
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of 2 and 4 bits by, so that they reach 255
 
 
@@ -185,20 +190,72 @@ def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
     return table.take(raw)
 
 
-def read_pair(sample: "Sample", kind: str) -> tuple[Image.Image, np.ndarray | None]:
+def read_pair(sample: "Sample", kind: str, *, resizable: bool = False) -> tuple[Image.Image, np.ndarray | None]:
     """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
+
+    Args:
+        resizable: a label may have the other size that ``may_be_resized`` admits, and is given at that.
 
     Raises:
         DataError: a file that ``read_image`` or ``read_label`` refuses, or the two differ in size.
     """
     image = read_image(sample.image)
     label = None if sample.label is None else read_label(sample.label, kind)
-    if label is not None and label.shape != image.size[::-1]:
+    if label is None or label.shape == image.size[::-1]:
+        return image, label
+    if not resizable or not may_be_resized(kind, image.size, label.shape[::-1]):
         raise DataError(
             f"{sample.image} is {image.width}x{image.height}, its label {sample.label} "
             f"{label.shape[1]}x{label.shape[0]} (W x H){turned(sample.image)}: leave the pair out by a data_list"
         )
     return image, label
+
+
+def may_be_resized(kind: str, size: tuple[int, int], label_size: tuple[int, int]) -> bool:
+    """Whether a training takes a label of another size (W, H) than its image, as a few of GTAV have.
+
+    The released code resizes image and label each by itself. Another aspect is refused: that label is of another image.
+    """
+    aspects = math.log(size[0] / size[1]) - math.log(label_size[0] / label_size[1])
+    return kind == "gtav" and abs(aspects) <= MAX_ASPECT
+
+
+def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = False) -> list["Sample"]:
+    """The samples whose labels ``may_be_resized`` in training, by the headers of all files.
+
+    Args:
+        skip_bad: a pair that cannot be used is left to who reads it; so is a file that cannot be read.
+
+    Raises:
+        DataError: image and label differ in another way.
+    """
+    if kind != "gtav":
+        return []
+    unique = list({(sample.image, sample.label): sample for sample in samples if sample.label}.values())
+    with ThreadPoolExecutor(HEADERS) as pool:  # files may lie far away
+        images = list(pool.map(_header_size, (sample.image for sample in unique)))
+        labels = list(pool.map(_header_size, (sample.label_file for sample in unique)))
+    found = []
+    for sample, size, label_size in zip(unique, images, labels, strict=True):
+        if size is None or label_size is None or size == label_size:
+            continue
+        if may_be_resized(kind, size, label_size):
+            found.append(sample)
+        elif not skip_bad:
+            read_pair(sample, kind, resizable=True)  # which knows whether one of the two is turned
+    return found
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """(W, H) as stored, of a PNG in a tenth of Pillow's time; None for what cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(24)
+        if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and len(head) == 24:
+            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        return stored_size(path)
+    except (OSError, DataError):
+        return None
 
 
 def turned(path: Path) -> str:

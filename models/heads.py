@@ -74,7 +74,12 @@ class PPMBilinear(Head):
     The coarsest average has one value a channel and image, so training needs two images in the global batch.
     """
 
+    needs = "an encoder dilated to stride 8 or 16, or an undilated ResNet"
     pools_whole_image = True
+
+    @classmethod
+    def accepts(cls, strides: tuple[int, ...]) -> bool:
+        return super().accepts(strides) or strides == (4, 8, 16, 32)
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         super().__init__(channels, num_classes, use_aux)
@@ -129,7 +134,7 @@ class FCN8s(Head):
     norm, and the features of pool3 and pool4 are large.
     """
 
-    needs = "an encoder whose last stages have strides 8, 16 and 32"
+    needs = "an encoder whose stages have strides 2, 4, 8, 16 and 32"
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         if use_aux:
@@ -153,7 +158,7 @@ class FCN8s(Head):
 
     @classmethod
     def accepts(cls, strides: tuple[int, ...]) -> bool:
-        return strides[-3:] == (8, 16, 32)
+        return strides == (2, 4, 8, 16, 32)
 
     def initialise(self) -> None:
         super().initialise()

@@ -1,11 +1,11 @@
-"""Dilated ResNet encoders: with the released code's three-convolution stem, or torchvision's with the 7x7 stem."""
+"""ResNet encoders, dilated or not: with the released code's three-convolution stem, or torchvision's with the 7x7."""
 
 from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d
 from models.encoder import Encoder
 
-DILATIONS = {"dilated8": (1, 1, 2, 4), "dilated16": (1, 1, 1, 2)}
+DILATIONS = {"_dilated8": (1, 1, 2, 4), "_dilated16": (1, 1, 1, 2), "": (1, 1, 1, 1)}  # ending of the name -> stages
 # (input channels, output channels, kernel, stride) of the convolutions before the max-pooling
 DEEP_STEM = ((3, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 1))
 PLAIN_STEM = ((3, 64, 7, 2),)
@@ -71,11 +71,11 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 
 
 class ResNet(Encoder):
-    """Residual network without its classifier, dilated to output stride 8 or 16.
+    """Residual network without its classifier, dilated to output stride 8 or 16, or undilated, of stride 32.
 
     Args:
         depth: a name in ``DEPTHS``.
-        dilated: ``dilated8`` or ``dilated16``.
+        dilated: ``_dilated8``, ``_dilated16`` or "".
         deep_stem: three 3x3 convolutions (released code) instead of torchvision's one 7x7.
     """
 

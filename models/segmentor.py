@@ -16,7 +16,7 @@ from models.vgg import VGG16
 
 # "tv_": torchvision's stem, for torchvision's ImageNet weights
 ENCODERS: dict[str, Callable[[], Encoder]] = {
-    f"{stem}{depth}_{dilated}": partial(ResNet, depth, dilated, deep_stem=not stem)
+    f"{stem}{depth}{dilated}": partial(ResNet, depth, dilated, deep_stem=not stem)
     for stem in ("", "tv_")
     for depth in DEPTHS
     for dilated in DILATIONS
@@ -86,10 +86,10 @@ def build_segmentor(
     """Network with Kaiming-initialised weights.
 
     Args:
-        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet10|18|34|50|101`` or ``mobilenet_v2``, + ``_dilated8|16``; or
-            ``vgg16``.
+        encoder: a name in ``ENCODERS``: [``tv_``] ``resnet10|18|34|50|101``, with or without ``_dilated8|16``;
+            ``mobilenet_v2_dilated8|16``; or ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
-            ``vgg16``.
+            ``vgg16``; ``ppm_bilinear`` on an undilated one too.
         fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
         use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.messages import UserError, few
-from models.batchnorm import set_bn_updates
+from models.batchnorm import bn_updates, set_bn_updates
 from models.heads import FCN8s
 from models.segmentor import Segmentor
 
@@ -176,6 +176,20 @@ def _fill_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin:
     if counts:
         _set_updates(module, counts, origin)
     return report
+
+
+def official_part(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of an encoder or decoder as a file of the released code has them, which ``load_encoder_decoder`` reads.
+
+    Beside each running average there are the sums that the official batch norm goes on with.
+    """
+    tensors = dict(module.state_dict())
+    for name, updates in bn_updates(module).items():
+        total = (1 - (1 - OFFICIAL_MOMENTUM) ** (updates + 1)) / OFFICIAL_MOMENTUM  # see _update_count
+        for own, running_sum in zip(("running_mean", "running_var"), RUNNING_SUMS, strict=True):
+            tensors[f"{name}.{running_sum}"] = tensors[f"{name}.{own}"] * total
+        tensors[f"{name}.{RUNNING_ITER}"] = torch.tensor([total])
+    return tensors
 
 
 def _set_updates(module: nn.Module, counts: dict[str, int], origin: str) -> None:

@@ -19,6 +19,7 @@ common:
   use_aux: True
   num_gpus: 4
   batch_size: 4
+  iter_size: 2
   num_workers: 3
   data_dir: ./GTAV
   data_list: ./gtav.txt
@@ -30,9 +31,12 @@ common:
   input_size_crop: '500,400'
   input_size_target_crop: '400,300'
   input_size_test: '512,256'
-  data_dir_target_val: ./Held
+  data_dir_target_val: ./Cityscapes/gtFine/train
   data_list_target_val: ./held.txt
   label_path_list_val: ./held_labels.txt
+  data_dir_target_test: ./Cityscapes/gtFine/val
+  data_list_target_test: ./test.txt
+  label_path_list_test: ./test_labels.txt
   fc_dim: 2048
   lr_pow: 0.8
   lr_encoder: 1e-4
@@ -41,6 +45,7 @@ common:
   beta1: 0.7
   weight_decay: 1e-3
   lambda_seg: 0.3
+  lambda_trade_off: 0.7
   conf_threshold: 0.6
   merge_1x1: False
   box_size: [4, 8, 16]
@@ -81,7 +86,11 @@ def test_keys_that_every_script_reads(tmp_path):
         assert (c.model.weights_encoder, c.model.weights_decoder) == ("./encoder.pth", None)
         assert (c.source.dataset, c.source.data_dir, c.source.data_list) == ("gtav", "./GTAV", "./gtav.txt")
         assert (c.source.input_size, c.target.input_size) == ((1280, 720), (1024, 512))
-        assert (c.val.data_dir, c.val.data_list, c.val.label_list) == ("./Held", "./held.txt", "./held_labels.txt")
+        assert (c.val.label_dir, c.val.data_list) == ("./Cityscapes/gtFine/train", "./held.txt")
+        assert (c.test.label_dir, c.test.data_list) == ("./Cityscapes/gtFine/val", "./test.txt")
+        assert (c.val.label_list, c.test.label_list) == ("./held_labels.txt", "./test_labels.txt")
+        assert c.val.data_dir is c.test.data_dir is None  # the images are below the target's folder
+        assert (c.train.iter_size, c.train.lambda_source) == (2, 0.7)
         assert (c.test.input_size, c.val.every) == ((512, 256), 90)
         assert (c.train.batch_size, c.train.num_steps, c.train.lr_encoder, c.train.lambda_seg) == (4, 900, 1e-4, 0.3)
 
@@ -116,7 +125,36 @@ def test_keys_without_effect_are_listed_in_one_warning(tmp_path):
     assert "not read by the released train_pycda: beta1, decrease_lr, lambda_eq, rotate_max" in message
     assert "com_size (" in message and "num_gpus (run.sh" in message
     assert "given twice, the last one counts: decrease_lr" in message
-    assert not read(tmp_path, "train_pycda", "common: {lambda_pseudo: 0.5}")[1]
+
+
+def test_keys_that_a_file_lacks_are_listed_with_what_is_taken(tmp_path):
+    text = OFFICIAL.replace("  merge_1x1: False\n", "").replace("  lambda_eq: 0.125\n", "")
+    assert len(read(tmp_path, "train_pycda", OFFICIAL)[1]) == 1
+    *_, message = read(tmp_path, "train_pycda_spatial", text)[1]
+    assert "the released train_pycda_spatial needs" in message and "reads the prior file local.npy" in message
+    lines = [line.strip() for line in message.splitlines()]
+    assert lines[1:3] == ["merge_1x1: curriculum.merge_1x1=false", "lambda_eq: curriculum.lambda_eq=0.0"]
+    *_, message = read(tmp_path, "train_pycda_spatial", text, ("curriculum.merge_1x1=true", "curriculum.lambda_eq=1"))[
+        1
+    ]
+    assert "merge_1x1" not in message and "lambda_eq" not in message
+    found = read(tmp_path, "train_pycda_spatial", OFFICIAL, ("curriculum.spatial_prior=local.npy",))[1]
+    assert len(found) == 1 and "local.npy" not in found[0]
+    *_, message = read(tmp_path, "train_adabn", OFFICIAL.replace("  scale_min: 0.5\n  scale_max: 1.5\n", ""))[1]
+    assert "scale_min and scale_max: source.scale=null" in message
+    assert len(read(tmp_path, "evaluate", text)[1]) == 1
+
+
+@pytest.mark.parametrize("script", ["train_source_only", "train_adabn"])
+def test_empty_weights_where_the_released_code_starts_from_imagenet(tmp_path, script):
+    text = OFFICIAL.replace("weights_encoder: ./encoder.pth", "weights_encoder: ''")
+    message = "model.weights_encoder to the file resnet50-imagenet.pth.*model.weights=scratch"
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, script, text)
+    for key in ("model.weights=scratch", "model.weights_encoder=other.pth"):
+        read(tmp_path, script, text, (key,))
+    for other in ("train_pycda", "test_adabn", "evaluate"):
+        read(tmp_path, other, text)
 
 
 def test_own_keys_and_the_command_line_override(tmp_path):

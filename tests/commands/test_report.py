@@ -70,7 +70,8 @@ def test_page_of_a_run_alone(command, source_run, tmp_path):
     report.main(command(tmp_path, "alone"))
     page = (tmp_path / "alone/report.html").read_text()
     assert "baseline" not in page.split("</style>")[1] and "difference" not in page and "target step" not in page
-    assert page.count("<svg") == 3  # losses, predictions, learning rate
+    assert page.count("<svg") == 2  # losses, learning rate
+    assert "most common classes, percent of the pixels</b>, step 2</figcaption><table>" in page  # at the only save
     assert "<b>Scores on the held-out target images, percent</b>, step 2</figcaption><table>" in page  # a single point
 
 

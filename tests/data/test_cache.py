@@ -1,6 +1,7 @@
 """Pictures read through the cache are those read without it, to the bit; it never serves what is old or half there."""
 
 import os
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,12 +33,12 @@ OPTIONS = [
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Three pictures with labels and one without."""
+    """Three pictures with labels, one of them of another size, and one without."""
     rng, found = np.random.default_rng(0), []
     for i in range(4):
         image, label = tmp_path / f"image{i}.png", tmp_path / f"label{i}.png"
         Image.fromarray(rng.integers(0, 256, (40, 64, 3), np.uint8)).save(image)
-        Image.fromarray(rng.integers(0, 34, (40, 64), np.uint8)).save(label)
+        Image.fromarray(rng.integers(0, 34, (41, 65) if i == 2 else (40, 64), np.uint8)).save(label)
         found.append(Sample(str(i), image, label if i < 3 else None))
     return found
 
@@ -46,7 +47,7 @@ def folder(
     samples: list[Sample], options: dict, cache: Path | None = None, skip_bad: bool = False
 ) -> SegmentationDataset:
     transform = JointTransform(**options)
-    read = read_pair if cache is None else PictureCache(cache, transform.fixed_size)
+    read = partial(read_pair, resizable=True) if cache is None else PictureCache(cache, transform.fixed_size)
     return SegmentationDataset(samples, "gtav", transform, seed=0, domain=0, skip_bad=skip_bad, read=read)
 
 

@@ -78,17 +78,20 @@ def test_torchvision_encoders_compute_what_torchvision_does():
         assert torch.allclose(ours(images)[-1], theirs.features(images), atol=1e-5)
 
 
+MOBILENET = ("mobilenet_v2", mobilenet_v2, ("features.3", "features.6", "features.13", "features.17"))
+RESNET = ("tv_resnet34", resnet34, ("layer1", "layer2", "layer3", "layer4"))
+
+
 @pytest.mark.parametrize(
-    ("name", "published", "ends"),
+    ("name", "published", "ends", "dilated"),
     [
-        ("mobilenet_v2", mobilenet_v2, ("features.3", "features.6", "features.13", "features.17")),
-        ("tv_resnet34", resnet34, ("layer1", "layer2", "layer3", "layer4")),
+        *((*MOBILENET, dilated) for dilated in ("_dilated8", "_dilated16")),
+        *((*RESNET, dilated) for dilated in ("_dilated8", "_dilated16", "")),
     ],
 )
-@pytest.mark.parametrize("dilated", ["dilated8", "dilated16"])
 def test_dilation_keeps_the_values_at_the_positions_of_the_undilated_network(name, published, ends, dilated):
     """Of torchvision's network at stride 32 with the same weights; batch norm with statistics that do something."""
-    theirs, ours = published().eval(), ENCODERS[f"{name}_{dilated}"]().eval()
+    theirs, ours = published().eval(), ENCODERS[f"{name}{dilated}"]().eval()
     generator = torch.Generator().manual_seed(0)
     for key, tensor in theirs.state_dict().items():
         if key.endswith(("running_mean", "running_var")):
@@ -104,7 +107,7 @@ def test_dilation_keeps_the_values_at_the_positions_of_the_undilated_network(nam
     for feature, stride, end, undilated in zip(features, ours.strides, ends, (4, 8, 16, 32), strict=True):
         step = undilated // stride
         assert torch.allclose(feature[:, :, ::step, ::step], found[end], rtol=1e-4, atol=1e-4), end
-    assert ours.strides[-1] == int(dilated.removeprefix("dilated")) and ours.strides[0] == 4
+    assert ours.strides[-1] == int(dilated.removeprefix("_dilated") or 32) and ours.strides[0] == 4
 
 
 def encoder_parameters(encoder: str) -> int:
@@ -137,7 +140,8 @@ def head_parameters(decoder: str, fc_dim: int, classes: int) -> int:
     return 512 * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + (4096 + 512 + 256) * classes + 3 * classes  # fcn8s
 
 
-PAIRS = [(e, d) for e in ENCODERS for d in heads.HEADS if (e == "vgg16") == (d == "fcn8s")]
+PAIRS = [(e, d) for e in ENCODERS if "dilated" in e for d in heads.HEADS if d != "fcn8s"]
+PAIRS += [(e, "ppm_bilinear") for e in ENCODERS if "dilated" not in e and e != "vgg16"] + [("vgg16", "fcn8s")]
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS)

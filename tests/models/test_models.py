@@ -79,6 +79,7 @@ def test_state_dict_keys_are_the_official_ones(name):
 
 TRAINED = [
     ("resnet18_dilated8", "ppm_bilinear"),
+    ("resnet18", "ppm_bilinear"),
     ("resnet50_dilated16", "aspp"),
     ("tv_resnet18_dilated16", "fcn"),
     ("tv_resnet101_dilated8", "fcn"),
@@ -185,8 +186,11 @@ def test_logits_come_from_the_network_stride_in_float32():
         (("vgg16", "aspp", 19, 512), "needs an encoder dilated to stride 8 or 16"),
         (
             ("resnet18_dilated8", "fcn8s", 19, 512, False),
-            "needs an encoder whose last stages have strides 8, 16 and 32",
+            "needs an encoder whose stages have strides 2, 4, 8, 16 and 32",
         ),
+        (("resnet18", "fcn8s", 19, 512, False), "needs an encoder whose stages have strides 2, 4, 8, 16 and 32"),
+        (("resnet18", "fcn"), "needs an encoder dilated to stride 8 or 16"),
+        (("vgg16", "ppm_bilinear", 19, 512), "dilated to stride 8 or 16, or an undilated ResNet"),
     ],
 )
 def test_wrong_names_and_sizes_are_explained(arguments, message):

@@ -60,6 +60,14 @@ def test_conversion_by_steps_scores_on_the_way(command, source_run, tmp_path):
     assert {after - before for before, after in zip(*(u.values() for u in updates), strict=True)} == {4}
 
 
+def test_trained_run_goes_before_the_pair_that_it_may_have_started_from(command, source_run, tmp_path):
+    shutil.copytree(source_run, tmp_path / "run")
+    pair = [f"model.weights_{part}={tmp_path}/{part}.pth" for part in ("encoder", "decoder")]  # which are not there
+    convert.main(command(tmp_path, "run", *pair, "adabn.batch_size=2"))
+    assert f"another exp_name converts {tmp_path}/encoder.pth" in (tmp_path / "run/log.txt").read_text()
+    assert (tmp_path / "run/adabn.pth").is_file() and not (tmp_path / "run/adabn_encoder.pth").exists()
+
+
 def test_scores_on_the_way_leave_the_exact_average_alone(command, source_run, tmp_path):
     found = []
     for name, keys in (("plain", []), ("scored", ["adabn.score_every=2"])):

@@ -85,6 +85,17 @@ def test_class_that_was_common_and_vanishes_is_told_once():
     assert "sky: 10.0%" in message and "vegetation" not in message
 
 
+def test_class_that_only_the_first_labels_have_is_told_when_it_vanishes():
+    """Nor does a class of a single batch among them count as common."""
+    watch = VanishingWatch(lambda: {"road": 0.5, "rider": 0.0, "bus": 0.0}, patience(100))
+    told = []
+    for step in range(60):
+        shares = {"road": 0.5, "rider": 0.06 * (step < 20), "bus": 0.06 * (step == 0)}
+        told.append(watch.update({"target/pixel": LayerShares(0.5, shares)}))
+    (message,) = filter(None, told)
+    assert "rider: 6.0%" in message and "bus" not in message and told.index(message) > 20
+
+
 def test_source_batches_without_a_label_are_told_once():
     watch = UnlabelledWatch(patience=3)
     told = [watch.update(count) for count in (0, 0, 5, 0, 0, 0, 0, 1)]

@@ -66,6 +66,19 @@ def test_command_that_the_end_of_a_training_names_works(source_run, capsys):
     assert "pixel_accuracy" in capsys.readouterr().out
 
 
+def test_source_loss_has_a_weight(command, tmp_path):
+    """As the released ``lambda_trade_off``: of all of it. Half the loss at twice the rates is the same step."""
+    plain = ["train.num_steps=1", "val.held_out=0", "train.momentum=0", "train.weight_decay=0"]
+    rates = {"whole": (0.01, 0.02, 1), "half": (0.02, 0.04, 0.5)}
+    for name, (encoder, decoder, weight) in rates.items():
+        keys = [f"train.lr_encoder={encoder}", f"train.lr_decoder={decoder}", f"train.lambda_source={weight}"]
+        train_source_only.main(command(tmp_path, name, *plain, *keys))
+    whole, half = (records(tmp_path / name)[0] for name in rates)
+    assert half["source/total"] == 0.5 * whole["source/total"] and half["source/aux"] == whole["source/aux"]
+    a, b = (weights(tmp_path / name / "last.pth") for name in rates)
+    assert all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in a)
+
+
 def test_training_fits_two_images(command, city, tmp_path):
     (tmp_path / "two.txt").write_text("00001.png\n00002.png\n")
     keys = ["train.num_steps=25", "val.held_out=0", f"source.data_list={tmp_path}/two.txt", "source.crop_size=[96, 64]"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from utils.build.limits import check_whole_images
 from utils.config.schema import Config, Domain, Evaluation
 
 MAX_DISTORTION = 0.05  # of width to height, natural logarithm
+TRAINING_PAIR = partial(read_pair, resizable=True)
 SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
 
 
@@ -73,7 +75,12 @@ def target_samples(config: Config, report: Callable[[str], None] | None = None) 
     if v.data_list is not None:
         data_dir = v.data_dir or t.data_dir
         held_out = find_samples(
-            t.dataset, data_dir, split=t.split, data_list=v.data_list, label_list=v.label_list, labels="required"
+            t.dataset,
+            data_dir,
+            split=t.split,
+            data_list=v.data_list,
+            label_list=v.label_list,
+            label_root=v.label_dir,
         )
     elif v.held_out and any(sample.label for sample in found):
         _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
@@ -102,7 +109,13 @@ def test_samples(config: Config, labels: str = "required") -> list[Sample]:
     def find(labels: str) -> list[Sample]:
         data_dir = e.data_dir or config.target.data_dir
         return find_samples(
-            e.dataset, data_dir, split=e.split, data_list=e.data_list, label_list=e.label_list, labels=labels
+            e.dataset,
+            data_dir,
+            split=e.split,
+            data_list=e.data_list,
+            label_list=e.label_list,
+            label_root=e.label_dir,
+            labels=labels,
         )
 
     if labels == "optional":
@@ -184,7 +197,7 @@ def domain_dataset(
         scale_from=options.scale_from,
     )
     t = config.train
-    read = read_pair if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)
+    read = TRAINING_PAIR if t.cache_dir is None else PictureCache(t.cache_dir, transform.fixed_size)
     return SegmentationDataset(
         samples, options.label_kind, transform, seed=config.seed, domain=domain, skip_bad=t.skip_bad_samples, read=read
     )
@@ -213,7 +226,12 @@ def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_
 def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain | Evaluation) -> DataLoader:
     """Each image once over all processes, the label at its own size; ``options`` say how labels are read."""
     folder = SegmentationDataset(
-        samples, options.label_kind, EvalTransform(config.test.input_size), seed=config.seed, domain=TARGET
+        samples,
+        options.label_kind,
+        EvalTransform(config.test.input_size),
+        seed=config.seed,
+        domain=TARGET,
+        read=TRAINING_PAIR if options is config.source else read_pair,
     )
     return eval_loader(
         folder, num_workers=config.test.num_workers, rank=distributed.rank(), world_size=distributed.world_size()

@@ -26,7 +26,7 @@ from dataset.labels import (
 )
 from dataset.messages import SHOWN, DataError, few
 from dataset.progress import Progress
-from dataset.reading import is_turned, read_image, read_raw_label, remedy, turned
+from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
 from utils.build.data import has_test_set, shape_remark
 from utils.commands import arguments
 from utils.config.schema import Config, Domain, Evaluation
@@ -57,6 +57,7 @@ class Report:
     raw: Counter = field(default_factory=Counter)
     unknown: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))  # raw id -> label files
     turned: int = 0  # images
+    resized: list[str] = field(default_factory=list)  # label files of another size than their image
     images: int = 0
     labels: int = 0
 
@@ -68,6 +69,7 @@ class Seen:
     findings: list[Finding]
     size: tuple[int, int] | None = None
     turned: bool = False
+    resized: bool = False
     raw: dict[int, int] = field(default_factory=dict)  # pixels of each raw id
     unknown: list[int] = field(default_factory=list)
 
@@ -75,8 +77,8 @@ class Seen:
 class _Files(Dataset):
     """What is seen of one sample after another."""
 
-    def __init__(self, samples: Sequence[Sample], kind: str) -> None:
-        self.samples, self.kind = samples, kind
+    def __init__(self, samples: Sequence[Sample], kind: str, resizable: bool) -> None:
+        self.samples, self.kind, self.resizable = samples, kind, resizable
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,7 +99,9 @@ class _Files(Dataset):
                 self._count(seen, raw, sample.label)
             except DataError as error:
                 seen.findings.append(Finding(ERROR, str(sample.label), str(error), "unusable label"))
-        if seen.size and shape and seen.size != shape:
+        if seen.size and shape and seen.size != shape and self.resizable:
+            seen.resized = may_be_resized(self.kind, seen.size, shape)
+        if seen.size and shape and seen.size != shape and not seen.resized:
             text = f"the image is {seen.size[0]}x{seen.size[1]}, the label {shape[0]}x{shape[1]} (W x H)"
             text += turned(sample.image)
             seen.findings.append(Finding(ERROR, str(sample.image), text, "image and label differ in size"))
@@ -128,6 +132,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     """Everything about one of ``splits``."""
     options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
+    label_roots = {HELD_OUT: config.val.label_dir, "test": config.test.label_dir}
     report = Report([], np.zeros(config.num_classes, np.int64))
     if split == "test" and not has_test_set(config):
         text = "there is no test set: training needs none, but there will be no scores"
@@ -140,6 +145,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
             split=options.split,
             data_list=options.data_list,
             label_list=options.label_list,
+            label_root=label_roots.get(split),
             labels="optional",
             repeats=split in ("source", "target"),
         )
@@ -149,11 +155,13 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     report.images, report.labels = len(samples), sum(sample.label is not None for sample in samples)
     report.findings += _pairs(config, split, samples)
     kind = options.label_kind
-    loader = DataLoader(_Files(samples, kind), batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
+    files = _Files(samples, kind, resizable=split == "source")
+    loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
     for sample, seen in zip(samples, Progress(loader, split), strict=True):
         report.findings += seen.findings
         report.sizes[seen.size] += seen.size is not None
         report.turned += seen.turned
+        report.resized += [str(sample.label)] if seen.resized else []
         report.raw.update(seen.raw)
         for raw in seen.unknown:
             report.unknown[raw].append(str(sample.label))
@@ -220,6 +228,9 @@ def _image_remarks(report: Report, split: str, config: Config) -> Iterator[Findi
     if report.turned:
         text = f"{report.turned} images have an EXIF orientation, which is applied: labels must fit the upright images"
         yield Finding(REMARK, "", text, "orientation")
+    if report.resized:
+        text = f"{len(report.resized)} labels {OTHER_SIZES}: {few(report.resized)}"
+        yield Finding(REMARK, "", text, "labels of another size")
     if split == "test" and (text := shape_remark(config, report.sizes)):
         yield Finding(REMARK, "", text, "shape")
 

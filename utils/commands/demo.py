@@ -129,7 +129,7 @@ class Demo:
             self.work += steps * ITERATION.get(stage.script or "", 0)  # 0: a conversion, which is no training
 
     def _is_done(self, stage: Stage) -> bool:
-        return bool(stage.weights) and (self.folder / stage.run / stage.weights).is_file()
+        return stage.weights is not None and (self.folder / stage.run / stage.weights).is_file()
 
     def run(self, script: str, config: str, *arguments: str) -> None:
         """One command of the README; a failing one ends the demo with its own message above."""
@@ -211,7 +211,9 @@ class Demo:
 def last_step(folder: Path) -> int:
     """Step of the last record in a run folder, 0 where there is none."""
     records = folder / RECORDS
-    return max((step for step, _ in read_scalars(records, str)), default=0) if records.is_file() else 0
+    if not records.is_file():
+        return 0
+    return max((step for step, _ in read_scalars(records, lambda _: None)), default=0)
 
 
 def quick_keys(config: str) -> list[str]:

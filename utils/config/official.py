@@ -5,7 +5,7 @@ released code acts here; all others are named in one warning. Own keys beside ``
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from dataset.labels import IGNORE
@@ -29,10 +29,10 @@ RENAMED = {
     "input_size_target": "target.input_size",
     "input_size_target_crop": "target.crop_size",
     "set": "target.split",
-    "data_dir_target_val": "val.data_dir",
+    "data_dir_target_val": "val.label_dir",
     "data_list_target_val": "val.data_list",
     "label_path_list_val": "val.label_list",
-    "data_dir_target_test": "test.data_dir",
+    "data_dir_target_test": "test.label_dir",
     "data_list_target_test": "test.data_list",
     "label_path_list_test": "test.label_list",
     "input_size_test": "test.input_size",
@@ -48,6 +48,7 @@ RENAMED = {
     "beta1": "train.momentum",
     "weight_decay": "train.weight_decay",
     "lambda_seg": "train.lambda_seg",
+    "lambda_trade_off": "train.lambda_source",
     "box_size": "curriculum.box_size",
     "conf_threshold": "curriculum.conf_threshold",
     "merge_1x1": "curriculum.merge_1x1",
@@ -55,17 +56,23 @@ RENAMED = {
     "lambda_balance": "curriculum.lambda_balance",
     "lambda_eq": "curriculum.lambda_eq",
 }
-DERIVED = (
-    *("arch_decoder", "decrease_lr", "scale_min", "scale_max", "rotate_min", "rotate_max"),
-    *("ignore_label", "ignore_index"),
-)
+# Keys that are ours in another form; None: they have one legal value.
+DERIVED = {
+    "arch_decoder": "model.decoder",
+    "decrease_lr": "train.decrease_lr",
+    "scale_min": "source.scale",
+    "scale_max": "source.scale",
+    "rotate_min": "source.rotate",
+    "rotate_max": "source.rotate",
+    "ignore_label": None,
+    "ignore_index": None,
+}
 RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two keys of theirs are one of ours
 # Acted in the released code, but is decided elsewhere here.
 ELSEWHERE = {
     "num_gpus": "run.sh starts one process a GPU",
     "com_size": "scores are always at the label's own size",
     "result_dir": "evaluate.py --save DIR",
-    "lambda_trade_off": "every term has a weight of its own",
 }
 DEAD = frozenset(
     "arch_reconst arch_disc weights_reconst weights_disc target syncbn gaussian_kernel_size gaussian_sigma decoder "
@@ -91,6 +98,9 @@ SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     ),
     "evaluate": ({}, _CURRICULUM | _OPTIMISER | _AUGMENTATION | {"decrease_lr"}),
 }
+
+
+FROM_IMAGENET = ("train_source_only", "train_adabn")  # where empty weights mean ImageNet's
 
 
 class OfficialKeyError(ValueError):
@@ -122,8 +132,25 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
     return keys | _derived(live, script) | (_conversion(live) if script == "test_adabn" else {})
 
 
+def left_open(present: Collection[str], given: Collection[str], script: str) -> dict[str, list[str]]:
+    """Our keys that ``script`` takes from a released file, which none gives: each with the authors' names of it.
+
+    The released scripts need all of these, and stop without one.
+
+    Args:
+        present: the authors' keys in the file.
+        given: our keys that a file or the command line gives.
+    """
+    keys: dict[str, list[str]] = {}
+    for name, own in (RENAMED | DERIVED).items():
+        if own is not None and name not in SCRIPTS[script][1] and name not in present and own not in given:
+            keys.setdefault(own, []).append(name)
+    return keys
+
+
 def _value(name: str, value: Any) -> Any:
-    return None if value == "" and (name.startswith("weights_") or "list" in name) else value
+    optional = name.startswith(("weights_", "data_dir_target_")) or "list" in name
+    return None if value == "" and optional else value
 
 
 def _conversion(live: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A file may begin with ``base: other.yaml``: it inherits what it does not set itself.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,12 +13,13 @@ import yaml
 
 from dataset.messages import nearest
 from utils.config.declare import ConfigError
-from utils.config.official import RENAMED, OfficialKeyError, translate
-from utils.config.schema import LIST, Config
+from utils.config.official import FROM_IMAGENET, RENAMED, OfficialKeyError, left_open, translate
+from utils.config.schema import LIST, SCRATCH, Config
 from utils.config.values import admitted, check_exp_name, from_text, key_types
 from utils.config.yaml_text import parse, read_text
 
 OFFICIAL = "common"  # the group of the authors' keys
+DEFAULTS = "script"  # origin of a script's own defaults
 BASE = "base"  # names the file that this one inherits from
 
 
@@ -53,12 +55,14 @@ class YamlFile:
         base: the file that it inherits from.
         keys: its values by dotted name, not yet checked; the authors' keys under our names.
         theirs: the authors' name of each of those.
+        official: all of the authors' keys in it; None: it has no ``common:``.
     """
 
     path: Path
     base: Path | None
     keys: dict[str, Any]
     theirs: dict[str, str]
+    official: frozenset[str] | None = None
 
     def origin(self, name: str) -> str:
         """Where the key ``name`` stands, for messages."""
@@ -82,7 +86,7 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
             raise ConfigError(f"{path}: {error}") from error
     own = flatten(tree)
     theirs = {RENAMED[name]: name for name in official or () if RENAMED.get(name, "") in keys.keys() - own.keys()}
-    return YamlFile(path, base, keys | own, theirs)
+    return YamlFile(path, base, keys | own, theirs, None if official is None else frozenset(map(str, official)))
 
 
 def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
@@ -187,8 +191,9 @@ def build_config(
         ConfigError: names the key, and the file of the chain in which it stands.
     """
     config = Config()
-    settings = [(name, value, "script") for name, value in (defaults or {}).items()]
-    for file in read_chain(path, script):
+    settings = [(name, value, DEFAULTS) for name, value in (defaults or {}).items()]
+    chain = read_chain(path, script)
+    for file in chain:
         settings += [(name, value, file.origin(name)) for name, value in file.keys.items()]
     settings += [(name, value, "command line") for name, value in parse_overrides(overrides).items()]
     for name, value, origin in settings:
@@ -197,10 +202,47 @@ def build_config(
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
+    if any(file.official is not None for file in chain):
+        _check_official(config, script, chain, {name for name, _, origin in settings if origin != DEFAULTS})
     config.follow_target()
     if config.test.dataset == LIST and "test.input_size" not in given:
         config.test.input_size = None  # the default is Cityscapes' shape
     return config
+
+
+def _check_official(config: Config, script: str, chain: Sequence[YamlFile], given: set[str]) -> None:
+    """One warning of what a released script needs and the files do not say, with what is taken instead.
+
+    Args:
+        given: our keys that a file or the command line gives.
+
+    Raises:
+        ConfigError: no weights, for a script that starts from ImageNet's in the released code.
+    """
+    m, path = config.model, chain[-1].path
+    if script in FROM_IMAGENET and not m.weights and not m.weights_encoder:
+        raise ConfigError(
+            f"{path}: {OFFICIAL}.weights_encoder is empty, so the released {script} starts from ImageNet weights: set "
+            f"model.weights_encoder to the file {m.encoder.split('_')[0]}-imagenet.pth, which README.md describes, or "
+            f"model.weights={SCRATCH} to start from random weights"
+        )
+    if script == "evaluate":
+        return
+    present = frozenset[str]().union(*(file.official or () for file in chain))
+    values = flatten(asdict(config))
+    lines = [
+        f"  {' and '.join(names)}: {own}={value_text(values[own])}"
+        for own, names in left_open(present, given, script).items()
+    ]
+    if lines:
+        lines.insert(0, f"keys that the released {script} needs and {OFFICIAL}: lacks, with the default that is taken")
+    if script == "train_pycda_spatial" and config.curriculum.spatial_prior is None:
+        lines.append(
+            f"the released {script} reads the prior file local.npy; curriculum.spatial_prior names no file, so a prior "
+            "is computed from the source labels"
+        )
+    if lines:
+        warnings.warn("\n".join(lines), stacklevel=3)
 
 
 def to_yaml(config: Config) -> str:

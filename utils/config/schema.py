@@ -105,6 +105,7 @@ class Validation:
     data_dir: str | None = key(None, "root folder of the images in data_list; null: target.data_dir", path=True)
     data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice", path=True)
     label_list: str | None = key(None, "text file of their labels, same order", path=True)
+    label_dir: str | None = key(None, "root folder of the labels in label_list; null: that of the images", path=True)
     every: int = key(1000, "validate and save after this many iterations", within=POSITIVE)
 
 
@@ -122,6 +123,7 @@ class Evaluation(_Labelled):
         None, "text file with one image path a line (list: and its label path); list without it: no test set", path=True
     )
     label_list: str | None = key(None, "text file with one label path a line", path=True)
+    label_dir: str | None = key(None, "root folder of the labels in label_list; null: that of the images", path=True)
     input_size: Size | None = key(
         (1024, 512),
         "network input [W, H]; null keeps the size, as list does unless this is set; scores are at the label's size",
@@ -173,6 +175,7 @@ class Train:
     momentum: float = key(0.9, "SGD momentum", within=FRACTION)
     weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only", within=WEIGHT)
     lambda_seg: float = key(0.4, "weight of the auxiliary source loss", within=WEIGHT)
+    lambda_source: float = key(1.0, "weight of the whole source loss, the auxiliary one included", within=WEIGHT)
     amp: str = key(
         "off",
         "half precision of the network's training forward, losses stay in float32; for GPUs: most CPUs are slower",
@@ -240,7 +243,10 @@ class AdaBN:
         within=COUNT,
     )
     weights: str | None = key(
-        None, "run folder or file to convert; null: the run that this configuration trained", path=True
+        None,
+        "run folder or file to convert; null: the run that this configuration trained, else the official pair of "
+        "model.weights_encoder and model.weights_decoder",
+        path=True,
     )
 
 

@@ -20,6 +20,7 @@ from utils.run_folder.classes import class_entry
 from utils.run_folder.identity import config_changes, data_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
+OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # the converted network, as released
 
 # Of a state of a training, what it must hold at least; older versions wrote no more.
 STATE = {

@@ -85,24 +85,25 @@ def data_contents(config: Config, lists: Mapping[str, Sequence[Sample]]) -> dict
         lists: by name, of each sample its image and, with a label, that one's path, time in ns and size in bytes.
         files: text by key.
     """
-    target = config.target.data_dir
-    roots = {
-        "source": config.source.data_dir,
-        "target": target,
-        "held out": config.val.data_dir or target,
-        "test": config.test.data_dir or target,
+    target, v, t = config.target.data_dir, config.val, config.test
+    roots: dict[str, list[str | None]] = {
+        "source": [config.source.data_dir],
+        "target": [target],
+        "held out": [v.data_dir or target, v.label_dir],
+        "test": [t.data_dir or target, t.label_dir],
     }
     entries = {name: _entries(samples, roots[name]) for name, samples in lists.items()}
     return {"lists": entries, "files": _files(config)}
 
 
-def _entries(samples: Sequence[Sample], root: str) -> list[Entry]:
-    """Files are named as seen from the data set's folder, which may be mounted elsewhere the next time."""
-    base = Path(root).resolve()
+def _entries(samples: Sequence[Sample], roots: Sequence[str | None]) -> list[Entry]:
+    """Files are named as seen from the data set's folders, which may be mounted elsewhere the next time."""
+    bases = [Path(root).resolve() for root in roots if root is not None]
 
     def name(path: Path) -> str:
         resolved = path.resolve()
-        return os.path.relpath(resolved, base) if resolved.is_relative_to(base) else str(resolved)
+        base = next((base for base in bases if resolved.is_relative_to(base)), None)
+        return str(resolved) if base is None else os.path.relpath(resolved, base)
 
     return [
         [name(sample.image)]

@@ -1,12 +1,13 @@
 """A trained run with the batch-norm statistics of the target: evaluate, convert, save, evaluate again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 from torch.utils.data import DataLoader
 
 from dataset.folders import Sample
 from models.segmentor import Segmentor
+from models.weights import official_part
 from utils import distributed
 from utils.build import data
 from utils.build.limits import check_batch
@@ -14,7 +15,14 @@ from utils.build.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.run_folder.agreement import data_facts
-from utils.run_folder.checkpoint import CONVERTED, model_state, resolve_weights, save_atomic
+from utils.run_folder.checkpoint import (
+    CONVERTED,
+    OFFICIAL_DECODER,
+    OFFICIAL_ENCODER,
+    model_state,
+    resolve_weights,
+    save_atomic,
+)
 from utils.run_folder.identity import data_contents
 from utils.scoring.convert_batchnorm import convert_statistics
 from utils.scoring.evaluation import evaluate_test_split, iou_table
@@ -44,19 +52,56 @@ def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
         check_batch(model, smallest, "adabn.batch_size")
 
 
-def convert_run(config: Config) -> None:
-    """Convert ``adabn.weights``, or the run of ``config``; the result is adabn.pth in the run folder.
+def files_to_convert(config: Config, report: Callable[[str], None]) -> list[str]:
+    """``adabn.weights``, or the run of ``config``, or where there is none the official pair of ``model.weights_*``.
 
-    Without test labels there are no scores, and the same file.
+    Args:
+        report: told of a pair that is not taken.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    m, given, folder = config.model, config.adabn.weights, config.run_folder
+    pair = [file for file in (m.weights_encoder, m.weights_decoder) if file]
+    try:
+        run = str(resolve_weights(given or str(folder)))
+        if given is None and len(pair) == 2:
+            report(f"{folder} has a trained run, which is converted; another exp_name converts {' and '.join(pair)}")
+        return [run]
+    except FileNotFoundError as error:
+        if given is None and len(pair) == 2:
+            return pair
+        raise FileNotFoundError(
+            f"{error}, or name a run by adabn.weights, or an official pair by model.weights_encoder and "
+            "model.weights_decoder"
+        ) from error
+
+
+def _save(config: Config, model: Segmentor, pair: bool) -> str:
+    """Write the converted network into the run folder, with ``pair`` as official files too. Returns what is written."""
+    files = {CONVERTED: model_state(config, model) | {"method": "test_adabn"}}
+    if pair:
+        files |= {OFFICIAL_ENCODER: official_part(model.encoder), OFFICIAL_DECODER: official_part(model.decoder)}
+    if distributed.is_main():
+        (config.run_folder / "config_adabn.yaml").write_text(to_yaml(config))
+        for name, state in files.items():
+            save_atomic(state, config.run_folder / name)
+    return ", ".join(str(config.run_folder / name) for name in files)
+
+
+def convert_run(config: Config) -> None:
+    """Convert ``files_to_convert``; the result is adabn.pth in the run folder, of an official pair such a pair too.
+
+    Without test labels there are no scores, and the same files.
 
     Raises:
         UserError: what cannot be converted or scored, before the first score wherever that can be known.
     """
-    folder, table, classes = config.run_folder, config.class_table, config.test.eval_classes
+    table, classes = config.class_table, config.test.eval_classes
     with start_run(config, config.test.num_workers) as run:
         device, log = run.device, run.log
-        weights = distributed.from_first(lambda: resolve_weights(config.adabn.weights or str(folder)))
-        model, report = load_network(config, [weights], device)
+        weights = distributed.from_first(lambda: files_to_convert(config, log.text))
+        model, report = load_network(config, weights, device)
         log.text(report)
         of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
         distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
@@ -81,8 +126,5 @@ def convert_run(config: Config) -> None:
             score_every=a.score_every,
             score=lambda done: score(f"after {done} forward passes"),
         )
-        if distributed.is_main():
-            (folder / "config_adabn.yaml").write_text(to_yaml(config))
-            save_atomic(model_state(config, model) | {"method": "test_adabn"}, folder / CONVERTED)
-        log.text(f"saved as {folder / CONVERTED} ({config.adabn})")
+        log.text(f"saved as {_save(config, model, len(weights) == 2)} ({config.adabn})")
         score("after conversion")

@@ -114,13 +114,12 @@ class Trainer:
                 self._save()  # gone on from a file elsewhere: this folder has no result yet
             return self._result()
         self.model.train()
-        if p.step == 0:
-            self._record_target_shares()
         batches = [iter(phase.loader) for phase in self.phases]
         indices = range(p.step, t.num_steps)
         main = distributed.is_main()
-        options = {"start": p.step, "enabled": main, "lines": False}  # no lines, as the log has the steps
-        bar = Progress(indices, self.config.exp_name, report=self.log.text, **options)
+        bar = Progress(  # without lines, as the log has the steps
+            indices, self.config.exp_name, start=p.step, enabled=main, lines=False, report=self.log.text
+        )
         with StopSignals() as signals, bar:
             if owes:
                 self._make_up_for_validation(signals)
@@ -238,14 +237,11 @@ class Trainer:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
-    def _record_target_shares(self) -> None:
-        if self.target_shares:
-            self.target_shares.record(self.model, self.standing.step)
-
     def _save_and_validate(self, signals: StopSignals) -> None:
         """The checkpoint first: what comes after, however long, may be broken off and is repeated."""
         self.standing.validated = self.validation is None
-        self._record_target_shares()  # before the checkpoint: a run that goes on from it has this record
+        if self.target_shares:  # before the checkpoint: a run that goes on from it has this record
+            self.target_shares.record(self.model, self.standing.step)
         self._save(previous=True)
         self._validate(signals)
 

@@ -10,7 +10,9 @@ import torch
 
 from dataset.cores import loader_processes
 from dataset.folders import Sample
+from dataset.messages import few
 from dataset.priors import labelled_classes
+from dataset.reading import OTHER_SIZES, resized_pairs
 from utils import distributed
 from utils.build import data, network
 from utils.config.read import ConfigError, to_yaml
@@ -84,7 +86,7 @@ class Experiment:
     def source_phase(self) -> Phase:
         """The supervised phase, the same in all four recipes."""
         loader = data.domain_loader(self.config, data.SOURCE, self.source, self.start)
-        return Phase("source", loader, supervised(self.config.train.lambda_seg))
+        return Phase("source", loader, supervised(self.config.train.lambda_seg, self.config.train.lambda_source))
 
     def target_phase(self, losses: LossFunction, backward: bool = True) -> Phase:
         loader = data.domain_loader(self.config, data.TARGET, self.target, self.start)
@@ -117,6 +119,7 @@ def train(
         state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
         if state is None:
             _check_starting_weights(config, self_trained, log)
+            _say_resized_labels(config, source, log)
         log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
         _say_missing_classes(config, source, log)
         validation = _make_validation(config, held_out, device, log)
@@ -171,6 +174,16 @@ def _check_starting_weights(config: Config, self_trained: bool, log: RunLog) -> 
             "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
             f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
         )
+
+
+def _say_resized_labels(config: Config, source: Sequence[Sample], log: RunLog) -> None:
+    """Say how many labels have another size than their image. Raises DataError where that cannot be trained on."""
+    skip_bad = config.train.skip_bad_samples > 0
+    found = distributed.from_first(
+        lambda: [str(s.label) for s in resized_pairs(source, config.source.label_kind, skip_bad=skip_bad)]
+    )
+    if found:
+        log.text(f"{len(found)} of {len(source)} source labels {OTHER_SIZES}: {few(found)}")
 
 
 def _say_missing_classes(config: Config, source: Sequence[Sample], log: RunLog) -> None:

@@ -78,6 +78,8 @@ class CollapseWatch:
 class VanishingWatch:
     """Tells once of each class that was common and leaves the labels of all layers.
 
+    A class is as common as ``expected`` says, or as it is in the labels of the first ``SHORTEST`` steps.
+
     Args:
         expected: gives each class's share, 0..1, by name; asked when there are labels for the first time.
         patience: steps over which a share is averaged, since a batch has few images.
@@ -87,6 +89,7 @@ class VanishingWatch:
         self.find_expected, self.patience = expected, patience
         self.expected: dict[str, float] = {}
         self.means: dict[str, float] | None = None  # running means of the classes that are still there
+        self.first: list[dict[str, float]] = []  # by class, the shares of the first steps
 
     def update(self, shares: dict[str, LayerShares]) -> str | None:
         """Take one step's shares by layer; returns the warning, if this step gives rise to one."""
@@ -95,16 +98,18 @@ class VanishingWatch:
         if self.means is None:
             self.expected = self.find_expected()
             self.means = dict(self.expected)
+        step = {name: max(layer.classes[name] for layer in shares.values()) for name in self.means}
         for name, mean in self.means.items():
-            share = max(layer.classes[name] for layer in shares.values())
-            self.means[name] = mean + (share - mean) / self.patience
+            self.means[name] = mean + (step[name] - mean) / self.patience
+        if len(self.first) < SHORTEST:
+            self._take_first(step, self.means)
         lost = {name: mean for name, mean in self.means.items() if is_lost(self.expected[name], mean)}
         for name in lost:
             del self.means[name]
         if not lost:
             return None
         found = "; ".join(
-            f"{name}: {self.expected[name]:.1%} of the source labels or of the first predictions, now {mean:.1%}"
+            f"{name}: {self.expected[name]:.1%} of the source labels or of the first pseudo-labels, now {mean:.1%}"
             for name, mean in lost.items()
         )
         return (
@@ -112,6 +117,16 @@ class VanishingWatch:
             "network is unlearning them: look at `sh run.sh compare CONFIG RUN...`, and try lower train.lr_encoder and "
             "train.lr_decoder, fewer train.num_steps or a lower curriculum.conf_threshold"
         )
+
+    def _take_first(self, step: dict[str, float], means: dict[str, float]) -> None:
+        """Keep a first step's shares; the last of them raises what is expected to their mean."""
+        self.first.append(step)
+        if len(self.first) < SHORTEST:
+            return
+        for name in means:
+            share = sum(shares[name] for shares in self.first) / SHORTEST
+            if share > self.expected[name]:
+                self.expected[name] = means[name] = share
 
 
 class UnlabelledWatch:

@@ -66,8 +66,8 @@ def cross_entropy(logits: Tensor, label: Tensor, labelled: Tensor) -> Tensor:
     return all_reduce_sum(total) / labelled.clamp_min(1)
 
 
-def supervised(lambda_seg: float) -> LossFunction:
-    """Source phase: ``CE(main) + lambda_seg * CE(aux)``."""
+def supervised(lambda_seg: float, lambda_source: float = 1.0) -> LossFunction:
+    """Source phase: ``lambda_source * (CE(main) + lambda_seg * CE(aux))``."""
 
     def losses(forward: Forward, batch: Batch) -> Outcome:
         outputs = forward(batch["image"])
@@ -77,7 +77,7 @@ def supervised(lambda_seg: float) -> LossFunction:
         if "aux" in outputs:
             terms["aux"] = cross_entropy(outputs["aux"], batch["label"], labelled)
             total = total + lambda_seg * terms["aux"]
-        return Outcome({"total": total, **terms}, labelled=labelled)
+        return Outcome({"total": lambda_source * total, **terms}, labelled=labelled)
 
     return losses
 

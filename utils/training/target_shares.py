@@ -43,12 +43,12 @@ class TargetShares:
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
 
     def record(self, model: Segmentor, done: int) -> None:
-        """Predict after step ``done``, 0 before the first one; the shares go into the log."""
+        """Predict after step ``done``; the shares go into the log."""
         shares = predictions_on(self.config, [model], self.loader, self.device).shares[0].tolist()
         self.log.record(done, {}, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
     def expected(self) -> dict[str, float]:
-        """By class, its share in some source labels or in the run's first predictions, whichever is larger."""
+        """By class, its share in some source labels or in the run's first record, if there is one, the larger one."""
         found = [self._in_source()]
         path = self.log.folder / RECORDS
         found += [shares for _, shares in read_shares(path, PREDICTION, self.log.text)[:1]] if path.is_file() else []
