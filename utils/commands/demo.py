@@ -42,8 +42,8 @@ QUICK_HELD_OUT = 10  # of the target images
 QUICK_STEPS = 8  # times fewer
 # Time of an iteration of each script in iterations of train_source_only.py, and of any command apart from its
 # iterations: start, validation, scores. Measured on two cores.
-ITERATION = {"train_source_only.py": 1.0, "train_adabn.py": 1.4, "train_pycda.py": 2.4, "train_pycda_spatial.py": 8.0}
-COMMAND = 60.0
+ITERATION = {"train_source_only.py": 1.0, "train_adabn.py": 1.2, "train_pycda.py": 1.7, "train_pycda_spatial.py": 4.0}
+COMMAND = 45.0
 POLL = 0.2  # seconds between two looks at what the first training has logged
 
 
