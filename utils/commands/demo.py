@@ -85,7 +85,7 @@ ABLATION = (
 )
 RELEASED = ("curriculum.conf_threshold=0.5",)  # in all else the demo's curriculum is the released one
 # With the paper's momentum of 0.9 a tenth of the demo's rates makes the same steps.
-PAPER_RATES = ("train.lr_encoder=0.004", "train.lr_decoder=0.01")
+PAPER_RATES = ("train.lr_encoder=0.008", "train.lr_decoder=0.02")
 
 
 def paper_keys() -> tuple[str, ...]:
