@@ -28,7 +28,7 @@ if DEVICE.type == "cpu":
 else:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # float32 is compared, which by torch's default convolutions round to TF32
 TINY = [
-    "model.encoder=resnet18_dilated16",
+    "model.encoder=resnet10_dilated16",
     "model.fc_dim=512",
     "model.decoder=fcn",
     "source.crop_size=[64, 32]",

@@ -184,6 +184,7 @@ def test_the_authors_files_inherit_and_are_inherited(tmp_path):
     assert (second.train.num_steps, second.train.schedule) == (10, "drop")
 
 
+@pytest.mark.slow
 def test_the_whole_configuration_is_printed_and_kept(command: Callable[..., list[str]], tmp_path, capsys):
     write(tmp_path / "root.yaml", "train: {lr_pow: 0.5}\ncurriculum: {box_size: [2]}")
     leaf = write(tmp_path / "leaf.yaml", "base: root.yaml\nseed: 3")

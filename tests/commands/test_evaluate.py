@@ -21,6 +21,7 @@ from utils.scoring.evaluation import comparison, predict, short_names
 from utils.scoring.pictures import TITLE_HEIGHT, confusion_picture, panel
 
 
+@pytest.mark.slow
 def test_several_networks_in_one_table_and_the_best_is_starred(command, source_run, tmp_path, capsys):
     files = [str(source_run), str(source_run / "last.pth")]
     evaluate.main(command(tmp_path, "any", "--weights", *files, "--json", str(tmp_path / "s.json")))
@@ -100,6 +101,7 @@ def test_averaging_undoes_the_mirror_and_the_scale():
     assert (scaled == plain).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_averaging_by_configuration_changes_the_prediction(command, source_run, tmp_path):
     results = []
     for name, keys in (("plain", []), ("averaged", ["tta.flip=true", "tta.scales=[0.5, 1.0]"])):
@@ -138,8 +140,9 @@ def test_prediction_of_no_class_misses_its_label():
         matrix.update(torch.tensor([0]), torch.tensor([7]))
 
 
+@pytest.mark.slow
 def test_official_pair_beside_a_run(command, source_run, tmp_path):
-    model = build_segmentor("resnet18_dilated16", "fcn", 19, 512)
+    model = build_segmentor("resnet10_dilated16", "fcn", 19, 512)
     for part in ("encoder", "decoder"):
         torch.save({f"module.{k}": v for k, v in getattr(model, part).state_dict().items()}, tmp_path / f"{part}.pth")
     pair = [str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")]

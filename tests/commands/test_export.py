@@ -20,6 +20,8 @@ from utils.config.declare import ConfigError
 from utils.inference import load
 from utils.run_folder.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = """\
 import json, sys, torch
 import utils                                    # somebody else's
@@ -67,7 +69,7 @@ def test_pyramid_pooling_takes_any_size(tmp_path, suffix):
     if suffix == ".onnx":
         for package in exported.ONNX_PACKAGES:
             pytest.importorskip(package)
-    model, path = settled("resnet18_dilated16", "ppm_bilinear"), tmp_path / f"network{suffix}"
+    model, path = settled("resnet10_dilated16", "ppm_bilinear"), tmp_path / f"network{suffix}"
     said = export_network(model, CITYSCAPES, path, logits=True, size=None)
     assert "logits float32 (N, C, H, W); largest difference" in said
     network = {".pt2": exported.read_pt2, ".onnx": exported.read_onnx}[suffix](path)
@@ -81,7 +83,7 @@ def test_fixed_size_and_names_in_the_onnx_file(tmp_path):
     import onnx
 
     path = tmp_path / "network.onnx"
-    said = export_network(settled("resnet18_dilated16", "fcn"), CITYSCAPES, path, logits=False, size=(96, 64))
+    said = export_network(settled("resnet10_dilated16", "fcn"), CITYSCAPES, path, logits=False, size=(96, 64))
     assert "(N, 64, 96, 3) -> classes" in said
     properties = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     assert properties["names"] == list(CITYSCAPES.names) and properties["palette"] == CITYSCAPES.palette.tolist()
@@ -95,7 +97,7 @@ def test_pooling_by_size_is_adaptive_pooling(height, width):
 
 
 def test_another_network_is_told_from_the_original(tmp_path, monkeypatch):
-    model = settled("resnet18_dilated16", "fcn")
+    model = settled("resnet10_dilated16", "fcn")
     for logits in (True, False):
         network = exported.ExportedNetwork(model, logits).eval()
         assert compare(network, model, logits, [(1, 64, 96)])

@@ -90,6 +90,7 @@ def test_older_checkpoint_of_cityscapes_classes(source_run, tmp_path):
     assert load(tmp_path / "old.pth").names == CITYSCAPES.names
 
 
+@pytest.mark.slow
 def test_works_from_another_folder(city, source_run, tmp_path):
     (path, *_) = sorted((city / "gtav/images").glob("*.png"))
     program = (

@@ -19,7 +19,7 @@ from models.batchnorm import bn_updates
 from models.weights import load_encoder_decoder, official_part
 from utils.commands import check
 
-pytestmark = pytest.mark.filterwarnings("ignore:keys", "ignore:the released")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:keys", "ignore:the released")]
 RELEASED = {
     "arch_encoder": "resnet101_dilated8",
     "arch_decoder": "ppm_bilinear_deepsup",
@@ -72,7 +72,7 @@ FILES = {
 }
 SMALL = [
     *(
-        "model.encoder=resnet18_dilated8",
+        "model.encoder=resnet10_dilated16",
         "model.fc_dim=512",
         "source.input_size=[96, 64]",
         "target.input_size=[96, 64]",
@@ -114,7 +114,7 @@ def paths(city: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An encoder and a decoder file as the released code saves them."""
     torch.manual_seed(0)
-    folder, model = tmp_path_factory.mktemp("pair"), build_segmentor("resnet18_dilated8", "ppm_bilinear")
+    folder, model = tmp_path_factory.mktemp("pair"), build_segmentor("resnet10_dilated16", "ppm_bilinear")
     files = {}
     for part in ("encoder", "decoder"):
         files[f"weights_{part}"] = str(folder / f"{part}.pth")
@@ -155,7 +155,7 @@ def test_released_conversion_takes_a_pair_and_writes_one(paths, pair, tmp_path):
     folder = Path(paths["snapshot_dir"]) / "converted"
     own = torch.load(folder / "adabn.pth", weights_only=True)
     files = [folder / "adabn_encoder.pth", folder / "adabn_decoder.pth"]
-    model = build_segmentor("resnet18_dilated8", "ppm_bilinear")
+    model = build_segmentor("resnet10_dilated16", "ppm_bilinear")
     load_encoder_decoder(model, *map(str, files))
     assert all(torch.equal(tensor, own["model"][name]) for name, tensor in model.state_dict().items())
     assert bn_updates(model) == own["bn_updates"] and set(own["bn_updates"].values()) == {2}

@@ -136,6 +136,7 @@ def test_byte_order_mark_is_dropped(config_file):
     assert build_config(config_file).seed == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

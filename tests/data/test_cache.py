@@ -147,6 +147,7 @@ def test_cache_that_cannot_be_written_is_named(samples, tmp_path):
         folder(samples, {}, tmp_path / "cache", skip_bad=True)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale_from", "shape"), [("resized", (56, 84, 3)), ("original", (64, 96, 3))])
 def test_training_with_a_cache_is_the_same_training(command, tmp_path, scale_from, shape):
     keys = ["source.input_size=[84, 56]", "source.scale=[0.7, 1.3]", "source.flip=true", "val.held_out=0"]

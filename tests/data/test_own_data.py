@@ -57,6 +57,7 @@ def keys(own: Path, city: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_four_classes_through_the_whole_recipe(command: Callable[..., list[str]], city, own):
     mine = keys(own, city)
     train_source_only.main(command(own, "source_only", *mine))
@@ -134,10 +135,11 @@ def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
     assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)
 
 
+@pytest.mark.slow
 def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
     """Own classes, photographs without a label, and no ``test:`` section."""
     domain = "{dataset: list, id_table: classes.yaml, crop_size: [64, 32], data_dir: %s, data_list: %s.txt}"
-    lines = ["num_classes: 4", "model: {encoder: resnet18_dilated16, decoder: fcn}"]
+    lines = ["num_classes: 4", "model: {encoder: resnet10_dilated16, decoder: fcn}"]
     lines += [f"{name}: {domain % (city, file)}" for name, file in (("source", "source"), ("target", "train"))]
     lines += ["train: {num_steps: 2, batch_size: 2, num_workers: 0}"]
     monkeypatch.chdir(own)

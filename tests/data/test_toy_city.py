@@ -64,6 +64,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_files_are_a_function_of_the_seed(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_toy_city(tmp_path / name, Plan(**vars(PLAN) | {"seed": seed}))

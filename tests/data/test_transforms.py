@@ -147,6 +147,7 @@ def random_options(rng: np.random.Generator) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale_from", ["resized", "original"])
 def test_transform_is_the_released_order_of_operations_bit_for_bit(scale_from):
     """Of noise, for any sizes: crops within the picture, beyond it, and beyond it along one axis only."""

@@ -37,6 +37,8 @@ from utils.run_folder.log import RunLog
 from utils.training.engine import Trainer
 from utils.training.state import training_state
 
+pytestmark = pytest.mark.slow
+
 SIZE = (12, 10)
 METHOD = "train_source_only"
 

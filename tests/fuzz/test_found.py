@@ -19,6 +19,7 @@ from utils.run_folder.facts import read_facts
 from utils.training.state import load_training_state
 
 
+@pytest.mark.slow
 def test_message_is_one_line_whatever_it_quotes():
     quoted = "a  b.png \x85 is none:\n\tno\u2028 way\x1b[2J\udcff"
     assert str(UserError(quoted)) == r"a  b.png is none: no way\x1b[2J\udcff"

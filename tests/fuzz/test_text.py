@@ -18,6 +18,8 @@ from utils.config.read import build_config, to_yaml
 from utils.config.schema import Config
 from utils.config.values import key_types
 
+pytestmark = pytest.mark.slow
+
 KEYS = sorted(key_types())
 EVERY_KEY = to_yaml(Config())
 RECIPE = (ROOT / "cfgs/pycda_exp001.yaml").read_text()

@@ -22,6 +22,8 @@ from utils.run_folder.log import RunLog
 from utils.training.engine import Trainer
 from utils.training.experiment import Experiment
 
+pytestmark = pytest.mark.slow
+
 CASES = json.loads(
     Path(os.environ.get("PYCDA_TRAJECTORY", Path(reference.__file__).parent / "trajectory.json")).read_text()
 )["cases"]

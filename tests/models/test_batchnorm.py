@@ -100,6 +100,7 @@ def test_recomputation_in_the_backward_pass_updates_statistics_once():
     assert all(torch.allclose(kept, again, rtol=1e-6) for kept, again in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet18_dilated16", "vgg16"])
 def test_checkpointed_encoder_changes_nothing_but_memory(encoder, monkeypatch):
     monkeypatch.setattr(heads, "FC_WIDTH", 16)
@@ -228,6 +229,7 @@ def _one_rank(rank: int, world: int, file: str, batches: list[torch.Tensor], que
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_batch(tmp_path):
     """Logits, statistics and gradients; also where the mean is so large that E[x^2] - E[x]^2 would cancel."""
     small = torch.randn(4, 2, 6, 5, generator=torch.Generator().manual_seed(1))

@@ -48,6 +48,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_output_stride(encoder):
     model = ENCODERS[encoder]().eval()
@@ -58,6 +59,7 @@ def test_output_stride(encoder):
     assert features[-1].shape == (1, width(encoder), 64 // stride, 96 // stride)
 
 
+@pytest.mark.slow
 def test_torchvision_encoders_compute_what_torchvision_does():
     theirs = resnet50(replace_stride_with_dilation=[False, True, True]).eval()
     ours = ENCODERS["tv_resnet50_dilated8"]().eval()

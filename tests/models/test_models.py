@@ -34,6 +34,7 @@ def small(decoder: str = "fcn", use_aux: bool = True) -> Segmentor:
     return build_segmentor("resnet18_dilated16", decoder, 5, 512, use_aux)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["encoder"])
 def test_network_gives_the_numbers_of_the_released_code(case, device):
     spec, expected = case["spec"], case["expected"]
@@ -87,6 +88,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "decoder"), TRAINED)
 def test_few_steps_of_training_fit_a_batch(encoder, decoder, monkeypatch):
     monkeypatch.setattr(heads, "FC_WIDTH", 64)

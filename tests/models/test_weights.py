@@ -111,6 +111,7 @@ def test_imagenet_file_may_have_its_classifier_and_batch_counters(tmp_path):
         load_encoder_decoder(model, None, str(tmp_path / "imagenet.pth"))
 
 
+@pytest.mark.slow
 def test_torchvision_weights_by_name_and_by_file(tmp_path, monkeypatch):
     published = resnet50()
     for name, tensor in published.state_dict().items():
@@ -139,6 +140,7 @@ def test_unknown_or_unreachable_torchvision_weights_are_explained(monkeypatch):
         load_encoder_decoder(tiny(), "ResNet50_Weights.IMAGENET1K_V1")
 
 
+@pytest.mark.slow
 def test_vgg_classifier_initialises_the_fully_connected_layers(tmp_path, monkeypatch):
     """As convolutions they compute on a 7x7 map what torchvision's linear layers do."""
     monkeypatch.setattr(heads, "FC_WIDTH", 8)
@@ -213,6 +215,7 @@ def test_damage_anywhere_in_a_file_gives_the_right_values_or_an_error(tmp_path, 
     assert refused >= TRIALS * 0.95  # of a bit between the tensors nothing is lost
 
 
+@pytest.mark.slow
 def test_a_whole_network_is_not_overwritten_by_an_imagenet_encoder(command, source_run, tmp_path):
     """As where a configuration has weights_encoder from its base, and model.weights of its own."""
     keys = command(tmp_path, "run", f"model.weights={source_run}", "model.weights_encoder=imagenet.pth")

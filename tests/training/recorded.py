@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from models.segmentor import Segmentor
+from models.encoder import Encoder
 from utils import distributed
 from utils.training.engine import Trainer
 
@@ -20,11 +21,11 @@ KEPT = 2**16  # values of a parameter: batch norms and convolutions in every sta
 
 def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: str | None = None) -> None:
     """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
-    forward, iterate, step = Segmentor.forward, Trainer.iterate, torch.optim.SGD.step
+    iterate, step = Trainer.iterate, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
 
-    def cast(self, images, aux=None):
-        return forward(self, images.to(torch.get_default_dtype()), aux)
+    def cast(module, inputs):
+        return (inputs[0].to(torch.get_default_dtype()), *inputs[1:]) if isinstance(module, Encoder) else None
 
     def note(self, *arguments):
         trainers[:], writes[:] = [self], [distributed.is_main()]
@@ -35,13 +36,15 @@ def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: s
         gradients.append({name: grad.clone() for name, grad in grads.items() if grad.numel() <= KEPT})
         return step(self)
 
-    Segmentor.forward, Trainer.iterate, torch.optim.SGD.step = cast, note, record
+    Trainer.iterate, torch.optim.SGD.step = note, record
+    hook = register_module_forward_pre_hook(cast)
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         importlib.import_module(script).main(arguments)
     finally:
         torch.set_default_dtype(torch.float32)
-        Segmentor.forward, Trainer.iterate, torch.optim.SGD.step = forward, iterate, step
+        hook.remove()
+        Trainer.iterate, torch.optim.SGD.step = iterate, step
     if file and writes[0]:
         torch.save(gradients, file)
 

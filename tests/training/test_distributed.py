@@ -15,6 +15,8 @@ import evaluate
 import train_source_only
 from tests.training import recorded
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
@@ -33,9 +35,9 @@ PAIRS = [  # of all nine: each script while it learns, and what float32 and lear
     ("train_pycda_spatial", "float64"),
 ]
 RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apart: losses and weights; gradients
-    "float32": ("float32", 5, LEARNING, 1e-4, 0.05),
-    "resting": ("float32", 5, RESTING, 1e-4, 1e-4),
-    "float64": ("float64", 3, LEARNING, 1e-6, 1e-6),
+    "float32": ("float32", 3, LEARNING, 1e-4, 0.05),
+    "resting": ("float32", 2, RESTING, 1e-4, 1e-4),
+    "float64": ("float64", 2, LEARNING, 1e-6, 1e-6),
 }
 
 
@@ -76,7 +78,7 @@ def trained_run(command, tmp_path_factory) -> Path:
     on the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
     runs = tmp_path_factory.mktemp("trained")
     rates = ["train.lr_encoder=0.01", "train.lr_decoder=0.05"]
-    keys = ["train.num_steps=40", "train.batch_size=4", "val.every=40", *rates]
+    keys = ["train.num_steps=30", "train.batch_size=4", "val.every=30", *rates]
     train_source_only.main(command(runs, "source_only", *NETWORK, *keys))
     return runs / "source_only"
 

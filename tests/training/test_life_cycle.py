@@ -212,6 +212,7 @@ def test_scaler_of_a_run_without_one_is_left_as_it_is():
         load_training_state(state | {"model": {}}, model, optimizer, scaler)
 
 
+@pytest.mark.slow
 def test_no_log_stops_or_stalls_a_training(tmp_path):
     """A full disk behind the output and all three logs, in a process of its own as the output is switched off."""
     if not Path("/dev/full").exists():

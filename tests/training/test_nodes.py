@@ -14,6 +14,8 @@ import pytest
 import train_source_only
 from tests.training.test_distributed import finish, free_port, launch, losses
 
+pytestmark = pytest.mark.slow
+
 LOST = 69  # exit status
 STARTED = "step 1 "
 ENDLESS = ["train.num_steps=100000", "val.every=100000", "train.print_freq=1", "val.held_out=0"]

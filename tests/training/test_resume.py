@@ -19,6 +19,8 @@ from utils.run_folder.checkpoint import CheckpointError
 from utils.training.engine import Trainer
 from utils.training.signals import STOPPED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 KEYS = ["train.num_steps=6", "train.momentum=0.9"]

@@ -66,6 +66,7 @@ def test_command_that_the_end_of_a_training_names_works(source_run, capsys):
     assert "pixel_accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_source_loss_has_a_weight(command, tmp_path):
     """As the released ``lambda_trade_off``: of all of it. Half the loss at twice the rates is the same step."""
     plain = ["train.num_steps=1", "val.held_out=0", "train.momentum=0", "train.weight_decay=0"]
@@ -79,15 +80,17 @@ def test_source_loss_has_a_weight(command, tmp_path):
     assert all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in a)
 
 
+@pytest.mark.slow
 def test_training_fits_two_images(command, city, tmp_path):
     (tmp_path / "two.txt").write_text("00001.png\n00002.png\n")
-    keys = ["train.num_steps=25", "val.held_out=0", f"source.data_list={tmp_path}/two.txt", "source.crop_size=[96, 64]"]
+    keys = ["train.num_steps=15", "val.held_out=0", f"source.data_list={tmp_path}/two.txt", "source.crop_size=[96, 64]"]
     train_source_only.main(command(tmp_path, "fit", *keys, "train.lr_encoder=0.01", "train.lr_decoder=0.05"))
     main = [record["source/main"] for record in records(tmp_path / "fit")]
     assert np.mean(main[-3:]) < 0.5 * main[0]
     assert not (tmp_path / "fit/best.pth").exists()  # no validation: the last checkpoint is the result
 
 
+@pytest.mark.slow
 def test_adabn_moves_the_statistics_and_nothing_else(command, source_run, tmp_path):
     """After one step: the same weights as source only, other statistics."""
     train_source_only.main(command(tmp_path, "without", "train.num_steps=1"))
@@ -97,6 +100,7 @@ def test_adabn_moves_the_statistics_and_nothing_else(command, source_run, tmp_pa
     assert not torch.equal(without["encoder.bn1.running_mean"], with_["encoder.bn1.running_mean"])
 
 
+@pytest.mark.slow
 def test_pycda_starts_from_source_only_and_steps_twice(command, source_run, tmp_path):
     start = f"model.weights={source_run}"
     keys = ["train.num_steps=1", "train.momentum=0.0", "train.weight_decay=0.0"]
@@ -135,6 +139,7 @@ def test_wrong_script_says_which_is_right(command, source_run, tmp_path, script,
         script.main(command(tmp_path, "wrong", f"model.weights={source_run}", *keys))
 
 
+@pytest.mark.slow
 def test_synthia_is_read_by_the_same_script(command, city, tmp_path):
     keys = ["source.dataset=synthia", f"source.data_dir={city}/synthia", "train.num_steps=1"]
     train_source_only.main(command(tmp_path, "synthia", *keys))
@@ -211,6 +216,7 @@ def test_missing_run_is_named(command, tmp_path):
         train_pycda.main(command(tmp_path, "pycda", f"model.weights={tmp_path}/nowhere"))
 
 
+@pytest.mark.slow
 def test_command_line_of_the_readme(command, tmp_path):
     _, config, *keys = command(tmp_path, "shell", "train.num_steps=1", "val.held_out=0")
     root = Path(__file__).parents[2]

@@ -104,6 +104,7 @@ def test_held_out_files_that_cannot_be_scored(command, own_city, tmp_path, no_st
     refused(train_source_only.main, command(tmp_path, "run", *of(own_city)), message)
 
 
+@pytest.mark.slow
 def test_turned_pair_is_none(command, own_city, tmp_path):
     """Stored sizes differ, upright ones do not."""
     sample = held_out(own_city)[0]
@@ -128,6 +129,7 @@ def test_smallest_and_largest_image_are_tried(city):
     assert start.extremes(samples, [((9, 9), 2), ((96, 64), 0), ((8, 9), 1)]) == [samples[1], samples[0]]
 
 
+@pytest.mark.slow
 def test_disk_without_room_for_a_checkpoint(command, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     sizes = [1e6, 200e6]  # the network takes 57 MB, and its momentum as much
@@ -152,6 +154,7 @@ def test_whole_images_of_several_sizes_are_no_batch(command, own_city, source_ru
     refused(convert.main, command(tmp_path, "converted", *of(own_city), *keys), message)
 
 
+@pytest.mark.slow
 def test_trial_changes_nothing(command, tmp_path, monkeypatch):
     """Neither the network and the random numbers of the process, nor a whole run."""
     states, check = [], experiment.check_start
@@ -185,6 +188,7 @@ def test_resumed_run_is_not_tried_again(command, source_run, tmp_path, monkeypat
     train_source_only.main(command(tmp_path, "run"))
 
 
+@pytest.mark.slow
 def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path):
     truncate(held_out(own_city)[1].label)  # of the second process's share
     process = launch(2, "train_source_only.py", command(tmp_path, "run", *of(own_city)))
@@ -193,6 +197,7 @@ def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path):
     assert all(f"rank {rank}: error: cannot read picture" in output for rank in (0, 1)), output
 
 
+@pytest.mark.slow
 def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_run, "evaluate_test_split", lambda *arguments, **options: pytest.fail("scored"))
     weights = f"adabn.weights={source_run}"

@@ -30,6 +30,7 @@ def log_of(run: Path) -> str:
     return (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
     command,
     uninterrupted,  # noqa: F811
@@ -72,6 +73,7 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
     process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
     wait_for(process, tmp_path / "run", 1)

@@ -26,6 +26,7 @@ def shares(run: Path) -> list[tuple[int, dict[str, float]]]:
     return read_shares(run / "log.jsonl", PREDICTION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_adabn, train_pycda])
 def test_predictions_at_every_save(command, source_run, tmp_path, script):
     script.main(command(tmp_path, "run", f"model.weights={source_run}", "train.num_steps=3"))
@@ -36,6 +37,7 @@ def test_predictions_at_every_save(command, source_run, tmp_path, script):
     assert (last_labels(tmp_path / "run/log.jsonl") is None) == (script is train_adabn)
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_anew_forgets_the_predictions_before_the_earlier_one(command, source_run, tmp_path):
     for keys in ([], ["resume=off", "seed=1"]):
         train_adabn.main(command(tmp_path, "run", f"model.weights={source_run}", "train.num_steps=1", *keys))
@@ -61,6 +63,7 @@ def test_looking_changes_neither_the_network_nor_the_random_numbers(command, cit
     assert list(expected.values()) == pytest.approx(np.maximum(labels, list(first.values())).tolist())
 
 
+@pytest.mark.slow
 def test_a_class_that_should_be_there_and_is_not_labelled_is_told_in_the_log(
     command, source_run, tmp_path, monkeypatch
 ):
