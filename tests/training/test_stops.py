@@ -30,6 +30,7 @@ def log_of(run: Path) -> str:
     return (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
     command,
     uninterrupted,  # noqa: F811
@@ -54,6 +55,7 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_path, monkeypatch):
     iterate = Trainer.iterate
 
@@ -72,6 +74,7 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
     process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
     wait_for(process, tmp_path / "run", 1)
@@ -108,7 +111,7 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
         signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
     """A scheduler may start the run on another machine, which could not tell that its process has ended."""
 

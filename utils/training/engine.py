@@ -272,7 +272,7 @@ class Trainer:
 
     def _asked_to_stop(self, signals: StopSignals) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
-        asked = signals.received or (self.log.console.lost and signals.hangup_stops)
+        asked = signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops)
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
     def _stop_if_asked(self, signals: StopSignals, saved: bool) -> None:
@@ -285,7 +285,7 @@ class Trainer:
         why = (
             f"signal {signals.received}"
             if signals.received
-            else "a signal, or because nobody reads its output"
+            else "a signal, or as nobody reads its output, or torchrun has ended"
         )
         left = "" if p.validated else ", and repeats the validation"
         self.log.text(
