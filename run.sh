@@ -14,7 +14,7 @@
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
 # MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
 # Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
-# srun --ntasks-per-node=1 in a SLURM allocation, which says all of that.
+# srun --ntasks-per-node=1 in a SLURM allocation, which says all of that. Each restart takes the next port.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python3}
@@ -85,10 +85,7 @@ processes=${NPROC:-$(count_gpus)}
 if [ "$nodes" -gt 1 ]; then
     : "${NODE_RANK:?of several nodes, set NODE_RANK}" "${MASTER_ADDR:?of several nodes, set MASTER_ADDR}"
     : "${MASTER_PORT:?of several nodes, set MASTER_PORT to a port that is free on MASTER_ADDR}"
-    meeting="--nnodes $nodes --rdzv_backend nodes --rdzv_endpoint $MASTER_ADDR:$MASTER_PORT"
-elif [ "$processes" -gt 1 ] || [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
-    meeting=--standalone
-else
+elif [ "$processes" -eq 1 ] && [ "${MAX_RESTARTS:-0}" -eq 0 ]; then
     exec "$PYTHON" "$script" "$@"
 fi
 minutes=5 # as the key timeout_minutes has it
@@ -100,11 +97,6 @@ case ${script#"$here/"} in
         minutes=${said:-$minutes}
         ;;
 esac
-[ "$nodes" -eq 1 ] || meeting="$meeting --rdzv_conf rank=$NODE_RANK,minutes=$minutes"
-# The launcher would catch a hangup that nohup lets this shell, and so its children, ignore.
-if sh -c 'kill -HUP $$' 2>/dev/null; then
-    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT  # of torch.distributed.run, where torch has it
-fi
-export NPROC="$processes" # each takes its share of the cores
-# shellcheck disable=SC2086 # numbers and a host name
-module utils.commands.launch $meeting --nproc_per_node "$processes" --max_restarts "${MAX_RESTARTS:-0}" "$script" "$@"
+# NPROC: each process takes its share of the cores
+export NPROC="$processes" NNODES="$nodes" NODE_RANK MASTER_ADDR MASTER_PORT
+module utils.launch "$minutes" "$script" "$@"

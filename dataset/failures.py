@@ -15,7 +15,10 @@ INTERRUPTED = 130  # exit status
 # Everything that is no bug: our own errors, files and folders, a training that diverges.
 EXPECTED = (UserError, OSError, FloatingPointError)
 TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
-SETTLED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # what schedulers send
+# Signals by which schedulers and terminals tell a program to stop, beside SIGINT; Windows has the first alone.
+SCHEDULERS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
+]
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable of the processes that torchrun starts
 OUT_OF_MEMORY = "train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size takes less"
 
@@ -46,13 +49,25 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
     """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
 
     torch, which ``main`` loads, takes the cores that this process may use, see ``share_cores``.
-    A SIGTERM does not change the status any more while the interpreter ends, which takes torch a second.
+    A scheduler's signal does not change the status any more while the interpreter ends, which takes torch a second.
     A text in ``SystemExit`` is such a line too. Other errors are bugs and keep their traceback and status 1.
 
     Args:
         program: its name in that line; None: the file that was started.
     """
     share_cores()
+    status: str | int | None = 1
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 0)
+
+    if TORCHRUN in os.environ:
+        # Runs last, as it is registered before torch is loaded. A thread of torch that waits for the interpreter just
+        # when that is taken down aborts the process: finished runs of two processes ended in SIGABRT once in some
+        # hundred.
+        atexit.register(leave)
     try:
         status = main()
         sys.stdout.flush()
@@ -71,20 +86,6 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
             raise
         say(f"error: {one_line(error)}", program)
         status = error.status if isinstance(error, UserError) else MENDABLE
-    for number in SETTLED:
+    for number in SCHEDULERS:
         signal.signal(number, signal.SIG_IGN)
-    if TORCHRUN in os.environ:
-        _leave(status)
     sys.exit(status)
-
-
-def _leave(status: str | int | None) -> NoReturn:
-    """End after all that is to be done at an exit, but without taking the interpreter down.
-
-    A thread of torch that waits for the interpreter just then aborts the process: finished runs of two processes ended
-    in SIGABRT once in some hundred.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 0)

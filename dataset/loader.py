@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataset.cores import loader_processes
+from dataset.failures import SCHEDULERS
 from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.messages import ChoiceError, DataError
@@ -158,7 +159,8 @@ class ShardSampler(Sampler[int]):
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
     # A terminal or a scheduler tells all processes to stop; that is for the main process, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in {signal.SIGINT, *SCHEDULERS} - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_parent, daemon=True).start()

@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the tests has a core
 import torch  # noqa: E402, takes its number of threads from the environment
 
 import train_source_only  # noqa: E402
+from dataset.failures import SCHEDULERS  # noqa: E402
 from dataset.toy_city import Plan, write_toy_city  # noqa: E402
 
 MOST_PROCESSES = 8  # of tests: each takes about 1 GB
@@ -53,7 +54,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(autouse=True)
 def signals_stay() -> Iterator[None]:
     """A training that was stopped keeps its handlers, as its process would end; these tests go on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *SCHEDULERS)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -3,22 +3,72 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dataset.failures import one_line
 from dataset.messages import UserError
-from utils.launcher import follow_launcher
-from utils.peers import LostError, Peers
 
 T = TypeVar("T")
 Facts = Callable[[], Mapping[str, str]]  # values by name
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
-_peers: Peers | None = None  # of the process group, which torch too keeps one of
+HOWEVER_LONG = timedelta(days=1)  # that the others wait for what the first process does alone
+PATIENCE = timedelta(seconds=10)  # after a failure, for the answer of those that are left
+CAUSES = (
+    "Did the start fail there, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through, can all nodes "
+    "use their GPUs?"
+)
+REMEDY = (
+    "Was it killed (out of memory?), is its machine down, the link cut, or the wrong interface taken (set "
+    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME)? The same command goes on from the last checkpoint"
+)
+
+
+class DisagreementError(UserError, RuntimeError):
+    """Processes that were started with different things; the message says with what, and which rank."""
+
+
+class LostError(UserError, RuntimeError):
+    """A process that does not come or answer.
+
+    The exit status is that of a service that is not there (EX_UNAVAILABLE): the same command may go on from the last
+    checkpoint as soon as it is.
+    """
+
+    status = 69
+
+
+class _Barriers(NamedTuple):
+    """Groups beside the one for tensors, over gloo, whose monitored barrier names who is missing.
+
+    There the first process waits as long as it is told, the others as long as their group's timeout.
+    """
+
+    patient: Any  # dist.ProcessGroup, as the other; what torch says that new_group gives, its barrier does not take
+    impatient: Any
+    timeout: timedelta  # of all other messages
+
+    def wait_for_first(self) -> None:
+        try:
+            dist.monitored_barrier(self.patient, self.timeout, wait_all_ranks=True)
+        except RuntimeError as missing:
+            raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from missing
+
+    def who_is_lost(self, error: Exception) -> str:
+        """What the processes that are left can say of the others, else what ``error`` says."""
+        try:
+            dist.monitored_barrier(self.impatient, PATIENCE, wait_all_ranks=True)
+        except RuntimeError as missing:
+            return one_line(missing)
+        return one_line(error)
+
+
+_barriers: _Barriers | None = None  # of the process group, which torch too keeps one of
 
 
 @contextmanager
@@ -26,8 +76,7 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     """For the block, join the processes that torchrun describes in the environment; gives this process's device.
 
     Backend ``nccl`` with CUDA, ``gloo`` on the CPU and where processes share a GPU, which ``nccl`` refuses. Without
-    torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others, which
-    learn of it.
+    torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others.
 
     Args:
         minutes: that a process waits for the others, at the start and in every message, before it is an error.
@@ -35,30 +84,22 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
 
     Raises:
         DisagreementError: ``facts`` differ; before anything else happens.
-        LostError: a process did not come, does not answer or ended; the message says which.
+        LostError: a process did not come, does not answer or ended.
     """
-    global _peers
-    follow_launcher()
+    global _barriers
     device, backend = device_and_backend()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
-    _peers = Peers.of_environment(minutes)
-    whole = False
+    timeout, whole = timedelta(minutes=minutes), False
     try:
-        _peers.meet()
-        _peers.compare({**facts(), "device": device.type, "backend": backend, "torch": torch.__version__})
-        dist.init_process_group(
-            backend,
-            store=_peers.store.torch_store,
-            rank=_peers.rank,
-            world_size=_peers.world_size,
-            timeout=timedelta(minutes=minutes),
-            device_id=device if backend == "nccl" else None,
-        )
         with explained():
+            dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None)
+            patient, impatient = (dist.new_group(backend="gloo", timeout=limit) for limit in (HOWEVER_LONG, PATIENCE))
+            _barriers = _Barriers(patient, impatient, timeout)
+            compare(lambda: {**facts(), "device": device.type, "torch": torch.__version__})
             yield device
         whole = True
     except SystemExit:  # asked to stop
@@ -67,7 +108,7 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     finally:
         if whole:  # else taking the group down would wait for those that are in it
             dist.destroy_process_group()
-        _peers = None
+        _barriers = None
 
 
 def device_and_backend() -> tuple[torch.device, str]:
@@ -81,20 +122,36 @@ def device_and_backend() -> tuple[torch.device, str]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """For the block, tell the other processes of an error that ends this one, and say which of them does not answer."""
+    """For the block, an error of a message between processes is a LostError that says who does not answer."""
     try:
         yield
-    except Exception as error:
-        cause = error if _peers is None or isinstance(error, LostError) else _peers.explain(error)
-        if cause is error:
+    except RuntimeError as error:
+        of_gloo = "/gloo/" in str(error).partition("]")[0]  # they have no type, but begin with the place in its source
+        if isinstance(error, UserError) or not (of_gloo or isinstance(error, dist.DistError)):
             raise
-        raise cause from error
+        if _barriers is None:
+            raise LostError(f"not all processes came within timeout_minutes: {one_line(error)} {CAUSES}") from error
+        raise LostError(f"lost another process: {_barriers.who_is_lost(error)}. {REMEDY}") from error
 
 
 def compare(facts: Facts) -> None:
     """Check that all processes have the same ``facts``; see ``process_group`` for arguments and what is raised."""
-    if _peers is not None:
-        _peers.compare(facts())
+    if _barriers is None:
+        return
+    everybody: list[Any] = [None] * world_size()
+    dist.all_gather_object(everybody, dict(facts()))
+    first, *others = everybody
+    differing = []
+    for rank, own in enumerate(others, 1):
+        names = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
+        found = [f"{name} is {own.get(name)} there, {first.get(name)} on rank 0" for name in names]
+        if found:
+            differing.append(f"rank {rank}: {'; '.join(found)}")
+    if differing:
+        raise DisagreementError(
+            f"the processes were not started with the same: {'. '.join(differing)}. Give every node the same files "
+            "and the same command"
+        )
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -102,7 +159,7 @@ def from_first(make: Callable[[], T]) -> T:
 
     An error that the user can mend is raised in all of them too.
     """
-    if _peers is None:
+    if _barriers is None:
         return make()
     made: list[Any] = [None, None]
     if is_main():
@@ -110,7 +167,7 @@ def from_first(make: Callable[[], T]) -> T:
             made[0] = make()
         except (UserError, OSError) as error:
             made[1] = error
-    _by_store(_peers)
+    wait_for_first()
     dist.broadcast_object_list(made)
     if made[1] is not None:
         raise made[1]
@@ -130,17 +187,12 @@ def is_main() -> bool:
 
 
 def wait_for_first() -> None:
-    """Wait, however long, until the first process has come here too."""
-    if _peers is not None:
-        _by_store(_peers)
-        dist.barrier()
+    """Wait, however long, until the first process has come here too; it waits for the others as for a message.
 
-
-def _by_store(peers: Peers) -> None:
-    """Wait without the limit in time that messages have. The store goes with the launcher, the processes may not yet:
-    then the message that follows waits."""
-    with suppress(LostError):
-        peers.wait_for_first()
+    Raises LostError where one does not come.
+    """
+    if _barriers is not None:
+        _barriers.wait_for_first()
 
 
 class _AllReduceSum(torch.autograd.Function):

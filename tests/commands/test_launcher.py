@@ -1,7 +1,6 @@
 """``run.sh`` without training anything: the command that it would start, told by an ``echo`` in place of Python."""
 
 import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -24,21 +23,23 @@ def started(*arguments: str, **variables: str) -> str:
 def fake_python(folder: Path, gpus: int) -> str:
     """An interpreter that counts ``gpus`` when asked, and otherwise says what it was given."""
     path = folder / f"python{gpus}"
-    path.write_text(f'#!/bin/sh\ncase $1 in -c) echo {gpus} ;; *) echo "$@" ;; esac\n')
+    path.write_text(f'#!/bin/sh\ncase $1 in -c) echo {gpus} ;; *) echo "$@" "NPROC=${{NPROC:-}}" ;; esac\n')
     path.chmod(0o755)
     return str(path)
 
 
 def test_one_process_without_gpus_and_one_for_each_visible_gpu(tmp_path):
-    script, launcher = str(ROOT / "train_pycda.py"), "-P -m utils.commands.launch --standalone"
+    script, launcher = str(ROOT / "train_pycda.py"), "-P -m utils.launch 5"
     assert started("train_pycda.py", "c.yaml", "seed=1") == f"{script} c.yaml seed=1"
     visible = {"CUDA_VISIBLE_DEVICES": "0,2,3", "PYTHON": fake_python(tmp_path, 3)}
     many = started("train_pycda.py", "c.yaml", "seed=1", **visible)
-    assert many == f"{launcher} --nproc_per_node 3 --max_restarts 0 {script} c.yaml seed=1"
-    assert "--nproc_per_node 2 " in started("train_pycda.py", "c.yaml", **visible, NPROC="2")
+    assert many == f"{launcher} {script} c.yaml seed=1 NPROC=3"
+    assert started("train_pycda.py", "c.yaml", **visible, NPROC="2").endswith("NPROC=2")
     for gpus in (0, 1):  # an old driver, or torch for the CPU
         visible["PYTHON"] = fake_python(tmp_path, gpus)
-        assert started("train_pycda.py", "c.yaml", **visible) == f"{script} c.yaml"
+        assert started("train_pycda.py", "c.yaml", **visible) == f"{script} c.yaml NPROC="
+    visible["MAX_RESTARTS"] = "2"
+    assert started("train_pycda.py", "c.yaml", **visible) == f"{launcher} {script} c.yaml NPROC=1"
 
 
 def test_gpus_that_the_driver_lists_are_counted_by_torch(tmp_path):
@@ -47,7 +48,7 @@ def test_gpus_that_the_driver_lists_are_counted_by_torch(tmp_path):
     listing.chmod(0o755)
     run = ["sh", str(ROOT / "run.sh"), "evaluate.py", "c.yaml"]
     kept = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "NPROC")}
-    for gpus, expected in ((2, "--nproc_per_node 2 "), (0, f"{ROOT / 'evaluate.py'} c.yaml")):
+    for gpus, expected in ((2, "NPROC=2"), (0, f"{ROOT / 'evaluate.py'} c.yaml")):
         own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": fake_python(tmp_path, gpus)}
         assert expected in subprocess.run(run, env=kept | own, capture_output=True, text=True, check=True).stdout
 
@@ -62,19 +63,22 @@ def test_names_without_their_endings_and_questions_to_one_process():
 
 
 def test_several_nodes_by_variables_or_by_slurm(tmp_path):
-    given = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29501", "NPROC": "4"}
-    meeting = "--nnodes 2 --rdzv_backend nodes --rdzv_endpoint node7:29501 --rdzv_conf rank=1,minutes="
-    expected = f"{meeting}5 --nproc_per_node 4"
-    assert expected in started("train_pycda.py", "c.yaml", **given)
-    patient = tmp_path / "python"
-    patient.write_text('#!/bin/sh\ncase "$*" in *--print-config) echo "timeout_minutes: 7.5" ;; *) echo "$@" ;; esac\n')
-    patient.chmod(0o755)
-    assert f"{meeting}7.5 " in started("train_pycda.py", "c.yaml", **given, PYTHON=str(patient))
+    saying = tmp_path / "python"
+    saying.write_text(
+        '#!/bin/sh\ncase "$*" in *--print-config) echo "timeout_minutes: $PATIENCE" ;;\n'
+        '*) echo "$@" $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT $NPROC ;; esac\n'
+    )
+    saying.chmod(0o755)
+    usual = {"NPROC": "4", "PYTHON": str(saying), "PATIENCE": "7.5"}
+    given = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29501"}
+    expected = f"-P -m utils.launch 7.5 {ROOT}/train_pycda.py c.yaml 2 1 node7 29501 4"
+    assert started("train_pycda.py", "c.yaml", **given, **usual) == expected
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"\n')
     scontrol.chmod(0o755)
     slurm = {"SLURM_JOB_ID": "9501", "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
-    assert expected in started("train_pycda.py", "c.yaml", NPROC="4", PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm)
+    usual["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    assert started("train_pycda.py", "c.yaml", **slurm, **usual) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,23 +90,3 @@ def test_what_is_missing_is_named(arguments, message):
     command = ["sh", str(ROOT / "run.sh"), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and message in result.stderr
-
-
-@pytest.mark.parametrize("ignored", [True, False])
-def test_launcher_leaves_a_hangup_alone_under_nohup(tmp_path, ignored):
-    """``nohup`` starts a program with SIGHUP ignored; torchrun would catch it all the same."""
-    said = tmp_path / "said"
-    said.write_text('#!/bin/sh\necho "${PET_SIGNALS_TO_HANDLE:-all}"\n')
-    said.chmod(0o755)
-    environment = os.environ | {"NPROC": "2", "PYTHON": str(said)}
-    hangup = signal.SIG_IGN if ignored else signal.SIG_DFL  # whatever started the tests
-    command = ["sh", str(ROOT / "run.sh"), "train_source_only.py", "config.yaml"]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
-    )
-    assert done.stdout.strip() == ("SIGTERM,SIGINT,SIGQUIT" if ignored else "all")

@@ -228,3 +228,37 @@ def test_launcher_passes_on_the_exit_status(command, tmp_path, name):
     process = launch(1 if name == "user" else 2, "train_source_only.py", command(tmp_path, "x", "train.nmu_steps=1"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and "the nearest is 'train.num_steps'" in output
+
+
+def test_the_first_process_may_take_longer_than_the_others_wait_for_a_message(tmp_path):
+    """Its error comes to all; who does not answer is named, and ends the run."""
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        "import time, torch\n"
+        "from dataset.failures import exit_after\n"
+        "from dataset.messages import DataError\n"
+        "from utils import distributed\n"
+        "def slow():\n"
+        "    time.sleep(6)\n"
+        "    return 'a prior'\n"
+        "def damaged():\n"
+        "    raise DataError('a.png is damaged')\n"
+        "def main():\n"
+        "    with distributed.process_group(0.05, dict):\n"  # three seconds
+        "        print('got', distributed.from_first(slow), flush=True)\n"
+        "        try:\n"
+        "            distributed.from_first(damaged)\n"
+        "        except DataError as error:\n"
+        "            print(f'error: {error}.', flush=True)\n"
+        "        time.sleep(100 * distributed.rank())\n"
+        "        distributed.gather([1])\n"
+        "exit_after(main)\n"
+    )
+    output, status = _ended(launch(2, str(script), ["--config", "x"], PYTHONPATH=str(ROOT)))
+    assert output.count("got a prior") == output.count("error: a.png is damaged.") == 2, output
+    assert status == 69 and "rank 0: error: lost another process: [Rank 0]: Ranks 1 failed to pass" in output, output
+
+
+def _ended(process: subprocess.Popen) -> tuple[str, int]:
+    output, _ = process.communicate(timeout=240)
+    return output, process.returncode

@@ -55,6 +55,7 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_path, monkeypatch):
     iterate = Trainer.iterate
 
@@ -110,7 +111,7 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
         signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
     """A scheduler may start the run on another machine, which could not tell that its process has ended."""
 

@@ -43,12 +43,15 @@ def gated(self, index, batches):
 Trainer.iterate = gated
 exit_after(train_source_only.main)
 """
-# In place of a training: stops SECONDS after the first signal, as if a step and a checkpoint took that long.
+# In place of a training: stops SECONDS after the first signal, as if a step and a checkpoint took that long; the same
+# signal counts once for ECHO seconds.
 SLOW = """
 import os, pathlib, sys, time
+from utils.training import signals as module
 from utils.training.signals import STOPPED, StopSignals
 
 folder, seconds = pathlib.Path(__file__).parent, float(sys.argv[1])
+module.ECHO = float(sys.argv[2])
 with StopSignals() as signals:
     said = folder / ("rank" + os.environ["RANK"])
     said.with_suffix(".tmp").write_text(str(os.getpid()))
@@ -57,6 +60,7 @@ with StopSignals() as signals:
     while not signals.received:
         assert time.monotonic() < end
         time.sleep(0.01)
+    (folder / ("told" + os.environ["RANK"])).touch()
     time.sleep(seconds)
     (folder / ("saved" + os.environ["RANK"])).touch()
     sys.exit(STOPPED)
@@ -106,53 +110,64 @@ def stopped(folder: Path, arguments: list[str], step: int, signals: Callable[[La
 
 
 def test_two_processes_stop_by_signal_or_without_launcher_and_go_on_bit_for_bit(command, tmp_path):
-    """A launcher that is killed; a signal to a single process."""
+    """A launcher that is killed; a signal to a single process; a scheduler's to the launcher."""
     (tmp_path / "gated.py").write_text(GATED)
     arguments = command(tmp_path, "run", *KEYS, "val.every=6")[1:]
 
     orphans = Launched(tmp_path, "gated.py", arguments, "step0-rank")
     orphans.launcher.kill()
+    orphans.launcher.wait()
     with (
         pytest.raises(CheckpointError, match=rf"another run \(process {orphans.workers[0]} on"),
         open_run_folder(tmp_path / "run"),
     ):
         pass
-    said = ""
-    while said.count("the launcher has gone") < 2:
-        line = orphans.launcher.stdout.readline()
-        assert line, said
-        said += line
     (tmp_path / "go0").touch()
-    said += orphans.launcher.stdout.read()  # until both have ended
-    assert "the same command goes on from there" in said
+    said = orphans.launcher.stdout.read()  # until both have ended
+    assert "torchrun has ended after step 1" in said and "the same command goes on from there" in said
     step = torch.load(tmp_path / "run/last.pth", weights_only=True)["step"]
-    assert step < 3, said
+    assert step == 1
 
     stopped(tmp_path, arguments, step, lambda run: os.kill(run.workers[1], signal.SIGINT))
+    stopped(tmp_path, arguments, step + 1, lambda run: run.launcher.send_signal(signal.SIGUSR1))
     finish(launch(2, "train_source_only.py", ["--config", *arguments]))
     finish(launch(2, "train_source_only.py", command(tmp_path, "straight", *KEYS, "val.every=6")))
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-def test_signal_to_all_and_twice_stops_politely_and_longer_than_torchrun_would_wait(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_all_and_twice_stops_politely_and_longer_than_torchrun_would_wait(tmp_path, number):
     """As SLURM sends it. A step and a checkpoint may take longer than torchrun's 30 seconds, which are one here."""
     (tmp_path / "slow.py").write_text(SLOW)
-    run = Launched(tmp_path, "slow.py", ["3"], "rank", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    run = Launched(tmp_path, "slow.py", ["3", "5"], "rank", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
     for pid in 2 * [*run.workers, run.launcher.pid]:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
         time.sleep(0.05)  # or the kernel makes one of two
     status, output = run.end()
-    assert status == STOPPED and list(tmp_path.glob("saved*")), output
+    assert status == STOPPED and len(list(tmp_path.glob("saved*"))) == 2, output
 
 
 def test_another_signal_to_the_launcher_ends_all_at_once(tmp_path):
+    """5 seconds after the first one, which are none here."""
     (tmp_path / "slow.py").write_text(SLOW)
-    run = Launched(tmp_path, "slow.py", ["100"], "rank")
+    run = Launched(tmp_path, "slow.py", ["100", "0"], "rank")
     run.launcher.send_signal(signal.SIGTERM)
-    run.launcher.send_signal(signal.SIGINT)
+    until(lambda: len(list(tmp_path.glob("told*"))) == 2, "both processes are told")
+    run.launcher.send_signal(signal.SIGTERM)
     status, _ = run.end()
-    assert status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    assert not list(tmp_path.glob("saved*"))
+    assert status == STOPPED and not list(tmp_path.glob("saved*"))
+
+
+def test_hangup_under_nohup_stops_nothing(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run = Launched(tmp_path, "slow.py", ["0", "5"], "rank")
+    for pid in [*run.workers, run.launcher.pid]:
+        os.kill(pid, signal.SIGHUP)
+    time.sleep(1)
+    assert run.launcher.poll() is None and not list(tmp_path.glob("told*"))
+    run.launcher.send_signal(signal.SIGTERM)
+    assert run.end()[0] == STOPPED
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):

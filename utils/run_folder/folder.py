@@ -1,7 +1,6 @@
 """The run folder as a place: made, locked and swept at the start; earlier results are moved aside, never deleted."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from utils.run_folder.checkpoint import (
     PREVIOUS,
     CheckpointError,
 )
-from utils.run_folder.lock import LOCK, STALE, LockError, RunLock
+from utils.run_folder.lock import LockError, RunLock
 from utils.run_folder.log import BOARD, RECORDS
 
 RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
@@ -33,13 +32,6 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: RunLock) -> None:
         self.path, self.lock, self.kept = path, lock, False
-
-    def check_lock(self) -> None:
-        """Raises CheckpointError where another run has taken the folder over; nothing may be written then."""
-        if not self.lock.is_ours():
-            raise CheckpointError(
-                f"{self.lock.path} is not this process's any more: another run has taken the run folder over"
-            )
 
 
 @contextmanager
@@ -92,9 +84,7 @@ def _remove(path: Path, made: list[Path]) -> None:
 def _sweep(path: Path) -> None:
     """Remove the half-written files of a killed run, see ``dataset.files.write_whole``."""
     for found in (*path.glob("*.tmp"), *path.glob("priors/*.tmp")):
-        starting = found.name.startswith(LOCK) and time.time() - found.stat().st_mtime < STALE  # somebody else's
-        if not starting:
-            found.unlink(missing_ok=True)
+        found.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,6 @@ class Trainer:
         validation: None: the last checkpoint is the result.
         target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
         origin: what the checkpoints say of the method and the data.
-        before_save: called before each checkpoint is written; what it raises ends the run.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Trainer:
         *,
         target_shares: TargetShares | None = None,
         origin: Mapping[str, Any] | None = None,
-        before_save: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
         self.validation, self.device, self.log = validation, device, log
@@ -84,7 +82,7 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
         phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
-        self.origin, self.before_save = {"phases": phase_names} | dict(origin or {}), before_save
+        self.origin = {"phases": phase_names} | dict(origin or {})
         self.standing = Standing()
         self.target_shares = target_shares
 
@@ -266,8 +264,6 @@ class Trainer:
                 f"after step {self.standing.step} the network has non-finite weights: {few(bad)}. {self._advice()}"
             )
         if distributed.is_main():
-            if self.before_save is not None:
-                self.before_save()
             state = training_state(self.config, self.model, self.optimizer, self.scaler, self.standing, self.origin)
             if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
@@ -276,7 +272,7 @@ class Trainer:
 
     def _asked_to_stop(self, signals: StopSignals) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
-        asked = signals.received or (self.log.console.lost and signals.hangup_stops)
+        asked = signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops)
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
     def _stop_if_asked(self, signals: StopSignals, saved: bool) -> None:
@@ -286,7 +282,11 @@ class Trainer:
         if not saved:
             self._save(previous=True)
         p = self.standing
-        why = f"signal {signals.received}" if signals.received else "a signal, or because nobody reads its output"
+        why = (
+            f"signal {signals.received}"
+            if signals.received
+            else "a signal, or as nobody reads its output, or torchrun has ended"
+        )
         left = "" if p.validated else ", and repeats the validation"
         self.log.text(
             f"stopped by {why} after step {p.step}, saved {self.folder / LAST}: the same command goes on from there"

@@ -138,7 +138,6 @@ def train(
             log,
             target_shares=TargetShares(config, source, target, device, log),
             origin={"method": method, "data": identity},
-            before_save=run.folder.check_lock if run.folder else None,
         )
         if state:
             trainer.load_state(state)

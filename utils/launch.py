@@ -1,0 +1,79 @@
+"""torchrun for ``run.sh``: it ends with the status of the process that failed first, and starts again what can go on.
+
+``python -m utils.launch MINUTES SCRIPT [ARGUMENT ...]``: nodes wait MINUTES for each other. NPROC, MAX_RESTARTS,
+NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are environment variables, see ``run.sh``.
+"""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from dataset.failures import exit_after, one_line, say
+from dataset.messages import MENDABLE
+from utils.distributed import CAUSES, LostError
+from utils.training.signals import STOPPED, stop_signals
+
+PROGRAM = "run.sh"
+PATIENCE = str(24 * 3600)  # seconds that the processes have after a signal, for step, validation and checkpoint
+
+
+def meeting(minutes: float, attempt: int) -> list[str]:
+    """torchrun's arguments about the nodes; each attempt has a port of its own, so that none meets an earlier one."""
+    variables = os.environ
+    if int(variables.get("NNODES") or 1) == 1:
+        return ["--standalone"]
+    port = int(variables["MASTER_PORT"]) + attempt
+    where = [f"--master_addr={variables['MASTER_ADDR']}", f"--master_port={port}"]
+    who = [f"--nnodes={variables['NNODES']}", f"--node_rank={variables['NODE_RANK']}"]
+    return [*who, *where, f"--rdzv_conf=timeout={math.ceil(60 * minutes)}"]
+
+
+def run_once(arguments: Sequence[str]) -> int:
+    """Exit status of ``torchrun ARGUMENTS``: of the process that failed first, or of one that met what the user has to
+    mend, as the others may end before it does. Raises LostError where the nodes do not meet."""
+    for number in stop_signals():  # torch does not look at signals while nodes meet; then it takes them over
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        torchrun(arguments)
+    except DistError as error:
+        raise LostError(f"the nodes did not meet within timeout_minutes: {one_line(error)} {CAUSES}") from error
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if MENDABLE in (one.exitcode for one in error.failures.values()):
+            return MENDABLE
+        status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # below 0: minus the signal
+        if status != STOPPED:
+            say(f"rank {rank} failed first, with status {status}", PROGRAM)
+        return status
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: ``run_once``'s of the last attempt, ``STOPPED`` where a signal came."""
+    minutes, *script = sys.argv[1:] if argv is None else argv
+    names = [number.name for number in stop_signals()]
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join([*names, "SIGQUIT"]))
+    for name in ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        os.environ.setdefault(name, PATIENCE)
+    restarts = int(os.environ.get("MAX_RESTARTS") or 0)
+    try:
+        for attempt in range(restarts + 1):
+            status = run_once([*meeting(float(minutes), attempt), f"--nproc_per_node={os.environ['NPROC']}", *script])
+            if status in (0, STOPPED, MENDABLE):
+                break
+            if attempt < restarts:
+                say(f"restart {attempt + 1} of {restarts}", PROGRAM)
+    except SignalException:
+        return STOPPED
+    return status
+
+
+if __name__ == "__main__":
+    exit_after(main, PROGRAM)
