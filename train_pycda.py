@@ -22,7 +22,7 @@ def phases(experiment: Experiment) -> list[Phase]:
     from utils.training.losses import self_training
 
     curriculum = build_curriculum(experiment.config, experiment.source, experiment.log).to(experiment.device)
-    return [experiment.source_phase(), experiment.target_phase(self_training(curriculum))]
+    return [experiment.source_phase(), experiment.target_phase(self_training(curriculum), curriculum=curriculum)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

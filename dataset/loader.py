@@ -206,10 +206,9 @@ def train_loader(
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
-    start_step: int = 0,
 ) -> DataLoader:
     """Endless batches of this rank; ``batch_size`` is the global one."""
-    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size, start_step)
+    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
 

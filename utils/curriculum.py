@@ -99,7 +99,7 @@ class PyramidCurriculum(nn.Module):
         prior = None if class_prior is None else torch.as_tensor(class_prior, dtype=torch.float64)
         if prior is not None and prior.ndim != 1:
             raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
-        self.register_buffer("class_prior", prior)
+        self.register_buffer("class_prior", prior, persistent=False)  # made anew from its file or the labels
         self._pool_spatial_prior(spatial_prior)
 
     def forward(self, logits: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ class PyramidCurriculum(nn.Module):
         total = prior.sum(0, keepdim=True)
         prior = torch.where(total > 0, prior / total.clamp_min(torch.finfo(prior.dtype).tiny), 0)
         for b in self.box_size:
-            self.register_buffer(f"spatial_prior_{b}", F.avg_pool2d(prior, b))
+            self.register_buffer(f"spatial_prior_{b}", F.avg_pool2d(prior, b), persistent=False)
 
     def _check_shapes(self, Z: Tensor, valid: Tensor | None) -> None:
         N, C, H, W = Z.shape

@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader
 from dataset.cache import PictureCache
 from dataset.folders import Sample, find_samples, hold_out, write_list
 from dataset.labels import DATA_SETS, IGNORE
-from dataset.loader import SegmentationDataset, epoch_loader, eval_loader, step_loader, train_loader
+from dataset.loader import (
+    EndlessBatchSampler,
+    SegmentationDataset,
+    epoch_loader,
+    eval_loader,
+    step_loader,
+    train_loader,
+)
 from dataset.messages import DataError
 from dataset.reading import read_image, read_label, read_pair
 from dataset.transforms import EvalTransform, JointTransform
@@ -203,15 +210,14 @@ def domain_dataset(
     )
 
 
-def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_step: int = 0) -> DataLoader:
+def domain_loader(config: Config, domain: int, samples: Sequence[Sample]) -> DataLoader:
     """Endless augmented batches of one domain.
 
     Raises:
         ChoiceError, DataError: the images cannot be batches, see ``check_whole_images``.
     """
-    if start_step == 0:
-        local = config.train.batch_size // distributed.world_size()
-        check_whole_images(_augmentation(config, domain, False), samples, local)
+    local = config.train.batch_size // distributed.world_size()
+    check_whole_images(_augmentation(config, domain, False), samples, local)
     return train_loader(
         domain_dataset(config, domain, samples),
         config.train.batch_size,
@@ -219,8 +225,14 @@ def domain_loader(config: Config, domain: int, samples: Sequence[Sample], start_
         num_workers=config.train.num_workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        start_step=start_step,
     )
+
+
+def start_at(loader: object, step: int) -> None:
+    """Let a ``domain_loader`` that nobody iterates over yet begin with the batch of ``step``."""
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, EndlessBatchSampler):
+        sampler.start_step = step
 
 
 def evaluation_loader(config: Config, samples: Sequence[Sample], options: Domain | Evaluation) -> DataLoader:

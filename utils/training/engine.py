@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.folders import DataError
 from dataset.messages import few
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
+from utils.build.data import start_at
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, save_atomic
 from utils.run_folder.log import RunLog
@@ -39,6 +40,7 @@ class Phase:
     loader: Iterable[Batch]
     losses: LossFunction
     backward: bool = True
+    curriculum: nn.Module | None = None  # what the losses are made by, whose state is part of the checkpoints
 
 
 def learning_rate_factor(config: Config, step: int) -> float:
@@ -85,6 +87,7 @@ class Trainer:
         self.origin = {"phases": phase_names} | dict(origin or {})
         self.standing = Standing()
         self.target_shares = target_shares
+        self._batches: list[Iterator[Batch]] | None = None
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint as if the run had never stopped. Raises CheckpointError where it does not fit."""
@@ -92,6 +95,11 @@ class Trainer:
         if before != self.origin["phases"]:
             raise CheckpointError(f"the checkpoint is of the phases {before}, this method has {self.origin['phases']}")
         self.standing = load_training_state(state, self.model, self.optimizer, self.scaler)
+        for phase in self.phases:
+            if phase.curriculum is not None and phase.name in state.get("curricula", {}):
+                phase.curriculum.load_state_dict(state["curricula"][phase.name])
+            start_at(phase.loader, self.standing.step)
+        self._batches = None
 
     def owes_validation(self) -> bool:
         """Whether the validation after the last step is missing: it was broken off, or its best.pth is not there."""
@@ -102,8 +110,12 @@ class Trainer:
         owes = distributed.is_main() and (lost or not p.validated)
         return distributed.sum_over_ranks(owes, self.device) > 0
 
-    def fit(self) -> Path:
-        """Train; returns the file of the result (best.pth with validation, else last.pth)."""
+    def fit(self, signals: StopSignals | None = None) -> Path:
+        """Train to the last iteration; returns the file of the result (best.pth with validation, else last.pth).
+
+        Args:
+            signals: stop after a step where they say so; None: whatever ends the program ends the training.
+        """
         t, p = self.config.train, self.standing
         owes = self.owes_validation()
         if p.step >= t.num_steps and not owes:
@@ -111,24 +123,21 @@ class Trainer:
             if distributed.sum_over_ranks(distributed.is_main() and not (self.folder / LAST).is_file(), self.device):
                 self._save()  # gone on from a file elsewhere: this folder has no result yet
             return self._result()
-        self.model.train()
-        batches = [iter(phase.loader) for phase in self.phases]
         indices = range(p.step, t.num_steps)
         main = distributed.is_main()
         bar = Progress(  # without lines, as the log has the steps
             indices, self.config.exp_name, start=p.step, enabled=main, lines=False, report=self.log.text
         )
-        with StopSignals() as signals, bar:
+        with bar:
             if owes:
                 self._make_up_for_validation(signals)
             expected = self.target_shares.expected if self.target_shares and main else None  # main alone has the log
             watches = Watches(t.num_steps, len(indices), expected)
-            for index in bar:
-                iteration = self.iterate(index, batches)
+            for _ in bar:
+                iteration = self.step()
                 losses = {k.split("/")[0]: v for k, v in iteration.losses.items() if k.endswith("/total")}
                 totals = ", ".join(f"{phase} {v:.3f}" for phase, v in losses.items())
                 bar.note(f"{totals}, data {iteration.data_time:.2f}s of {iteration.step_time:.2f}s")
-                p.step = index + 1
                 for warning in watches.update(iteration.shares, iteration.labelled):
                     self.log.text(warning)
                 if p.step % t.print_freq == 0:
@@ -143,13 +152,22 @@ class Trainer:
         best = self.folder / BEST
         return best if self.validation is not None and best.is_file() else self.folder / LAST
 
-    def _make_up_for_validation(self, signals: StopSignals) -> None:
+    def _make_up_for_validation(self, signals: StopSignals | None) -> None:
         """The validation that the checkpoint which the run goes on from has not had, or whose result is gone."""
         if distributed.sum_over_ranks(distributed.is_main() and not (self.folder / BEST).is_file(), self.device):
             self.standing.best_miou = -1.0
         self.standing.validated = False
         self._validate(signals)
         self._stop_if_asked(signals, saved=True)
+
+    def step(self) -> Iteration:
+        """The next iteration; without logs, checkpoints and validations, which ``fit`` adds."""
+        if self._batches is None:
+            self.model.train()
+            self._batches = [iter(phase.loader) for phase in self.phases]
+        iteration = self.iterate(self.standing.step, self._batches)
+        self.standing.step += 1
+        return iteration
 
     def iterate(self, index: int, batches: Sequence[Iterator[Batch]]) -> Iteration:
         """One iteration: every phase once."""
@@ -235,7 +253,7 @@ class Trainer:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log.text(f"step {done}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
-    def _save_and_validate(self, signals: StopSignals) -> None:
+    def _save_and_validate(self, signals: StopSignals | None) -> None:
         """The checkpoint first: what comes after, however long, may be broken off and is repeated."""
         self.standing.validated = self.validation is None
         if self.target_shares:  # before the checkpoint: a run that goes on from it has this record
@@ -243,7 +261,7 @@ class Trainer:
         self._save(previous=True)
         self._validate(signals)
 
-    def _validate(self, signals: StopSignals) -> None:
+    def _validate(self, signals: StopSignals | None) -> None:
         """Score the network, whose checkpoint is saved, if anything is held out; it becomes the best one or not."""
         p = self.standing
         if self.validation is None:
@@ -265,19 +283,21 @@ class Trainer:
             )
         if distributed.is_main():
             state = training_state(self.config, self.model, self.optimizer, self.scaler, self.standing, self.origin)
+            curricula = {phase.name: phase.curriculum for phase in self.phases if phase.curriculum is not None}
+            state["curricula"] = {name: curriculum.state_dict() for name, curriculum in curricula.items()}
             if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
             save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
         distributed.wait_for_first()
 
-    def _asked_to_stop(self, signals: StopSignals) -> bool:
+    def _asked_to_stop(self, signals: StopSignals | None) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
-        asked = signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops)
+        asked = signals and (signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops))
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
-    def _stop_if_asked(self, signals: StopSignals, saved: bool) -> None:
+    def _stop_if_asked(self, signals: StopSignals | None, saved: bool) -> None:
         """Every process stops after the same step, whichever got the signal."""
-        if not self._asked_to_stop(signals):
+        if signals is None or not self._asked_to_stop(signals):
             return
         if not saved:
             self._save(previous=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from dataset.cores import loader_processes
 from dataset.folders import Sample
@@ -24,7 +25,7 @@ from utils.run_folder.identity import contents_of, data_identity, git_revision
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised
-from utils.training.signals import Unwinding
+from utils.training.signals import StopSignals, Unwinding
 from utils.training.start import check_start, warn_of_slow_amp
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
@@ -81,71 +82,101 @@ class Experiment:
     target: Sequence[Sample]  # without labels, and without the held-out images
     device: torch.device
     log: RunLog
-    start: int = 0  # first iteration, above 0 in a resumed run
 
     def source_phase(self) -> Phase:
         """The supervised phase, the same in all four recipes."""
-        loader = data.domain_loader(self.config, data.SOURCE, self.source, self.start)
+        loader = data.domain_loader(self.config, data.SOURCE, self.source)
         return Phase("source", loader, supervised(self.config.train.lambda_seg, self.config.train.lambda_source))
 
-    def target_phase(self, losses: LossFunction, backward: bool = True) -> Phase:
-        loader = data.domain_loader(self.config, data.TARGET, self.target, self.start)
-        return Phase("target", loader, losses, backward)
+    def target_phase(
+        self, losses: LossFunction, *, backward: bool = True, curriculum: nn.Module | None = None
+    ) -> Phase:
+        """A phase on the target; the state of its ``curriculum`` is part of the checkpoints."""
+        return Phase("target", data.domain_loader(self.config, data.TARGET, self.target), losses, backward, curriculum)
 
 
-def train(
-    config: Config,
-    make_phases: Callable[[Experiment], Sequence[Phase]],
-    method: str,
-    *,
-    self_trained: bool = False,
-) -> Path:
-    """Train the phases that ``make_phases`` gives for the experiment's parts. Returns the file of the result.
+MakePhases = Callable[[Experiment], Sequence[Phase]]  # a training script's
 
-    Args:
-        method: name of the script, which its checkpoints hold.
-        self_trained: the method learns from the network's own predictions, so it needs weights to start from.
+
+def train(config: Config, make_phases: MakePhases, method: str, *, self_trained: bool = False) -> Path:
+    """What a training script does: one run in a folder of its own, on one process or many, that signals stop politely.
+
+    Args: see ``build_trainer``.
+
+    Returns:
+        the file of the result.
 
     Raises:
         SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command goes on.
     """
     with start_run(config, config.train.num_workers) as run:
-        device, log = run.device, run.log
-        _ = config.class_table  # before anything slow: do the data sets go together?
-        source = data.source_samples(config)
-        target, held_out = data.target_samples(config, log.text)
-        identity = data_identity(config, source, target, held_out)
-        distributed.compare(lambda: data_facts(contents_of(identity)))
-        state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
-        if state is None:
-            _check_starting_weights(config, self_trained, log)
-            _say_resized_labels(config, source, log)
-        log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
-        _say_missing_classes(config, source, log)
-        validation = _make_validation(config, held_out, device, log)
-        model = network.build_model(config, log, device, pretrained=state is None)
-        warn_of_slow_amp(config.train.amp, device, log.text)
-        if state is None:
-            check_start(config, model, validation, held_out, log.text)
-        phases = make_phases(Experiment(config, source, target, device, log, state["step"] if state else 0))
-        trainer = Trainer(
-            config,
-            model,
-            network.build_optimizer(config, model),
-            phases,
-            validation,
-            device,
-            log,
-            target_shares=TargetShares(config, source, target, device, log),
-            origin={"method": method, "data": identity},
-        )
-        if state:
-            trainer.load_state(state)
+        trainer = build_trainer(config, make_phases, method, self_trained=self_trained, device=run.device, log=run.log)
         run.begin()
-        _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
-        result = trainer.fit()
-        log.text(f"done: {result}; next: sh run.sh {_next_command(config)}")
+        with StopSignals() as signals:
+            result = trainer.fit(signals)
+        run.log.text(f"done: {result}; next: sh run.sh {_next_command(config)}")
         return result
+
+
+def build_trainer(
+    config: Config,
+    make_phases: MakePhases,
+    method: str,
+    *,
+    self_trained: bool = False,
+    device: torch.device | None = None,
+    log: RunLog | None = None,
+) -> Trainer:
+    """A training with all that it needs: data, network, optimiser, curriculum, phases and logs.
+
+    It goes on from the checkpoint in the run folder, as ``config.resume`` says. Nothing keeps a second run out of the
+    folder, and signals do what they do in the calling program: ``train`` adds both.
+
+    Args:
+        make_phases: the ``phases`` of a training script, as ``train_pycda.phases``.
+        method: name of the script, which the checkpoints hold.
+        self_trained: the method learns from the network's own predictions, so it needs weights to start from.
+        device: None: this process's GPU, or the CPU.
+        log: None: a new one in the run folder, which is made.
+
+    Raises:
+        UserError: what does not go together, before the first step.
+    """
+    device = device or distributed.device_and_backend()[0]
+    if log is None:
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+        log = RunLog(config.run_folder)
+    _ = config.class_table  # before anything slow: do the data sets go together?
+    source = data.source_samples(config)
+    target, held_out = data.target_samples(config, log.text)
+    identity = data_identity(config, source, target, held_out)
+    distributed.compare(lambda: data_facts(contents_of(identity)))
+    state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
+    if state is None:
+        _check_starting_weights(config, self_trained, log)
+        _say_resized_labels(config, source, log)
+    log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
+    _say_missing_classes(config, source, log)
+    validation = _make_validation(config, held_out, device, log)
+    model = network.build_model(config, log, device, pretrained=state is None)
+    warn_of_slow_amp(config.train.amp, device, log.text)
+    if state is None:
+        check_start(config, model, validation, held_out, log.text)
+    trainer = Trainer(
+        config,
+        model,
+        network.build_optimizer(config, model),
+        make_phases(Experiment(config, source, target, device, log)),
+        validation,
+        device,
+        log,
+        target_shares=TargetShares(config, source, target, device, log),
+        origin={"method": method, "data": identity},
+    )
+    if state:
+        trainer.load_state(state)
+    _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
+    return trainer
 
 
 def _next_command(config: Config) -> str:
