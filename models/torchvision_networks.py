@@ -1,66 +1,48 @@
-"""Dilated MobileNetV2 encoder on torchvision's own modules: light, and with ImageNet weights that everybody can get."""
+"""Networks of torchvision as encoders. Keys are torchvision's, so that its ImageNet weights load by name or file."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from models.batchnorm import BatchNorm2d
-from models.encoder import Encoder
+from models.adopted import AdoptedEncoder
 
-STAGE_ENDS = (3, 6, 13, 17)  # the last block of each stage that the heads see, in torchvision's numbering
-BLOCKS = STAGE_ENDS[-1] + 1  # torchvision's 19th, a 1x1 convolution to 1280 channels, is made for its classifier
-OUTPUT_STRIDES = {"dilated8": 8, "dilated16": 16}
+# torchvision is imported within the functions: it takes as long as all of torch.
+OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see AdoptedEncoder
 
 
-class MobileNetV2(Encoder):
-    """Inverted residuals of MobileNetV2 (Sandler et al. 2018), strides beyond the output stride turned into dilation.
+def mobilenet_v2(output_stride: int | None) -> AdoptedEncoder:
+    """Inverted residuals of MobileNetV2 (Sandler et al. 2018), without the convolution made for its classifier."""
+    from torchvision.models import mobilenet_v2
 
-    Keys are torchvision's, so that ``MobileNet_V2_Weights`` load by name or file.
-
-    Args:
-        dilated: ``dilated8`` or ``dilated16``.
-    """
-
-    classifier = (
-        *("classifier.1.weight", "classifier.1.bias", f"features.{BLOCKS}.0.weight"),
-        *(f"features.{BLOCKS}.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")),
-        f"features.{BLOCKS}.1.num_batches_tracked",
+    return AdoptedEncoder(
+        mobilenet_v2(),
+        lambda net: [net.features[:4], net.features[4:7], net.features[7:14], net.features[14:18]],
+        output_stride,
     )
 
-    def __init__(self, dilated: str) -> None:
-        from torchvision.models import mobilenet_v2  # here: it takes as long to import as all of torch
 
-        super().__init__()
-        self.features = mobilenet_v2(norm_layer=BatchNorm2d).features[:BLOCKS]
-        strides = _dilate(self.features, OUTPUT_STRIDES[dilated])
-        self.strides = tuple(strides[end] for end in STAGE_ENDS)
-        self.channels = tuple(self.features[end].out_channels for end in STAGE_ENDS)
+def regnet_y_400mf(output_stride: int | None) -> AdoptedEncoder:
+    """RegNetY (Radosavovic et al. 2020): residual blocks with squeeze-and-excitation."""
+    from torchvision.models import regnet_y_400mf
 
-    def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) -> features of four stages, 24, 32, 96 and 320 channels; see ``Encoder``."""
-        features, start = [], 0
-        for end in STAGE_ENDS:
-            x = self.run(self.features[start : end + 1], x, recompute)
-            features.append(x)
-            start = end + 1
-        return tuple(features)
+    return AdoptedEncoder(
+        regnet_y_400mf(),
+        lambda net: [[net.stem, *net.trunk_output[0]], *net.trunk_output[1:]],
+        output_stride,
+    )
 
 
-def _dilate(blocks: nn.Sequential, output_stride: int) -> list[int]:
-    """Keep the output stride: a convolution that would go beyond it has stride 1, those after it the dilation instead.
+def vgg16() -> AdoptedEncoder:
+    """Convolutions and poolings of VGG-16; the FCN8s head is initialised from its classifier's first two layers.
 
-    The values at the positions that the undilated network has stay what they were.
-
-    Returns:
-        the stride of each block's output.
+    Poolings round sizes up, as those of FCN8s do: no row or column at the border is lost.
     """
-    strides, stride, dilation = [], 1, 1
-    for block in blocks:
-        for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
-            if conv.kernel_size != (3, 3):
-                continue
-            conv.dilation, conv.padding = (dilation, dilation), (dilation, dilation)
-            if conv.stride == (2, 2) and stride == output_stride:
-                conv.stride, dilation = (1, 1), 2 * dilation
-            elif conv.stride == (2, 2):
-                stride *= 2
-        strides.append(stride)
-    return strides
+    from torchvision.models.vgg import cfgs, make_layers
+
+    layers = make_layers(cfgs["D"])
+    for layer in layers:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return AdoptedEncoder(
+        nn.ModuleDict({"features": layers}),
+        lambda net: [[net.features[i:j]] for i, j in ((0, 5), (5, 10), (10, 17), (17, 24), (24, 31))],
+        classifier=[f"classifier.{layer}.{kind}" for layer in (0, 3, 6) for kind in ("weight", "bias")],
+    )
