@@ -1,4 +1,4 @@
-"""PyCDA: a supervised source step, then a step on the target with the pyramid curriculum (``utils/curriculum.py``)."""
+"""PyCDA: a supervised source step, then a step on the target with the pyramid curriculum (``utils/pycda``)."""
 
 from __future__ import annotations
 

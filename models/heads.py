@@ -74,7 +74,7 @@ class PPMBilinear(Head):
     The coarsest average has one value a channel and image, so training needs two images in the global batch.
     """
 
-    needs = "an encoder dilated to stride 8 or 16, or an undilated ResNet"
+    needs = "an encoder dilated to stride 8 or 16, or one whose stages have strides 4, 8, 16 and 32"
     pools_whole_image = True
 
     @classmethod

@@ -80,31 +80,27 @@ class ResNet(Encoder):
     """
 
     classifier = ("fc.weight", "fc.bias")  # what an ImageNet file has on top of the encoder
-    # Set by name below.
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(self, depth: str, dilated: str, deep_stem: bool = True) -> None:
         super().__init__()
-        stem = DEEP_STEM if deep_stem else PLAIN_STEM
-        self.stem_convs = len(stem)
-        for i, (inputs, outputs, kernel, stride) in enumerate(stem, start=1):
-            setattr(self, f"conv{i}", nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False))
-            setattr(self, f"bn{i}", BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
+        stem: list[nn.Module] = []
+        for i, (inputs, outputs, kernel, stride) in enumerate(DEEP_STEM if deep_stem else PLAIN_STEM, start=1):
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+            norm = BatchNorm2d(outputs)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", norm)
+            stem += [conv, norm, self.relu]
         block, counts = DEPTHS[depth]
-        inputs, strides = stem[-1][1], [4]  # of the stem with its pooling
+        inputs, stages = outputs, []
         for i, (count, dilation) in enumerate(zip(counts, DILATIONS[dilated], strict=True)):
             planes = 64 * 2**i
             stride = 1 if i == 0 or dilation > 1 else 2
-            setattr(self, f"layer{i + 1}", self._stage(block, inputs, planes, count, stride, dilation))
+            stages.append(self._stage(block, inputs, planes, count, stride, dilation))
+            self.add_module(f"layer{i + 1}", stages[-1])
             inputs = planes * block.expansion
-            strides.append(strides[-1] * stride)
-        self.channels = tuple(64 * 2**i * block.expansion for i in range(4))
-        self.strides = tuple(strides[1:])
+        self.set_stages([[nn.Sequential(*stem, self.maxpool), *stages[0]], *stages[1:]])
 
     @staticmethod
     def _stage(
@@ -118,14 +114,3 @@ class ResNet(Encoder):
         blocks = [block(inputs, planes, stride, first, dilation, downsample)]
         blocks += [block(outputs, planes, 1, dilation, dilation, None) for _ in range(count - 1)]
         return nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) -> features of the four stages, conv2..conv5; see ``Encoder``."""
-        for i in range(1, self.stem_convs + 1):
-            x = self.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
-        x = self.maxpool(x)
-        features = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.run(stage, x, recompute)
-            features.append(x)
-        return tuple(features)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from dataset.messages import ChoiceError, nearest
 from models.encoder import Encoder
 from models.heads import HEADS, Head
-from models.mobilenet import OUTPUT_STRIDES, MobileNetV2
 from models.resnet import DEPTHS, DILATIONS, ResNet
-from models.vgg import VGG16
+from models.torchvision_networks import OUTPUT_STRIDES, mobilenet_v2, regnet_y_400mf, vgg16
 
 # "tv_": torchvision's stem, for torchvision's ImageNet weights
 ENCODERS: dict[str, Callable[[], Encoder]] = {
@@ -21,8 +20,12 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
     for depth in DEPTHS
     for dilated in DILATIONS
 }
-ENCODERS |= {f"mobilenet_v2_{dilated}": partial(MobileNetV2, dilated) for dilated in OUTPUT_STRIDES}
-ENCODERS["vgg16"] = VGG16
+ENCODERS |= {
+    f"{build.__name__}{dilated}": partial(build, output_stride)
+    for build in (mobilenet_v2, regnet_y_400mf)
+    for dilated, output_stride in OUTPUT_STRIDES.items()
+}
+ENCODERS["vgg16"] = vgg16
 
 
 class Segmentor(nn.Module):
@@ -87,7 +90,7 @@ def build_segmentor(
 
     Args:
         encoder: a name in ``ENCODERS``: [``tv_``] ``resnet10|18|34|50|101``, with or without ``_dilated8|16``;
-            ``mobilenet_v2_dilated8|16``; or ``vgg16``.
+            ``mobilenet_v2`` and ``regnet_y_400mf`` likewise; or ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
             ``vgg16``; ``ppm_bilinear`` on an undilated one too.
         fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.

@@ -24,8 +24,8 @@ from dataset.labels import id_lookup
 from dataset.reading import look_up, read_pair
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor
-from utils.curriculum import EPS, PyramidCurriculum
 from utils.metrics import ConfusionMatrix
+from utils.pycda.curriculum import EPS, PyramidCurriculum
 from utils.scoring.upsampling import RELEASED, View, classes_at
 
 C = 19

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_segmentor
 from utils.config.read import build_config
 from utils.config.schema import Config
-from utils.curriculum import PyramidCurriculum
+from utils.pycda.curriculum import PyramidCurriculum
 from utils.training.engine import AUTOCAST
 from utils.training.losses import LossFunction, self_training, statistics_only, supervised
 

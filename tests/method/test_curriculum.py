@@ -1,6 +1,9 @@
 """The curriculum against numbers made by the released code, against the paper's formulas, and at its edges."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,11 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from tests.golden import reference
-from utils.curriculum import EPS, PyramidCurriculum
-from utils.softmax_strips import SoftmaxStrips
+from utils import curriculum as short_path
+from utils import pycda
+from utils.pycda.curriculum import EPS, PyramidCurriculum
+from utils.pycda.softmax_strips import SoftmaxStrips
 
 CASES = json.loads((Path(reference.__file__).parent / "losses.json").read_text())["cases"]
 TOLERANCE = 2e-5
+ELSEWHERE = """
+import sys
+import torch
+from lifted.curriculum import PyramidCurriculum
+import utils                                    # somebody else's
+assert utils.MINE
+losses = PyramidCurriculum(None)(torch.ones(1, 3, 8, 8).cumsum(1))
+print(*losses, [name for name in sys.modules if name.startswith(("utils.", "models", "dataset"))])
+"""
 
 
 def inputs(spec: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,3 +215,17 @@ def test_spatial_term_without_squares_is_zero():
     prior = torch.full((5, 16, 16), 0.2)
     losses = PyramidCurriculum(None, box_size=(), lambda_eq=0.4, spatial_prior=prior)(torch.randn(2, 5, 16, 16))
     assert losses["spatial"] == 0 and losses["total"].isfinite()
+
+
+def test_folder_of_the_method_works_anywhere_beside_another_utils(tmp_path):
+    shutil.copytree(Path(pycda.__file__).parent, tmp_path / "lifted", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "utils.py").write_text("MINE = True\n")
+    result = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True, check=False, env={"PATH": ""}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "total pixel region image []\n"
+
+
+def test_import_path_of_users_leads_to_the_same_class():
+    assert short_path.PyramidCurriculum is PyramidCurriculum

@@ -13,8 +13,8 @@ from dataset.transforms import BILINEAR, NEAREST, Size, Window, nearest_window, 
 from tests.benchmark.cases import plain_curriculum, plain_labels
 from utils.build.network import build_network
 from utils.config.read import build_config
-from utils.curriculum import PyramidCurriculum
 from utils.metrics import ConfusionMatrix, class_map
+from utils.pycda.curriculum import PyramidCurriculum
 
 C = 19
 WAYS = ("any", "once", "twice the same", "one side", "by two", "not at all")

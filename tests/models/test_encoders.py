@@ -1,47 +1,26 @@
-"""Encoders: strides, sizes, and the values of torchvision's networks with the same weights."""
+"""Every entry of ENCODERS: features, training, recomputation; the values of torchvision's networks."""
+
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torchvision.models import (
-    MobileNet_V2_Weights,
-    ResNet18_Weights,
-    ResNet34_Weights,
-    ResNet50_Weights,
-    ResNet101_Weights,
-    VGG16_Weights,
-    mobilenet_v2,
-    resnet34,
-    resnet50,
-    vgg16,
-)
+from torchvision.models import get_model, list_models, mobilenet_v2, resnet34, resnet50, vgg16
 
-from models import build_segmentor, heads
-from models.resnet import DEPTHS, BasicBlock
-from models.segmentor import ENCODERS
+from models import heads
+from models.batchnorm import bn_updates
+from models.resnet import DEPTHS
+from models.segmentor import ENCODERS, Segmentor, parameter_groups, set_dropout
 
-# Parameters of the ImageNet networks with their classifiers, as torchvision publishes them.
-PUBLISHED = {
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1.meta["num_params"],
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1.meta["num_params"],
-    "resnet101": ResNet101_Weights.IMAGENET1K_V1.meta["num_params"],
-    "resnet34": ResNet34_Weights.IMAGENET1K_V1.meta["num_params"],
-    "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1.meta["num_params"],
-    "vgg16": VGG16_Weights.IMAGENET1K_V1.meta["num_params"],
-}
-# Nobody publishes it: resnet18 without the second block of each stage, two convolutions and two batch norms.
-PUBLISHED["resnet10"] = PUBLISHED["resnet18"] - sum(18 * width**2 + 4 * width for width in (64, 128, 256, 512))
+LARGE = ("50", "101")  # layers
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if any(x in name for x in LARGE) else name for name in ENCODERS]
+# Entries that have a network of torchvision's as it is; ResNets without "tv_" have another stem.
+PUBLISHED = [name for name in ENCODERS if name.removeprefix("tv_") in list_models() and name not in DEPTHS]
 
 
-def depth_of(encoder: str) -> str:
-    return encoder.removeprefix("tv_").split("_")[0]
-
-
-def width(encoder: str) -> int:
-    """Channels of the last stage."""
-    if "mobilenet" in encoder:
-        return 320
-    return 512 if encoder == "vgg16" or DEPTHS[depth_of(encoder)][0] is BasicBlock else 2048
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in module.state_dict().items() if "num_batches" not in key}
 
 
 def parameters(module: nn.Module) -> int:
@@ -49,17 +28,63 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_output_stride(encoder):
-    model = ENCODERS[encoder]().eval()
+@pytest.mark.parametrize("name", NAMES)
+def test_training_is_the_same_with_and_without_recomputation(name):
+    """A step of training by the state dict alone; what is measured is what the features have."""
+    images, label, results = torch.randn(2, 3, 32, 64), torch.randint(5, (2, 32, 64)), []
+    plain, saving = (Segmentor(e, heads.FCN(e.channels, 5, True), True) for e in (ENCODERS[name](), ENCODERS[name]()))
+    saving.load_state_dict(plain.state_dict())
+    saving.checkpoint_encoder = True
+    for model in (plain, saving):
+        set_dropout(model, 0.0)
+        optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4), momentum=0.9)
+        torch.manual_seed(0)
+        loss = sum(F.cross_entropy(logits, label) for logits in model(images).values())
+        loss.backward()
+        optimizer.step()
+        gradients = {f"{key}.grad": p.grad for key, p in model.named_parameters()}
+        results.append({"loss": loss} | gradients | model.state_dict())
+        assert set(bn_updates(model).values()) == {1}
+        assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]  # torch's: ours are not of its class
+    assert not [key for key, value in results[0].items() if not torch.allclose(value, results[1][key], 1e-4, 1e-6)]
+
+    encoder = plain.encoder.eval()
     with torch.no_grad():
-        features = model(torch.zeros(1, 3, 64, 96))
-    stride = int(encoder.split("dilated")[1]) if "dilated" in encoder else 32
-    assert [f.shape[1] for f in features] == list(model.channels)
-    assert features[-1].shape == (1, width(encoder), 64 // stride, 96 // stride)
+        features = encoder(torch.randn(1, 3, 64, 96))
+    expected = [(c, 64 // s, 96 // s) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
+    assert [feature.shape[1:] for feature in features] == expected
+    assert "dilated" not in name or encoder.strides[-1] == int(name.split("dilated")[1])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights_are_the_encoder_and_the_classifier(name):
+    encoder, theirs = ENCODERS[name](), shapes(get_model(name.removeprefix("tv_"), weights=None))
+    assert set(encoder.classifier) <= theirs.keys()
+    assert shapes(encoder) == {key: shape for key, shape in theirs.items() if key not in encoder.classifier}
+
+
+@pytest.mark.parametrize("stem", ["", "tv_"])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_resnets_have_the_same_tensors_dilated_or_not_and_another_stem(depth, stem):
+    """On the meta device, which has shapes only."""
+    with torch.device("meta"):
+        plain, torchvisions = ENCODERS[f"{stem}{depth}"](), ENCODERS[f"tv_{depth}"]()
+        for dilated in ("_dilated8", "_dilated16"):
+            other = ENCODERS[f"{stem}{depth}{dilated}"]()
+            assert shapes(other) == shapes(plain) and other.channels == plain.channels
+    behind_the_stem = re.compile(r"layer(?!1\.0)")
+    found, expected = (
+        {key: shape for key, shape in shapes(encoder).items() if behind_the_stem.match(key)}
+        for encoder in (plain, torchvisions)
+    )
+    assert found == expected and plain.strides == (4, 8, 16, 32)
+
+
+def test_smallest_resnet_has_the_first_block_of_each_stage():
+    small, larger = (shapes(ENCODERS[name]()) for name in ("resnet10", "resnet18"))
+    assert small == {key: shape for key, shape in larger.items() if not re.match(r"layer\d\.1", key)}
+
+
 def test_torchvision_encoders_compute_what_torchvision_does():
     theirs = resnet50(replace_stride_with_dilation=[False, True, True]).eval()
     ours = ENCODERS["tv_resnet50_dilated8"]().eval()
@@ -112,43 +137,20 @@ def test_dilation_keeps_the_values_at_the_positions_of_the_undilated_network(nam
     assert ours.strides[-1] == int(dilated.removeprefix("_dilated") or 32) and ours.strides[0] == 4
 
 
-def encoder_parameters(encoder: str) -> int:
-    """Published count, less the classifier, with the three-convolution stem in place of the 7x7 one."""
-    if encoder == "vgg16":
-        return PUBLISHED[encoder] - (25088 * 4096 + 4096) - (4096 * 4096 + 4096) - (4096 * 1000 + 1000)
-    if encoder.startswith("mobilenet_v2"):
-        return PUBLISHED["mobilenet_v2"] - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)
-    depth = depth_of(encoder)
-    plain = PUBLISHED[depth] - 1001 * width(encoder) + width(encoder) - 1000
-    if encoder.startswith("tv_"):
-        return plain
-    stem = (27 * 64 + 128) + (576 * 64 + 128) + (576 * 128 + 256) - (147 * 64 + 128)
-    # the first block has 128 inputs, not 64; a basic one gets a shortcut convolution for it
-    first = 64 * 64 * 9 + 128 * 64 + 128 if DEPTHS[depth][0] is BasicBlock else 64 * 64 + 64 * 256
-    return plain + stem + first
-
-
-def head_parameters(decoder: str, fc_dim: int, classes: int) -> int:
+@pytest.mark.parametrize("channels", [(64, 128, 256, 512), (24, 32, 96, 320)])
+@pytest.mark.parametrize("decoder", heads.HEADS)
+def test_parameters_of_heads(decoder, channels):
+    classes, conv3, conv4, fc_dim = 7, *channels[1:]
     quarter = fc_dim // 4
     classifier = quarter * classes + classes
-    conv4 = 96 if fc_dim == 320 else fc_dim // 2
+    expected = {
+        "ppm_bilinear": 4 * (fc_dim * 512 + 1024) + (fc_dim + 2048) * 9 * 512 + 1024 + 512 * classes + classes,
+        "aspp": 4 * (fc_dim * 9 * classes + classes),
+        "fcn": fc_dim * 9 * quarter + 2 * quarter + classifier,
+        "fcn8s": fc_dim * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + (4096 + conv4 + conv3) * classes + 3 * classes,
+    }
     aux = conv4 * 9 * quarter + 2 * quarter + classifier
-    if decoder == "ppm_bilinear":
-        return 4 * (fc_dim * 512 + 1024) + (fc_dim + 2048) * 9 * 512 + 1024 + 512 * classes + classes + aux
-    if decoder == "aspp":
-        return 4 * (fc_dim * 9 * classes + classes) + aux
-    if decoder == "fcn":
-        return fc_dim * 9 * quarter + 2 * quarter + classifier + aux
-    return 512 * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + (4096 + 512 + 256) * classes + 3 * classes  # fcn8s
-
-
-PAIRS = [(e, d) for e in ENCODERS if "dilated" in e for d in heads.HEADS if d != "fcn8s"]
-PAIRS += [(e, "ppm_bilinear") for e in ENCODERS if "dilated" not in e and e != "vgg16"] + [("vgg16", "fcn8s")]
-
-
-@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
-def test_parameter_counts(encoder, decoder):
+    use_aux = decoder != "fcn8s"
     with torch.device("meta"):
-        model = build_segmentor(encoder, decoder, 7, width(encoder), use_aux=decoder != "fcn8s")
-    assert parameters(model.encoder) == encoder_parameters(encoder)
-    assert parameters(model.decoder) == head_parameters(decoder, width(encoder), 7)
+        head = heads.HEADS[decoder](channels, classes, use_aux)
+    assert parameters(head) == expected[decoder] + use_aux * aux

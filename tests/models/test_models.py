@@ -192,7 +192,10 @@ def test_logits_come_from_the_network_stride_in_float32():
         ),
         (("resnet18", "fcn8s", 19, 512, False), "needs an encoder whose stages have strides 2, 4, 8, 16 and 32"),
         (("resnet18", "fcn"), "needs an encoder dilated to stride 8 or 16"),
-        (("vgg16", "ppm_bilinear", 19, 512), "dilated to stride 8 or 16, or an undilated ResNet"),
+        (
+            ("vgg16", "ppm_bilinear", 19, 512),
+            "dilated to stride 8 or 16, or one whose stages have strides 4, 8, 16 and 32",
+        ),
     ],
 )
 def test_wrong_names_and_sizes_are_explained(arguments, message):

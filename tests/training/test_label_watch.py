@@ -9,7 +9,7 @@ from PIL import Image
 
 import train_source_only
 from utils.build import data
-from utils.curriculum import PyramidCurriculum
+from utils.pycda.curriculum import PyramidCurriculum
 from utils.training.label_watch import (
     PATIENCE,
     CollapseWatch,

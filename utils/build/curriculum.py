@@ -14,7 +14,7 @@ from utils.build.data import target_samples
 from utils.build.limits import check_one_size
 from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
-from utils.curriculum import PyramidCurriculum
+from utils.pycda.curriculum import PyramidCurriculum
 from utils.run_folder.log import RunLog
 
 

@@ -19,8 +19,8 @@ from models.segmentor import Segmentor
 from utils.commands.report_curves import words
 from utils.commands.report_numbers import colour_code
 from utils.config.schema import Config
-from utils.curriculum import PyramidCurriculum
 from utils.metrics import ConfusionMatrix
+from utils.pycda.curriculum import PyramidCurriculum
 from utils.scoring.class_shares import evenly_spaced
 from utils.scoring.pictures import colour_map, overlay
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.curriculum import PseudoLabels
+from utils.pycda.curriculum import PseudoLabels
 from utils.scoring.class_shares import is_lost
 
 MAX_SHARE = 0.9  # of one class among the pseudo-labels

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.labels import IGNORE
-from utils.curriculum import PyramidCurriculum, at_least_float32
 from utils.distributed import all_reduce_sum
+from utils.pycda.curriculum import PyramidCurriculum, at_least_float32
 from utils.training.label_watch import count_labels
 
 
