@@ -18,8 +18,7 @@ def run(config: Config, args: argparse.Namespace) -> int:
     from utils.inference import load_for
     from utils.run_folder.agreement import file_facts, start_facts
     from utils.run_folder.checkpoint import pair_up
-    from utils.scoring.picture_files import find_pictures
-    from utils.scoring.segment_files import Output, segment_files
+    from utils.scoring.segment import Output, find_pictures, segment_files
 
     files = find_pictures(args.images, config.target.data_dir, args.save)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:

@@ -19,8 +19,8 @@ from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents
 from utils.run_folder.records import plain_json
-from utils.scoring.background import Background
 from utils.scoring.evaluation import comparison, evaluate_test_split, per_class, scores
+from utils.scoring.pictures import Background
 from utils.scoring.predictions import Gallery, score_files
 
 

@@ -18,7 +18,7 @@ from dataset.progress import Progress
 from dataset.reading import prediction_kind, read_image, read_label, read_raw_label, train_ids
 from utils import distributed
 from utils.metrics import ConfusionMatrix
-from utils.scoring.pictures import LABEL_IDS, confusion_picture, save_prediction
+from utils.scoring.pictures import LABEL_IDS, colour_map, confusion_picture, label_id_map, panel, save_pictures
 
 WORST = 10  # images shown apart
 NO_CLASS = 0.01  # share of the predicted pixels above which ids of no class are worth a word
@@ -33,7 +33,13 @@ class Gallery:
 
     def add(self, name: str, image: Path, label: Tensor, prediction: Tensor) -> None:
         """Write the pictures of one image; label and prediction are (H, W). Threads may do it at the same time."""
-        save_prediction(self.folder, name, read_image(image), label.numpy(), prediction.numpy(), self.table)
+        picture, ids, classes = read_image(image), label.numpy(), prediction.numpy()
+        pictures = {
+            "colour": colour_map(classes, self.table),
+            LABEL_IDS: label_id_map(classes, self.table),
+            "panels": panel(picture, ids, classes, self.table),
+        }
+        save_pictures(self.folder, name, pictures)
         matrix = ConfusionMatrix(self.table.num_classes)
         matrix.update(label, prediction)
         self.scores.append((100 * matrix.miou(), name))
