@@ -18,7 +18,7 @@ from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
 from utils.commands import compare
 from utils.run_folder import facts
-from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores
+from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores, describe
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,12 @@ def test_a_common_class_that_is_nearly_gone_is_named():
         agreement=[[1, 0.9], [0.9, 1]],
         forgotten=SourceScores([60.0, 50.0], 1, 1, None),
     )
-    text = compare.describe(comparison)
+    text = describe(comparison)
     assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- nearly gone", text) and "or before: vegetation." in text
     text = " ".join(text.split())
     assert "It is not known whether" in text and "pseudo-labels" not in text
     kept = replace(comparison, predicted=[comparison.predicted[0]] * 2)
-    assert "<- nearly gone" not in compare.describe(kept) and kept.lost() == []
+    assert "<- nearly gone" not in describe(kept) and kept.lost() == []
 
 
 def test_facts_of_a_run(source_run, adapted):

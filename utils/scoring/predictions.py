@@ -4,7 +4,6 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -98,54 +97,32 @@ def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
 def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
     """The PNG below ``folder`` that belongs to each sample, by the sample's name.
 
-    A file belongs to the sample whose name its own is or begins with, up to a character that is no letter or digit; of
-    several such samples to the one of the longest name, then to the one with which most folders agree. Of a sample's
-    files, one of exactly its name goes first. Linked folders are searched; of a folder that ``--save`` wrote, its
-    ``label_ids``.
+    It ends in NAME.png or, where there is none, in NAME_*.png, sub-folders of NAME included; a file whose name begins
+    with those of several samples belongs to the longest one. Linked folders are searched; of a folder that ``--save``
+    wrote, its ``label_ids``.
 
     Raises:
         DataError: a sample has no file or several.
     """
-    by_stem: dict[str, list[PurePath]] = defaultdict(list)
-    for sample in samples:
-        by_stem[PurePath(sample.name).name].append(PurePath(sample.name))
-    candidates: dict[str, list[tuple[tuple[bool, int], Path]]] = defaultdict(list)
+    names = {sample.name: PurePath(sample.name) for sample in samples}
+    last_parts = {name.name for name in names.values()}
+    files: dict[str, list[Path]] = defaultdict(list)
     for path in _pngs(folder):
-        stem = next((start for start in _starts(path.stem) if start in by_stem), None)
-        if stem is None:
-            continue
-        agreeing = {name: _agreement(path.parent, name.parent) for name in by_stem[stem]}
-        most = max(agreeing.values())
-        nearest = [name for name, folders in agreeing.items() if folders == most]
-        if len(nearest) == 1:
-            candidates[str(nearest[0])].append(((path.stem == stem, most), path))
+        words = path.stem.split("_")
+        beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+        files[next((start for start in beginnings if start in last_parts), "")].append(path)
     found = {}
-    for sample in samples:
-        ranked = candidates[sample.name]
-        best = [path for rank, path in ranked if rank == max(rank for rank, _ in ranked)]
-        if len(best) != 1:
-            name = PurePath(sample.name)
-            which = f" ({few(best)})" if best else ""
+    for sample, name in names.items():
+        own = [path for path in files[name.name] if path.parts[-len(name.parts) : -1] == name.parts[:-1]]
+        own = [path for path in own if path.stem == name.name] or own
+        if len(own) != 1:
+            which = f" ({few(own)})" if own else ""
             raise DataError(
-                f"{len(best)} predictions for {sample.name} below {folder}{which}: exactly one {name}.png or "
-                f"{name.name}_*.png is needed"
+                f"{len(own)} predictions for {sample} below {folder}{which}: exactly one {name}.png or {name}_*.png is "
+                "needed"
             )
-        found[sample.name] = best[0]
+        found[sample] = own[0]
     return found
-
-
-def _starts(stem: str) -> Iterator[str]:
-    """``stem``, then what is before each character of it that is no letter or digit, the longest first."""
-    yield stem
-    for at in range(len(stem) - 1, 0, -1):
-        if not stem[at].isalnum():
-            yield stem[:at]
-
-
-def _agreement(found: PurePath, wanted: PurePath) -> int:
-    """How many folders at the end of two paths have the same names."""
-    pairs = zip(reversed(found.parts), reversed(wanted.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _pngs(folder: Path) -> Iterator[Path]:
