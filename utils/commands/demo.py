@@ -18,7 +18,7 @@ from PIL import Image
 
 from dataset.failures import exit_after
 from dataset.progress import duration
-from dataset.reading import read_label
+from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path
 from utils.config.declare import ConfigError
@@ -179,27 +179,17 @@ class Demo:
 
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
-        import torch  # here: it takes seconds, which a wrong command line should not
-
-        from dataset.transforms import normalise
-        from utils.build.data import test_samples
-        from utils.build.network import load_network
-        from utils.run_folder.checkpoint import resolve_weights
-        from utils.scoring.evaluation import predict
+        from utils.build.data import test_samples  # torch takes seconds, which a wrong command line should not
+        from utils.inference import load
 
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
         table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
         columns: dict[str, list[Image.Image]] = {name: [] for name in names}
-        weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
-        models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
+        predictors = [load(self.folder / stage.run, "cpu") for stage in stages]
         for sample in test_samples(config)[:PANELS]:
-            with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label_file, config.test.label_kind), table)]
-            with torch.inference_mode():
-                pixels = normalise(tiles[0])[None]
-                size = (pixels.shape[-2], pixels.shape[-1])
-                predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
-            tiles += [colour_map(prediction, table) for prediction in predictions]
+            label = read_label(sample.label_file, config.test.label_kind)
+            maps = [label, *(predictor(sample.image) for predictor in predictors)]
+            tiles = [read_image(sample.image), *(colour_map(classes, table) for classes in maps)]
             for column, tile in zip(columns.values(), tiles, strict=True):
                 column.append(tile)
         path = self.folder / "panel.png"

@@ -141,9 +141,8 @@ def verdict(config: Config, networks: Sequence[Network], images: int) -> str:
     """The mIoU of the run, the last of ``networks``, and what it gained over the baseline, if there is one."""
     *before, own = (scores(n.matrix, config.class_table, config.test.eval_classes)["miou"] for n in networks)
     gained = f", {own - before[0]:+.1f} over {networks[0].facts.method}" if before else ""
-    return (
-        f'<p class="verdict">{html.escape(f"{networks[-1].facts.method}: {own:.1f} mIoU{gained}")}, {images} images</p>'
-    )
+    text = f"{networks[-1].facts.method}: {own:.1f} mIoU{gained}, {images} images"
+    return f'<p class="verdict">{html.escape(text)}</p>'
 
 
 def verdict_without_labels(facts: Facts, compared: Comparison) -> str:
