@@ -19,7 +19,7 @@ from dataset.messages import UserError
 from models.segmentor import Segmentor
 from tests.training.test_distributed import launch
 from utils.scoring import convert as conversion
-from utils.scoring import networks
+from utils.scoring import predictions
 from utils.training import experiment, start
 from utils.training.engine import Trainer
 from utils.training.validation import Validation
@@ -195,7 +195,7 @@ def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path):
 
 
 def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "evaluate_test_split", lambda *arguments, **options: pytest.fail("scored"))
+    monkeypatch.setattr(conversion, "evaluate", lambda *arguments, **options: pytest.fail("scored"))
     weights = f"adabn.weights={source_run}"
     ppm = command(tmp_path, "ppm", PPM, "train.num_steps=1", "val.held_out=0")
     train_source_only.main(ppm)
@@ -206,7 +206,7 @@ def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, sour
 
 
 def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "score_network", lambda *arguments, **options: pytest.fail("scored"))
+    monkeypatch.setattr(predictions, "score_network", lambda *arguments, **options: pytest.fail("scored"))
     arguments = command(tmp_path, "any", "--weights", str(source_run))
     refused(evaluate.main, [*arguments, "--json", str(tmp_path)], f"--json: cannot write {tmp_path}: Is a directory")
     other = tmp_path / "other.pth"

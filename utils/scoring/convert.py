@@ -1,6 +1,6 @@
 """A trained run with the batch-norm statistics of the target (AdaBN, Li et al. 2016): what ``test_adabn.py`` does."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -28,10 +28,11 @@ from utils.run_folder.checkpoint import (
     save_atomic,
 )
 from utils.run_folder.identity import data_contents
-from utils.scoring.evaluation import evaluate_test_split, iou_table
+from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run
 
 MODES = ("cumulative", "ema")
+DOMAINS = {"source": data.SOURCE, "target": data.TARGET}
 
 
 @torch.no_grad()
@@ -79,18 +80,12 @@ def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.dev
 
 def statistics_samples(config: Config) -> dict[str, list[Sample]]:
     """The images of each domain that ``adabn.domains`` names."""
-    samples: dict[str, list[Sample]] = {}
-    if config.adabn.domains in ("source", "both"):
+    domains, samples = config.adabn.domains, {}
+    if domains in ("source", "both"):
         samples["source"] = data.source_samples(config)
-    if config.adabn.domains in ("target", "both"):
+    if domains in ("target", "both"):
         samples["target"], _ = data.target_samples(config)
     return samples
-
-
-def statistics_loaders(config: Config, samples: Mapping[str, Sequence[Sample]]) -> list[DataLoader]:
-    """One finite loader for each domain of ``samples``."""
-    domains = {"source": data.SOURCE, "target": data.TARGET}
-    return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 
 
 def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
@@ -153,14 +148,16 @@ def convert_run(config: Config) -> None:
         log.text(report)
         of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
         distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
-        loaders = statistics_loaders(config, of_domains)  # made before anything is scored, which takes long
+        # made before anything is scored, which takes long
+        loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)
         if not data.are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
 
         def score(title: str) -> None:
             if data.are_labelled(samples):
-                matrix = evaluate_test_split(config, model, samples, device, title=title)
+                loader = data.evaluation_loader(config, samples, config.test)
+                matrix = evaluate(config, model, loader, device, tta=config.tta, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")
