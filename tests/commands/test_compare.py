@@ -43,6 +43,7 @@ def columns(text: str) -> dict[str, list[float]]:
     return {name: [float(cell) for cell in cells.split()] for name, cells in rows}
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, source_run, adapted, tmp_path, capsys):
     arguments = command(adapted.parent, "pycda", f"target.data_dir={unlabelled}")
     compare.main([*arguments, "--images", "4"])
@@ -66,6 +67,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     assert np.allclose(after, counted, atol=0.006)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_the_order_given_and_unseen_source_images_are_said_to_be(
     command, city, unlabelled, source_run, adapted, capsys
 ):

@@ -24,6 +24,7 @@ def small_city(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "Plan", partial(Plan, **tiny))
 
 
+@pytest.mark.slow
 def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, capsys):
     ran = []
     run = demo.Demo.run

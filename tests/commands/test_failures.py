@@ -107,6 +107,7 @@ def test_questions_and_mistakes_are_answered_without_torch(program, tmp_path):
         assert wrong.returncode == 2 and message in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
 
 
+@pytest.mark.slow
 def test_missing_data_of_several_processes(tmp_path):
     """The launcher ends with the processes' status and adds no traceback; a wrong key is said once, before it."""
     environment = {"NPROC": "2", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -125,6 +126,7 @@ def test_missing_data_of_several_processes(tmp_path):
     assert "Traceback" not in absent.stderr
 
 
+@pytest.mark.slow
 def test_another_folder(command, city, tmp_path):
     """Everything is relative to where the command is started; what lies there under our names does not matter."""
     _, config, *keys = command(Path("runs"), "run", "train.num_steps=1", "val.held_out=0")

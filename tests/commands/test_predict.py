@@ -111,6 +111,7 @@ def test_clip_has_the_frames_in_natural_order(command, source_run, photos, tmp_p
         assert frames[0].size == first.size and abs(difference).mean() < 12
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_files(command, source_run, photos, tmp_path):
     (photos / "damaged.jpg").write_bytes(b"no picture")
     arguments = command(source_run.parent, "source_only", str(photos), "--clip", str(tmp_path / "c.gif"))

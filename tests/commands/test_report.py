@@ -29,6 +29,7 @@ class Links(HTMLParser):
         self.addresses += [value for name, value in attributes if name in ("src", "href") and value]
 
 
+@pytest.mark.slow
 def test_page_of_a_run_against_its_baseline(command, source_run, tmp_path, capsys):
     arguments = command(tmp_path, "a <run>", f"model.weights={source_run}", "train.num_steps=2")
     train_pycda.main([*arguments, "train.momentum=0.5"])
@@ -73,6 +74,7 @@ def test_page_of_a_run_alone(command, source_run, tmp_path):
     assert "<b>Scores on the held-out target images, percent</b>, step 2</figcaption><p>" in page  # a single point
 
 
+@pytest.mark.slow
 def test_page_without_test_labels_shows_the_rest(command, city, source_run, tmp_path):
     shutil.copytree(city / "cityscapes/leftImg8bit/train", tmp_path / "data/leftImg8bit/train")
     keys = [f"target.data_dir={tmp_path}/data", f"model.weights={source_run}", "curriculum.conf_threshold=0.1"]

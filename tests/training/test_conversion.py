@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -68,6 +69,7 @@ def test_trained_run_goes_before_the_pair_that_it_may_have_started_from(command,
     assert (tmp_path / "run/adabn.pth").is_file() and not (tmp_path / "run/adabn_encoder.pth").exists()
 
 
+@pytest.mark.slow
 def test_scores_on_the_way_leave_the_exact_average_alone(command, source_run, tmp_path):
     found = []
     for name, keys in (("plain", []), ("scored", ["adabn.score_every=2"])):
@@ -76,6 +78,7 @@ def test_scores_on_the_way_leave_the_exact_average_alone(command, source_run, tm
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.slow
 def test_conversion_without_test_labels_saves_the_same_file(command, city, source_run, tmp_path):
     shutil.copytree(city / "cityscapes/leftImg8bit", tmp_path / "data/leftImg8bit")
     (tmp_path / "data/leftImg8bit/val").rename(tmp_path / "val")
