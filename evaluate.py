@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
     if args.images:
         return segment(args)
-    from utils.scoring.networks import score  # torch, once the command line is known to be right
+    from utils.scoring.predictions import score  # torch, once the command line is known to be right
 
     score(config, args.weights, args.predictions, args.json, args.save)
     return 0

@@ -7,8 +7,8 @@ import pytest
 
 import evaluate
 from utils.commands import predict
-from utils.scoring import evaluation, segment_files
-from utils.scoring.background import THREADS, WAITING, Background
+from utils.scoring import evaluation, segment
+from utils.scoring.pictures import THREADS, WAITING, Background
 from utils.scoring.predictions import Gallery
 
 PATIENCE = 60  # seconds until a picture that waits for the next prediction gives up
@@ -77,9 +77,9 @@ class SecondCall:
 
 
 def test_predict_writes_while_the_next_picture_is_predicted(command, city, source_run, tmp_path, monkeypatch):
-    order = SecondCall(segment_files.predicted, segment_files.write)
-    monkeypatch.setattr(segment_files, "predicted", order.counted)
-    monkeypatch.setattr(segment_files, "write", order.waiting)
+    order = SecondCall(segment.predicted, segment.write)
+    monkeypatch.setattr(segment, "predicted", order.counted)
+    monkeypatch.setattr(segment, "write", order.waiting)
     pictures = [str(path) for path in sorted((city / "gtav/images").glob("*.png"))[:3]]
     options = ["--save", str(tmp_path / "out")]
     assert predict.main(command(source_run.parent, "source_only", *pictures, *options)) == 0

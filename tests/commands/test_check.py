@@ -1,6 +1,9 @@
 """The data check finds every planted defect, and nothing in sound data."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +39,15 @@ def test_sound_data(command, data, capsys):
     frequencies = next(line for line in lines if line.startswith("road"))
     shares = [float(entry.split()[-1].rstrip("%")) for entry in frequencies.split(", ")]
     assert sum(shares) == pytest.approx(100, abs=0.1)
+
+
+@pytest.mark.slow
+def test_older_name_and_several_processes_that_read(command, data):
+    arguments = command(data, "x", f"source.data_dir={data}/gtav", f"target.data_dir={data}/cityscapes")
+    program = [sys.executable, "-m", "dataset.check", *arguments, "--workers", "2"]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(program, env=os.environ, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout.endswith("0 errors, 0 remarks\n"), result.stderr
 
 
 def truncate(path: Path) -> None:

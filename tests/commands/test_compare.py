@@ -18,7 +18,7 @@ from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
 from utils.commands import compare
 from utils.run_folder import facts
-from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores
+from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores, describe
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def columns(text: str) -> dict[str, list[float]]:
     return {name: [float(cell) for cell in cells.split()] for name, cells in rows}
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, source_run, adapted, tmp_path, capsys):
     arguments = command(adapted.parent, "pycda", f"target.data_dir={unlabelled}")
     compare.main([*arguments, "--images", "4"])
@@ -66,6 +67,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     assert np.allclose(after, counted, atol=0.006)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_the_order_given_and_unseen_source_images_are_said_to_be(
     command, city, unlabelled, source_run, adapted, capsys
 ):
@@ -91,12 +93,12 @@ def test_a_common_class_that_is_nearly_gone_is_named():
         agreement=[[1, 0.9], [0.9, 1]],
         forgotten=SourceScores([60.0, 50.0], 1, 1, None),
     )
-    text = compare.describe(comparison)
+    text = describe(comparison)
     assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- nearly gone", text) and "or before: vegetation." in text
     text = " ".join(text.split())
     assert "It is not known whether" in text and "pseudo-labels" not in text
     kept = replace(comparison, predicted=[comparison.predicted[0]] * 2)
-    assert "<- nearly gone" not in compare.describe(kept) and kept.lost() == []
+    assert "<- nearly gone" not in describe(kept) and kept.lost() == []
 
 
 def test_facts_of_a_run(source_run, adapted):

@@ -44,6 +44,7 @@ def settled(encoder: str, decoder: str) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_needs_torch_alone_beside_another_utils(command, source_run, tmp_path, capsys):
     arguments = command(source_run.parent, "source_only", "--to", str(tmp_path / "network.pt2"))
     assert export.main(arguments) == 0

@@ -17,8 +17,8 @@ from dataset.messages import DataError
 from utils.commands import predict
 from utils.config.declare import ConfigError
 from utils.inference import load
-from utils.scoring.overlay import with_legend
-from utils.scoring.picture_files import find_pictures
+from utils.scoring.pictures import with_legend
+from utils.scoring.segment import find_pictures
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("colour", "label_ids", "overlay")

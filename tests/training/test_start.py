@@ -18,7 +18,8 @@ from dataset.folders import Sample, find_samples, hold_out
 from dataset.messages import UserError
 from models.segmentor import Segmentor
 from tests.training.test_distributed import launch
-from utils.scoring import convert_run, networks
+from utils.scoring import convert as conversion
+from utils.scoring import predictions
 from utils.training import experiment, start
 from utils.training.engine import Trainer
 from utils.training.validation import Validation
@@ -199,7 +200,7 @@ def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path):
 
 @pytest.mark.slow
 def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_run, "evaluate_test_split", lambda *arguments, **options: pytest.fail("scored"))
+    monkeypatch.setattr(conversion, "evaluate", lambda *arguments, **options: pytest.fail("scored"))
     weights = f"adabn.weights={source_run}"
     ppm = command(tmp_path, "ppm", PPM, "train.num_steps=1", "val.held_out=0")
     train_source_only.main(ppm)
@@ -210,7 +211,7 @@ def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, sour
 
 
 def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "score_network", lambda *arguments, **options: pytest.fail("scored"))
+    monkeypatch.setattr(predictions, "score_network", lambda *arguments, **options: pytest.fail("scored"))
     arguments = command(tmp_path, "any", "--weights", str(source_run))
     refused(evaluate.main, [*arguments, "--json", str(tmp_path)], f"--json: cannot write {tmp_path}: Is a directory")
     other = tmp_path / "other.pth"

@@ -1,6 +1,6 @@
 """From a configuration to the method's loss, with its priors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -45,14 +45,26 @@ def _check_boxes(config: Config) -> None:
         raise ConfigError(f"curriculum.box_size is {list(boxes)}, which does not fit into images of {size} (W, H)")
 
 
-def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> PyramidCurriculum:
-    """The method's loss, with priors from files or from the labels of the source ``samples``."""
-    _check_boxes(config)
-    class_prior, spatial_prior = distributed.from_first(lambda: _priors(config, samples, log))
-    c = config.curriculum
+def build_curriculum(
+    config: Config, samples: Sequence[Sample] | None = None, log: RunLog | None = None
+) -> PyramidCurriculum:
+    """The method's loss, as every reader of a configuration builds it.
+
+    Args:
+        samples: of the source, whose labels give the priors that no file gives; None: no priors, and no term of the
+            loss that needs one, which is enough for ``pseudo_labels``.
+        log: gets the options; None: nobody.
+    """
+    c, say = config.curriculum, log.text if log else lambda text: None
     files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
     switches = {name: value for name, value in asdict(c).items() if name not in files}
-    log.text("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+    class_prior = spatial_prior = None
+    if samples is None:
+        switches |= {"image_target": "uniform", "lambda_eq": 0.0}
+    else:
+        _check_boxes(config)
+        class_prior, spatial_prior = distributed.from_first(lambda: _priors(config, samples, say))
+    say("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
     return PyramidCurriculum(
         None if class_prior is None else torch.from_numpy(class_prior),
         spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
@@ -61,7 +73,9 @@ def build_curriculum(config: Config, samples: Sequence[Sample], log: RunLog) -> 
     )
 
 
-def _priors(config: Config, samples: Sequence[Sample], log: RunLog) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _priors(
+    config: Config, samples: Sequence[Sample], say: Callable[[str], None]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Class prior float64 (C,) and spatial prior float32 (C, H, W), None where it is not used."""
     c = config.curriculum
     t, kind, cache = config.train, config.source.label_kind, config.run_folder / "priors"
@@ -72,7 +86,7 @@ def _priors(config: Config, samples: Sequence[Sample], log: RunLog) -> tuple[np.
     elif c.image_target == "source" and c.lambda_balance:
         class_prior = priors.class_prior(samples, kind, config.num_classes, cache_dir=cache, **reading)
     if c.lambda_eq and c.spatial_prior is not None:
-        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, log.text)
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, say)
     elif c.lambda_eq:
         size = _whole_target_size(config)
         spatial_prior = priors.spatial_prior(

@@ -6,18 +6,10 @@ from importlib import import_module
 
 from dataset.failures import exit_after
 from dataset.messages import nearest
-from utils.commands import arguments
 from utils.config.command_line import ROOT
 from utils.config.declare import ConfigError
 
-COMMANDS = {
-    "check": arguments.check,
-    "compare": arguments.compare,
-    "demo": arguments.demo,
-    "export": arguments.export,
-    "predict": arguments.predict,
-    "report": arguments.report,
-}
+COMMANDS = ("check", "compare", "demo", "export", "predict", "report")
 OF_RUN_SH = ("ablation", "benchmark", "test")  # run.sh itself knows them
 
 
@@ -27,8 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         scripts = sorted(path.name for path in ROOT.glob("*.py"))
         known = [*scripts, *sorted([*COMMANDS, *OF_RUN_SH])]
         raise ConfigError(f"no script or command {name}; the nearest is {nearest(name, known)}: {', '.join(known)}")
-    given = COMMANDS[name](others)
-    return import_module(f"utils.commands.{name}").run(*given)
+    return import_module(f"utils.commands.{name}").main(others)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@ Reads all images and labels of the source, the target training images, those of 
 parallel. The exit status is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
 """
 
-import sys
+import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
+from dataset.cores import usable_cores
 from dataset.failures import exit_after
 from dataset.folders import Sample, find_samples, known_labels
 from dataset.labels import (
@@ -27,8 +28,8 @@ from dataset.labels import (
 from dataset.messages import SHOWN, DataError, few
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
-from utils.build.data import has_test_set, shape_remark
-from utils.commands import arguments
+from utils.config.command_line import make_parser, parse_arguments, parse_config
+from utils.config.declare import ConfigError
 from utils.config.schema import Config, Domain, Evaluation
 
 ERROR, REMARK = "error", "remark"
@@ -74,7 +75,7 @@ class Seen:
     unknown: list[int] = field(default_factory=list)
 
 
-class _Files(Dataset):
+class _Files:
     """What is seen of one sample after another."""
 
     def __init__(self, samples: Sequence[Sample], kind: str, resizable: bool) -> None:
@@ -130,6 +131,10 @@ def _options(config: Config, split: str) -> Domain | Evaluation:
 
 def check_split(config: Config, split: str, num_workers: int) -> Report:
     """Everything about one of ``splits``."""
+    from torch.utils.data import DataLoader, Dataset  # here: torch takes seconds, which a wrong command line should not
+
+    from utils.build.data import has_test_set
+
     options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
     label_roots = {HELD_OUT: config.val.label_dir, "test": config.test.label_dir}
@@ -155,7 +160,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     report.images, report.labels = len(samples), sum(sample.label is not None for sample in samples)
     report.findings += _pairs(config, split, samples)
     kind = options.label_kind
-    files = _Files(samples, kind, resizable=split == "source")
+    files = cast("Dataset[Seen]", _Files(samples, kind, resizable=split == "source"))
     loader = DataLoader(files, batch_size=None, collate_fn=lambda item: item, num_workers=num_workers)
     for sample, seen in zip(samples, Progress(loader, split), strict=True):
         report.findings += seen.findings
@@ -225,6 +230,8 @@ def _label_remarks(report: Report, split: str, kind: str) -> Iterator[Finding]:
 
 
 def _image_remarks(report: Report, split: str, config: Config) -> Iterator[Finding]:
+    from utils.build.data import shape_remark  # torch
+
     if report.turned:
         text = f"{report.turned} images have an EXIF orientation, which is applied: labels must fit the upright images"
         yield Finding(REMARK, "", text, "orientation")
@@ -263,18 +270,26 @@ def _lines(findings: Sequence[Finding], fold: bool) -> list[str]:
     return lines
 
 
-def run(config: Config, workers: int, fold: bool) -> int:
-    """Print the table; returns the exit status."""
-    table = config.class_table
-    reports = {split: check_split(config, split, workers) for split in splits(config)}
-    levels = Counter(finding.level for report in reports.values() for finding in report.findings)
-    print("\n".join(describe(report, split, table, fold) for split, report in reports.items()))
-    print(f"{levels[ERROR]} errors, {levels[REMARK]} remarks")
-    return 1 if levels[ERROR] else 0
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """How many processes read files, and whether what repeats is listed; the configuration."""
+    parser = make_parser(__doc__, "sh run.sh check")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that read files; all cores")
+    parser.add_argument("--all", action="store_true", help="a line for each file, also where many have the same fault")
+    args = parse_arguments(parser, argv)
+    if args.workers < 0:
+        raise ConfigError(f"command line: --workers must be at least 0, got {args.workers}")
+    return args, parse_config(args, "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(*arguments.check(sys.argv[1:] if argv is None else argv))
+    """Print the table; returns the exit status."""
+    args, config = parse(argv)
+    reports = {split: check_split(config, split, args.workers) for split in splits(config)}
+    levels = Counter(finding.level for report in reports.values() for finding in report.findings)
+    table, fold = config.class_table, not args.all
+    print("\n".join(describe(report, split, table, fold) for split, report in reports.items()))
+    print(f"{levels[ERROR]} errors, {levels[REMARK]} remarks")
+    return 1 if levels[ERROR] else 0
 
 
 if __name__ == "__main__":

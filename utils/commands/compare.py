@@ -1,71 +1,39 @@
-"""``sh run.sh compare CONFIG [RUN ...]``: did it help? Without target labels, see ``utils.scoring.without_labels``."""
+"""``sh run.sh compare CONFIG [RUN ...]``: did it help? Without target labels.
 
-import sys
-import textwrap
+The first RUN is the network before the adaptation, the last one after it; of one RUN alone (default: the run of CONFIG)
+the network before is the one that it started from. On unlabelled target training images: how often each class is
+predicted, beside its share in the source labels and in the pseudo-labels; how far the networks agree. On source images:
+what was forgotten. With source.data_list=FILE these are images that were not trained on, if there are any.
+"""
+
+import argparse
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
+from os.path import expanduser
 
 from dataset.failures import exit_after
-from utils.build.network import load_network
-from utils.commands import arguments
+from utils.config.command_line import make_parser, parse_arguments, parse_config
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
-from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.facts import distinct_names, starting_run
-from utils.scoring.without_labels import (
-    CAVEAT,
-    Comparison,
-    compare_networks,
-    lost_words,
-    source_words,
-)
 
-NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
+IMAGES = 100  # of each domain at most
 
 
-def compare(config: Config, runs: Sequence[str], images: int) -> Comparison:
-    """Load the runs' networks and compare them, see ``compare_networks``."""
-    given = list(runs) or [str(config.run_folder)]
-    start = starting_run(Path(given[0])) if len(given) == 1 else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files = pair_up([start, *given] if start else given)
-    first = [Path(paths[0]) for paths in files.values()]  # of an official pair, the encoder's file
-    names = distinct_names(first)
-    networks = {n: load_network(config, paths, device)[0] for n, paths in zip(names, files.values(), strict=True)}
-    folders = [path.parent for path in first]
-    return compare_networks(config, networks, folders, device, images)
-
-
-def describe(c: Comparison) -> str:
-    """The comparison as text."""
-    columns = {"source labels": c.source} | dict(zip(c.networks, c.predicted, strict=True))
-    if c.labels is not None:
-        columns["pseudo-labels"] = c.labels
-    lines = [f"Share of each class in percent, on {c.images} of {c.available} unlabelled target training images:"]
-    lines.append(" " * NAME_WIDTH + "".join(f"{_cut(name):>{COLUMN}}" for name in columns))
-    lost = c.lost()
-    for i, name in enumerate(c.classes):
-        cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
-        lines.append(f"{name:<{NAME_WIDTH}}{cells}{'  <- nearly gone' if name in lost else ''}")
-    told = [
-        f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
-        for i, name in enumerate(c.networks[:-1])
-    ]
-    told += [source_words(c, c.networks), lost_words(c), CAVEAT]
-    return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in told)])
-
-
-def _cut(name: str) -> str:
-    return name[-COLUMN + 2 :]
-
-
-def run(config: Config, runs: Sequence[str], images: int) -> None:
-    print(describe(compare(config, runs, images)))
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """The ``runs`` (folders or files) and how many ``images`` of each domain are looked at; the configuration."""
+    parser = make_parser(__doc__, "sh run.sh compare")
+    parser.usage = "sh run.sh compare CONFIG [RUN ...] [--images N] [key=value ...]"
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each domain at most, evenly spaced")
+    args = parse_arguments(parser, argv, rest="runs")
+    if args.images < 1:
+        raise ConfigError(f"command line: --images must be at least 1, got {args.images}")
+    return args, parse_config(args, "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(*arguments.compare(sys.argv[1:] if argv is None else argv))
+    args, config = parse(argv)
+    from utils.scoring.without_labels import compare_runs, describe  # torch, once the command line is right
+
+    print(describe(compare_runs(config, [expanduser(run) for run in args.runs], args.images)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """``sh run.sh demo``: the whole recipe on procedural street scenes, one table and one picture at the end.
 
-Every stage is the same command that a user would type; this module only calls them and collects the scores.
-``--ablation`` trains PyCDA with single layers of the pyramid instead (``sh run.sh ablation``), ``--variants`` as
-released and as in the paper, ``--oracle`` on labelled target images. Finished stages are not repeated, so all share one
-source-only run. ``--quick`` is for a first look: every stage, with fewer pictures and steps.
+Every stage is the same command that a user would type. Finished stages are not repeated, so all variants share one
+source-only run.
 """
 
 import argparse
@@ -16,25 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from dataset.failures import exit_after
 from dataset.progress import duration
-from dataset.reading import read_label
+from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
-from dataset.transforms import normalise
-from utils.build.data import test_samples
-from utils.build.network import load_network
-from utils.commands import arguments
+from utils.config.command_line import ROOT, Parser, is_override, path
+from utils.config.declare import ConfigError
 from utils.config.read import build_config, read_yaml, value_text
 from utils.config.schema import Config
-from utils.run_folder.checkpoint import CONVERTED, resolve_weights
 from utils.run_folder.records import RECORDS, read_scalars
-from utils.scoring.evaluation import predict
 from utils.scoring.pictures import colour_map, legend, stack, titled
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images in the picture
 QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
@@ -64,7 +56,7 @@ PYCDA = Stage("PyCDA", "pycda", "train_pycda.py", "pycda")
 SPATIAL = Stage("PyCDA + spatial ratio", "pycda_spatial", "train_pycda_spatial.py", "pycda_spatial")
 DEMO = (
     SOURCE_ONLY,
-    Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights=CONVERTED),
+    Stage("source only, converted BN", "source_only", "test_adabn.py", "source_only", weights="adabn.pth"),
     Stage("AdaBN from source only (the control)", "adabn", "train_adabn.py", "adabn"),
     PYCDA,
     SPATIAL,
@@ -187,19 +179,17 @@ class Demo:
 
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
+        from utils.build.data import test_samples  # torch takes seconds, which a wrong command line should not
+        from utils.inference import load
+
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
         table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
         columns: dict[str, list[Image.Image]] = {name: [] for name in names}
-        weights = [resolve_weights(str(self.folder / stage.run)) for stage in stages]
-        models = [load_network(config, [path], torch.device("cpu"))[0].eval() for path in weights]
+        predictors = [load(self.folder / stage.run, "cpu") for stage in stages]
         for sample in test_samples(config)[:PANELS]:
-            with Image.open(sample.image) as image:
-                tiles = [image.convert("RGB"), colour_map(read_label(sample.label_file, config.test.label_kind), table)]
-            with torch.inference_mode():
-                pixels = normalise(tiles[0])[None]
-                size = (pixels.shape[-2], pixels.shape[-1])
-                predictions = [predict(model, pixels, size, config.test.upsampling)[0].numpy() for model in models]
-            tiles += [colour_map(prediction, table) for prediction in predictions]
+            label = read_label(sample.label_file, config.test.label_kind)
+            maps = [label, *(predictor(sample.image) for predictor in predictors)]
+            tiles = [read_image(sample.image), *(colour_map(classes, table) for classes in maps)]
             for column, tile in zip(columns.values(), tiles, strict=True):
                 column.append(tile)
         path = self.folder / "panel.png"
@@ -232,6 +222,27 @@ def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the demo; ``overrides`` are for every stage."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="sh run.sh demo", description=__doc__, formatter_class=raw)
+    parser.add_argument("--seed", type=int, default=0, help="of data and initialisation")
+    parser.add_argument("--out", type=path, default=path("runs/demo"), help="folder of data, runs and results")
+    parser.add_argument("--quick", action="store_true", help="every stage on fewer pictures, an eighth of the steps")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
+    kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")
+    kind.add_argument("--variants", action="store_true", help="as released and as in the paper")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key in every stage")
+    args = parser.parse_intermixed_args(argv)
+    for argument in args.overrides:
+        if not is_override(argument):
+            raise ConfigError(f"command line: '{argument}' is not key=value")
+    if args.seed < 0:
+        raise ConfigError(f"command line: --seed must be at least 0, got {args.seed}")
+    return args
+
+
 def run(args: argparse.Namespace) -> None:
     """All stages of what the options ask for, then the table."""
     started = time.time()
@@ -256,7 +267,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(*arguments.demo(sys.argv[1:] if argv is None else argv))
+    run(parse(argv))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,57 @@
-"""``sh run.sh export CONFIG --to FILE``: a trained network for use elsewhere."""
+"""``sh run.sh export CONFIG --to FILE``: a trained network for use elsewhere.
+
+FILE.pt2 needs nothing but torch, FILE.onnx an ONNX runtime; both take uint8 RGB pictures (N, H, W, 3) of any size and
+give classes (N, H, W), and are run and compared with the original once they are written. FILE.pth is a checkpoint
+without what only training needs, to pass on.
+"""
 
 import argparse
-import sys
 from collections.abc import Sequence
+from os.path import expanduser
 
 from dataset.failures import exit_after
-from utils.build.exported import export_network
-from utils.commands import arguments
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
-from utils.inference import load
-from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.weights_only import save_weights
+
+WEIGHTS = ".pth"
+SUFFIXES = (".pt2", ".onnx", WEIGHTS)
 
 
-def run(config: Config, args: argparse.Namespace) -> int:
-    """Write ``args.to``. Returns the exit status."""
-    path = resolve_weights(args.weights or str(config.run_folder))
-    if args.to.suffix == arguments.WEIGHTS:
-        print(save_weights(path, args.to, config))
-    else:
-        predictor = load(path, "cpu")
-        size = tuple(args.size) if args.size else None
-        print(export_network(predictor.model, predictor.table, args.to, logits=args.logits, size=size))
-    return 0
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """Which file is made of which run; the configuration."""
+    parser = make_parser(__doc__, "sh run.sh export")
+    parser.add_argument("--to", type=path, required=True, help=f"file to write: {', '.join(SUFFIXES)}")
+    parser.add_argument(
+        "--weights", type=expanduser, help="run folder or checkpoint; default: this configuration's run"
+    )
+    parser.add_argument("--logits", action="store_true", help="give logits (N, C, H, W) instead of classes")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="pictures of this size only")
+    args = parse_arguments(parser, argv)
+    if args.to.suffix not in SUFFIXES:
+        raise ConfigError(f"command line: --to must end in {', '.join(SUFFIXES)}, got {args.to}")
+    if args.to.suffix == WEIGHTS and (args.logits or args.size):
+        raise ConfigError(f"command line: --logits and --size do not go with a {WEIGHTS} file")
+    if args.size and min(args.size) < 1:
+        raise ConfigError(f"command line: --size must be positive, got {' '.join(map(str, args.size))}")
+    return args, parse_config(args, "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(*arguments.export(sys.argv[1:] if argv is None else argv))
+    args, config = parse(argv)
+    from utils.build.exported import export_network  # torch, once the command line is known to be right
+    from utils.inference import load
+    from utils.run_folder.checkpoint import resolve_weights
+    from utils.run_folder.weights_only import save_weights
+
+    weights = resolve_weights(args.weights or str(config.run_folder))
+    if args.to.suffix == WEIGHTS:
+        print(save_weights(weights, args.to, config))
+    else:
+        predictor = load(weights, "cpu")
+        size = tuple(args.size) if args.size else None
+        print(export_network(predictor.model, predictor.table, args.to, logits=args.logits, size=size))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,25 +1,55 @@
-"""``sh run.sh predict CONFIG PATH... --save DIR``: segment pictures that have no labels."""
+"""``sh run.sh predict CONFIG PATH... --save DIR``: segment pictures that have no labels.
+
+PATH is a picture, a folder (with its sub-folders) or a .txt list of pictures. Writes colour/, label_ids/ and overlay/
+below DIR with the sub-folders of the pictures. Keys of test and tta count, such as tta.flip=true. The exit status is 1
+if a picture could not be read; the others are done all the same.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 
 from dataset.failures import exit_after
-from utils.commands import arguments
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
 
+CLIPS = (".gif", ".webp")
 UNREADABLE = 1  # exit status
 
 
-def run(config: Config, args: argparse.Namespace) -> int:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """What is predicted of which ``images`` into which folder; the configuration."""
+    parser = make_parser(__doc__, "sh run.sh predict")
+    parser.usage = "sh run.sh predict CONFIG PATH... --save DIR [option ...] [key=value ...]"
+    parser.add_argument(
+        "--weights", nargs="+", type=expanduser, help="what predicts; default: this configuration's run"
+    )
+    parser.add_argument("--save", type=path, required=True, help="folder of the results")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
+    parser.add_argument("--confidence", action="store_true", help="write the highest probability of each pixel too")
+    parser.add_argument("--clip", type=path, help="animate the overlays, in their order, as this .gif or .webp file")
+    parser.add_argument("--fps", type=float, default=10.0, help="frames per second of the clip")
+    args = parse_arguments(parser, argv, rest="images")
+    if not args.images:
+        raise ConfigError("command line: no pictures: give files, folders or .txt lists")
+    if not 0 <= args.opacity <= 1:
+        raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
+    if args.fps <= 0:
+        raise ConfigError(f"command line: --fps must be above 0, got {args.fps}")
+    if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
+        raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
+    return args, parse_config(args, "evaluate")
+
+
+def segment(args: argparse.Namespace, config: Config) -> int:
     """Segment ``args.images`` into ``args.save``. Returns the exit status."""
     from utils import distributed  # torch takes seconds: only once the command line is known to be right
     from utils.inference import load_for
     from utils.run_folder.agreement import file_facts, start_facts
     from utils.run_folder.checkpoint import pair_up
-    from utils.scoring.picture_files import find_pictures
-    from utils.scoring.segment_files import Output, segment_files
+    from utils.scoring.segment import Output, find_pictures, segment_files
 
     files = find_pictures(args.images, config.target.data_dir, args.save)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
@@ -41,7 +71,7 @@ def run(config: Config, args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(*arguments.predict(sys.argv[1:] if argv is None else argv))
+    return segment(*parse(argv))
 
 
 if __name__ == "__main__":

@@ -1,128 +1,74 @@
-"""``sh run.sh report CONFIG [--baseline RUN]``: one HTML file about a run, with everything in it.
+"""``sh run.sh report CONFIG [--baseline RUN]``: one HTML file about a run, in its folder.
 
-A verdict and the facts; per-class IoU against a baseline and the confusion matrix, where there are test labels; class
-shares without labels; curves; images with the pseudo-labels of every layer of the pyramid; the configuration that the
-run was trained with. No network is needed to read it.
+Verdict, scores, class shares without labels, curves, images with pseudo-labels, configuration. The page needs nothing
+from a network.
 """
 
+import argparse
 import html
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
+from collections.abc import Mapping, Sequence
+from os.path import expanduser
 
 from dataset.failures import exit_after
-from dataset.folders import Sample
-from models.segmentor import Segmentor
-from utils.build import data
-from utils.build.network import load_network
-from utils.commands import arguments
-from utils.commands import report_numbers as numbers
-from utils.commands.page_style import page
-from utils.commands.report_curves import curves
-from utils.commands.report_images import Seen, choose, image_section
-from utils.config.read import build_config
+from utils.config.command_line import make_parser, parse_arguments, parse_config
+from utils.config.declare import ConfigError
 from utils.config.schema import Config
-from utils.metrics import ConfusionMatrix
-from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.facts import Facts, read_facts, starting_run
-from utils.run_folder.records import RECORDS
-from utils.scoring.class_shares import evenly_spaced
-from utils.scoring.evaluation import evaluate, per_class, scores
-from utils.scoring.without_labels import Comparison, compare_networks
 
-OWN, BEFORE = "this run", "baseline"
-
-
-@dataclass(frozen=True)
-class Network:
-    """One of the networks of the page, and what it predicted on the shown set."""
-
-    facts: Facts
-    folder: Path
-    model: Segmentor
-    matrix: ConfusionMatrix
-    seen: Seen
-
-
-def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
-    """Load a checkpoint and let it predict the ``samples``, labelled or not."""
-    model, _ = load_network(config, [weights], device)
-    seen = Seen(config.num_classes)
-    options = config.test if data.are_labelled(samples) else config.target
-    loader = data.evaluation_loader(config, samples, options)
-    title = weights.parent.name
-    matrix = evaluate(config, model, loader, device, on_image=seen.add, tta=config.tta, title=title)
-    return Network(read_facts(weights), weights.parent, model.eval(), matrix, seen)
+IMAGES = 100  # of each domain at most
+STYLE = """
+:root { color-scheme: light dark; --soft: #555; --back: #fff; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --back: #16181c; --line: #3a3d44; }
+  svg :is(polyline, circle), .curves i { filter: brightness(1.5); } }
+body { font: 15px/1.45 system-ui, sans-serif; background: var(--back); margin: 1rem auto; max-width: 72rem;
+  padding: 0 1rem; }
+h1, h3, p { overflow-wrap: anywhere; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
+.verdict { font-size: 1.35rem; font-weight: 600; } .warning { color: #d55e00; font-weight: 600; }
+.note, .facts, figcaption { color: var(--soft); } pre { overflow-x: auto; }
+.curves { display: grid; gap: 1.6rem 2.5rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+.curves p { margin: 0; font-size: .85rem; }
+i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+svg text { font-size: 11px; fill: var(--soft); text-anchor: end; } svg path { stroke: var(--line); }
+svg polyline { fill: none; stroke-width: 1.5; }
+.panels { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
+figure { margin: 0; } figcaption { font-size: .85rem; } img { max-width: 100%; height: auto; }
+.enlarge { cursor: zoom-in; } .enlarge input { position: absolute; opacity: 0; }
+.enlarge input:focus-visible + img { outline: 3px solid; }
+.enlarge input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; object-fit: contain;
+  background: #000; cursor: zoom-out; }
+"""
 
 
-def write_report(config: Config, baseline: str | None, images: int) -> Path:
-    """Write ``report.html`` into the run folder of ``config``; returns its path.
-
-    Args:
-        baseline: run folder or file; None: what the run started from, where that is a run that is still there.
-        images: of each domain at most, where there are no labels to look at all of them.
-    """
-    folder, device = config.run_folder, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    baseline = baseline or starting_run(folder)
-    weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
-    weights[OWN] = resolve_weights(str(folder))
-    samples = data.test_samples(config, labels="optional")
-    test_images = len(samples)
-    samples = samples or evenly_spaced(data.target_samples(config)[0], images)
-    networks = {name: look(config, path, samples, device) for name, path in weights.items()}
-    models = {name: network.model for name, network in networks.items()}
-    folders = [network.folder for network in networks.values()]
-    comparison = compare_networks(config, models, folders, device, images)
-    sections = _sections(config, networks, comparison, samples, test_images)
-    own, before = networks[OWN].facts, networks[BEFORE].facts if BEFORE in networks else None
-    if test_images and data.are_labelled(samples):
-        classes = config.test.eval_classes
-        mious = [scores(networks[n].matrix, config.class_table, classes)["miou"] for n in reversed(networks)]
-        first = numbers.verdict(own, before, mious, test_images)
-    else:
-        first = numbers.verdict_without_labels(own, comparison)
-    lines = numbers.fact_line(own, test_images) + numbers.baseline_line(before)
-    body = [f"<h1>{html.escape(config.exp_name)}</h1>", first, lines]
-    body += [f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items()]
-    path = folder / "report.html"
-    path.write_text(page(config.exp_name, "\n".join(body)))
-    return path
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """The ``baseline``, and how many ``images`` of each domain are looked at; the configuration of the run."""
+    parser = make_parser(__doc__, "sh run.sh report")
+    parser.add_argument(
+        "--baseline", type=expanduser, help="run folder to compare with; default: the run that it started from"
+    )
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each domain at most, where labels are not used")
+    args = parse_arguments(parser, argv)
+    if args.images < 1:
+        raise ConfigError(f"command line: --images must be at least 1, got {args.images}")
+    return args, parse_config(args, "evaluate")
 
 
-def _sections(
-    config: Config, networks: dict[str, Network], comparison: Comparison, samples: Sequence[Sample], test_images: int
-) -> dict[str, str]:
-    """HTML by title."""
-    own, before = networks[OWN], networks.get(BEFORE)
-    table, classes = config.class_table, config.test.eval_classes
-    sections = {}
-    if test_images and data.are_labelled(samples):
-        found = [network for network in (own, before) if network]
-        means = [scores(network.matrix, table, classes) for network in found]
-        iou = [per_class(network.matrix, table, classes) for network in found]
-        sections["Scores on the test set, percent"] = numbers.score_table(means, iou, test_images, table)
-        sections["Confusion matrix of this run"] = numbers.confusion_table(own.matrix.counts.numpy(), table)
-    sections["Did it help? Without labels"] = numbers.share_table(comparison, list(networks), table)
-    sections["Curves"] = curves(own.folder / RECORDS)
-    models = {name: network.model.cpu() for name, network in networks.items()}
-    reasons = choose(own.seen, before.seen if before else None)
-    trained = build_config(own.folder / "config.yaml")
-    of = "the test set" if test_images else "the target training set"
-    title = f"Images of {of}, with pseudo-labels"
-    sections[title] = image_section(config, trained, samples, reasons, models)
-    sections["Configuration of the run"] = numbers.configuration((own.folder / "config.yaml").read_text())
-    return sections
-
-
-def run(config: Config, baseline: str | None, images: int) -> None:
-    print(write_report(config, baseline, images))
+def page(title: str, sections: Mapping[str, str]) -> str:
+    """A whole HTML file; ``title`` is text, ``sections`` are HTML by title, the first one without any."""
+    name = html.escape(title)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    body = [
+        f"<section>{f'<h2>{title}</h2>' if title else ''}{content}</section>" for title, content in sections.items()
+    ]
+    text = "\n".join([f"<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>", *body])
+    return f'<!doctype html><html lang="en">{head}{text}</html>\n'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(*arguments.report(sys.argv[1:] if argv is None else argv))
+    args, config = parse(argv)
+    from utils.commands.report_sections import sections  # torch, once the command line is known to be right
+
+    path = config.run_folder / "report.html"
+    path.write_text(page(config.exp_name, sections(config, args.baseline, args.images)))
+    print(path)
 
 
 if __name__ == "__main__":

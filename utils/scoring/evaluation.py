@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset.folders import Sample
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build.data import evaluation_loader
 from utils.config.schema import AtTestTime, Config
 from utils.metrics import ConfusionMatrix
 from utils.scoring.upsampling import View, classes_at
@@ -68,20 +66,6 @@ def evaluate(
     model.train(training)
     matrix.all_reduce()
     return matrix
-
-
-def evaluate_test_split(
-    config: Config,
-    model: Segmentor,
-    samples: Sequence[Sample],
-    device: torch.device,
-    *,
-    on_image: OnImage | None = None,
-    title: str = "evaluate",
-) -> ConfusionMatrix:
-    """``evaluate`` on the ``samples`` of the test split, with the test-time augmentation of ``config``."""
-    loader = evaluation_loader(config, samples, config.test)
-    return evaluate(config, model, loader, device, on_image=on_image, tta=config.tta, title=title)
 
 
 def predict(

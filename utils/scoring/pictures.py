@@ -1,15 +1,24 @@
-"""Pictures of predictions: colour maps, label ids, side-by-side panels."""
+"""Pictures of predictions: colour maps, label ids, overlays, panels, legend, clips; threads that write files."""
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
-TEXT_SIZE, TITLE_HEIGHT, SWATCH = 12, 18, 10  # pixels
+TEXT_SIZE, TITLE_HEIGHT = 12, 18  # pixels
+LEGEND_SIZES = (13, 28)  # pixels of a letter below the narrowest and the widest pictures
+WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
+INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
+THREADS = 4  # that write
+WAITING = 6  # calls at most that are not done yet, each of which holds a picture
 LABEL_IDS = "label_ids"  # the folder of a saved prediction that can be scored
 
 
@@ -62,22 +71,36 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, fill: str =
     draw.text(at, text, fill=fill, font=ImageFont.load_default(TEXT_SIZE))
 
 
-def legend(table: ClassTable, width: int) -> Image.Image:
-    """The colours of the classes and their names, in as many lines as ``width`` asks for."""
-    font = ImageFont.load_default(TEXT_SIZE)
-    places, x, y = [], SWATCH, 0
-    for name in table.names:
-        entry = round(font.getlength(name)) + 4 * SWATCH
-        if x > SWATCH and x + entry > width:
-            x, y = SWATCH, y + TITLE_HEIGHT
-        places.append((x, y))
-        x += entry
-    picture = Image.new("RGB", (width, y + TITLE_HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    for (x, y), name, colour in zip(places, table.names, table.palette.tolist(), strict=True):
-        draw.rectangle((x, y + 3, x + SWATCH, y + 3 + SWATCH), fill=tuple(colour), outline="black")
-        write(draw, (x + 3 * SWATCH // 2, y + 1), name)
-    return picture
+def legend(table: ClassTable, width: int, present: np.ndarray | None = None) -> Image.Image:
+    """Names and colours of all classes, in as many lines as ``width`` asks for.
+
+    Args:
+        present: bool (C,), False for classes that are faint; None: all are present.
+    """
+    size = min(max(width // WIDTH_IN_LETTERS, LEGEND_SIZES[0]), LEGEND_SIZES[1])
+    font, line = ImageFont.load_default(size), round(1.6 * size)
+    widest = max(math.ceil(font.getlength(name)) for name in table.names)
+    columns = max(1, width // (widest + round(2.4 * size)))
+    sheet = Image.new("RGB", (width, math.ceil(table.num_classes / columns) * line + size // 2), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, name in enumerate(table.names):
+        left = size // 2 + number % columns * (width // columns)
+        top = size // 3 + number // columns * line
+        colour, there = tuple(table.palette[number].tolist()), present is None or present[number]
+        box = (left, top + round(0.2 * size), left + size, top + round(1.2 * size))
+        draw.rectangle(box, fill=colour if there else None, outline=colour)
+        at = (left + round(1.4 * size), top + line / 2)
+        draw.text(at, name, fill=INK if there else FAINT, font=font, anchor="lm")
+    return sheet
+
+
+def with_legend(picture: Image.Image, classes: np.ndarray, table: ClassTable) -> Image.Image:
+    """``picture`` above the legend, in which classes that are not in ``classes`` are faint.
+
+    The height depends on the width and the table only, so that the frames of a clip are of one size.
+    """
+    present = np.bincount(classes.ravel(), minlength=table.num_classes) > 0
+    return stack([picture, legend(table, picture.width, present)], horizontal=False, gap=0)
 
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
@@ -93,19 +116,34 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
     return sheet
 
 
-def save_prediction(
-    folder: Path, name: str, image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable
-) -> None:
-    """Write ``colour/``, ``label_ids/`` and ``panels/`` PNGs of one image; ``name`` may have sub-folders."""
-    pictures = {
-        "colour": colour_map(prediction, table),
-        LABEL_IDS: label_id_map(prediction, table),
-        "panels": panel(image, label, prediction, table),
-    }
+def save_pictures(folder: Path, name: str, pictures: Mapping[str, Image.Image]) -> None:
+    """Write a PNG below ``folder`` for each kind of picture; ``name`` may have sub-folders."""
     for kind, picture in pictures.items():
         path = folder / kind / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
+
+
+def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, width: int) -> None:
+    """Animate picture files as GIF or WebP, by the suffix of ``path``.
+
+    Args:
+        width: of the clip at most, pixels; its height is that of the first frame, and frames of another aspect are
+            fitted on white.
+    """
+    with Image.open(frames[0]) as first:
+        scale = min(1.0, width / first.width)
+        size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
+
+    def fitted() -> Iterator[Image.Image]:  # one at a time: a clip may be longer than memory
+        for frame in frames:
+            with Image.open(frame) as picture:
+                yield ImageOps.pad(picture.convert("RGB"), size, Image.Resampling.BILINEAR, color=PAPER)
+
+    rest = fitted()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    duration = round(1000 / frames_per_second)  # milliseconds
+    next(rest).save(path, save_all=True, append_images=rest, duration=duration, loop=0)
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
@@ -129,3 +167,32 @@ def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
             if share >= 0.5:
                 draw.text((left + 10, top + 13), f"{share:.0f}", fill="white" if share > 60 else "black")
     return picture
+
+
+class Background:
+    """Calls in other threads, as a context whose end waits for all of them: Pillow compresses without the GIL.
+
+    What a call raises is raised by a later one or at the end of the context; calls that have not begun are then
+    dropped, as they are where the context itself ends with an error.
+    """
+
+    def __init__(self) -> None:
+        self.pool, self.calls = ThreadPoolExecutor(THREADS), deque[Future]()
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """``function(*arguments)``, soon; waits while ``WAITING`` earlier calls are not done."""
+        while len(self.calls) >= WAITING:
+            self.calls.popleft().result()
+        self.calls.append(self.pool.submit(function, *arguments))
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while kind is None and self.calls:
+                self.calls.popleft().result()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

@@ -3,23 +3,31 @@
 How sure a network is says nothing here: self-training makes wrong networks sure.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dataset.folders import Sample, hold_out
 from dataset.lists import read_list
 from dataset.priors import class_prior
+from dataset.progress import Progress
 from models.segmentor import Segmentor
+from utils import distributed
 from utils.build import data
+from utils.build.network import load_network
 from utils.config.read import build_config
-from utils.config.schema import Config
+from utils.config.schema import AtTestTime, Config
+from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS
 from utils.run_folder.shares import last_labels
-from utils.scoring.class_shares import evenly_spaced, is_lost, predictions_on
-from utils.scoring.evaluation import evaluate, scores
+from utils.scoring.evaluation import evaluate, predict, scores
 
 SEED = 0  # of the choice of the source images
 CAVEAT = (
@@ -27,6 +35,11 @@ CAVEAT = (
     "networks in the reverse of their accuracy, because self-training makes wrong networks sure. Of the numbers here, "
     "too, none proves that it helped; a common class that is nearly gone is a sign that it did not."
 )
+COMMON = 0.02  # share of the pixels from which on a class that vanishes is worth a word
+LOST = 0.1  # of its share: what a class has left when it counts as lost
+NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,82 @@ class Comparison:
     agreement: list[list[float]]  # by network and network, share of the pixels with the same class
     forgotten: SourceScores
 
-    def expected(self, index: int) -> float:
-        """What share a class should about have: the larger of that in the source labels and that predicted before."""
-        return max(self.source[index], self.predicted[0][index])
-
     def lost(self) -> list[str]:
-        """Classes that were common and have hardly any pixel in the last network's predictions."""
-        return [name for i, name in enumerate(self.classes) if is_lost(self.expected(i), self.predicted[-1][i])]
+        """Classes common in the source labels or before, with hardly any pixel in the last network's predictions."""
+        expected = map(max, self.source, self.predicted[0])
+        found = zip(self.classes, expected, self.predicted[-1], strict=True)
+        return [name for name, share, after in found if is_lost(share, after)]
+
+
+class Predictions(NamedTuple):
+    """What several networks predict on the same images."""
+
+    shares: Tensor  # float64 (networks, C), share of each class among the valid pixels
+    agreement: Tensor  # float64 (networks, networks), share of the valid pixels that get the same class
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the ``items``, in their order and at equal distances, the first one among them."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def is_lost(expected: float, share: float) -> bool:
+    """Whether a class whose share should be ``expected``, 0..1, is common and has hardly anything left."""
+    return expected >= COMMON and share < LOST * expected
+
+
+@torch.inference_mode()
+def predictions_on(
+    config: Config,
+    models: Sequence[Segmentor],
+    loader: DataLoader,
+    device: torch.device,
+    *,
+    tta: AtTestTime | None = None,
+    title: str | None = None,
+) -> Predictions:
+    """Class shares of the networks' predictions over ``loader``, and their agreement, over all processes.
+
+    Neither statistics nor the state of the random numbers change.
+
+    Args:
+        loader: batches of one image, see ``dataset.loader``; labels are not looked at, padding is left out.
+        tta: scales and mirror images to average over; None: the image as it is.
+        title: of a progress bar; None: without one.
+    """
+    count, num_classes = len(models), config.num_classes
+    pixels = torch.zeros(count, num_classes, dtype=torch.int64)
+    agreeing = torch.zeros(count, count, dtype=torch.int64)
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
+        for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
+            image, valid = batch["image"].to(device, non_blocking=True), batch["valid"]
+            size = tuple(valid.shape[-2:])
+            maps = [predict(m, image, size, config.test.upsampling, tta).cpu()[valid] for m in models]
+            for i, own in enumerate(maps):
+                pixels[i] += torch.bincount(own, minlength=num_classes)
+                agreeing[i] += torch.stack([(own == other).sum() for other in maps])
+    for model, before in zip(models, training, strict=True):
+        model.train(before)
+    pixels, agreeing = (distributed.all_reduce_sum(counts.to(device)).double().cpu() for counts in (pixels, agreeing))
+    total = pixels.sum(1, keepdim=True).clamp_min(1)
+    return Predictions(pixels / total, agreeing / total)
+
+
+def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison:
+    """Load the runs' networks and compare them, see ``compare_networks``."""
+    given = list(runs) or [str(config.run_folder)]
+    start = starting_run(Path(given[0])) if len(given) == 1 else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    files = pair_up([start, *given] if start else given)
+    first = [Path(paths[0]) for paths in files.values()]  # of an official pair, the encoder's file
+    names = distinct_names(first)
+    networks = {n: load_network(config, paths, device)[0] for n, paths in zip(names, files.values(), strict=True)}
+    folders = [path.parent for path in first]
+    return compare_networks(config, networks, folders, device, images)
 
 
 def compare_networks(
@@ -124,10 +206,10 @@ def trained_on(folder: Path) -> set[Path]:
     return {(root / line).resolve() for line in read_list(folder / "lists/source.txt", repeats=True)}
 
 
-def source_words(comparison: Comparison, names: Sequence[str]) -> str:
-    """The source scores in words, and whether the networks, called ``names``, have seen these images in training."""
+def source_words(comparison: Comparison) -> str:
+    """The source scores in words, and whether the networks have seen these images in training."""
     f = comparison.forgotten
-    found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(names, f.miou, strict=True))
+    found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(comparison.networks, f.miou, strict=True))
     scored = f"mIoU on {f.images} of {f.available} source images: {found}."
     if f.trained_on is None:
         return f"{scored} It is not known whether the networks were trained on them."
@@ -143,3 +225,21 @@ def lost_words(comparison: Comparison) -> str:
     if not lost:
         return "No class that is common in the source or was common before is nearly gone."
     return f"Nearly gone although common in the source or before: {', '.join(lost)}."
+
+
+def describe(c: Comparison) -> str:
+    """The comparison as text."""
+    columns = {"source labels": c.source} | dict(zip(c.networks, c.predicted, strict=True))
+    columns |= {"pseudo-labels": c.labels} if c.labels is not None else {}
+    lines = [f"Share of each class in percent, on {c.images} of {c.available} unlabelled target training images:"]
+    lines.append(" " * NAME_WIDTH + "".join(f"{name[2 - COLUMN :]:>{COLUMN}}" for name in columns))
+    lost = c.lost()
+    for i, name in enumerate(c.classes):
+        cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
+        lines.append(f"{name:<{NAME_WIDTH}}{cells}{'  <- nearly gone' if name in lost else ''}")
+    told = [
+        f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
+        for i, name in enumerate(c.networks[:-1])
+    ]
+    told += [source_words(c), lost_words(c), CAVEAT]
+    return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in told)])

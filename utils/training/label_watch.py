@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.pycda.curriculum import PseudoLabels
-from utils.scoring.class_shares import is_lost
+from utils.scoring.without_labels import is_lost
 
 MAX_SHARE = 0.9  # of one class among the pseudo-labels
 MIN_LABELLED = 0.01  # of the pixels or squares

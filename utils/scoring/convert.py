@@ -1,11 +1,15 @@
-"""A trained run with the batch-norm statistics of the target: evaluate, convert, save, evaluate again."""
+"""A trained run with the batch-norm statistics of the target (AdaBN, Li et al. 2016): what ``test_adabn.py`` does."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import cast
 
+import torch
 from torch.utils.data import DataLoader
 
 from dataset.folders import Sample
+from dataset.progress import Progress
+from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
 from models.weights import official_part
 from utils import distributed
@@ -24,25 +28,64 @@ from utils.run_folder.checkpoint import (
     save_atomic,
 )
 from utils.run_folder.identity import data_contents
-from utils.scoring.convert_batchnorm import convert_statistics
-from utils.scoring.evaluation import evaluate_test_split, iou_table
+from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run
+
+MODES = ("cumulative", "ema")
+DOMAINS = {"source": data.SOURCE, "target": data.TARGET}
+
+
+@torch.no_grad()
+def convert_statistics(
+    model: Segmentor,
+    loaders: Sequence[DataLoader],
+    mode: str,
+    device: torch.device,
+    *,
+    score_every: int = 0,
+    score: Callable[[int], None] | None = None,
+) -> None:
+    """Run train-mode forwards over ``loaders`` and keep the statistics; weights do not change.
+
+    Args:
+        loaders: finite batches, one loader a domain, taken in turn; two loaders give mixed statistics.
+        mode: "cumulative": mean and variance of all values seen, exactly, whatever the batch size (ours); "ema": the
+            running average of the training goes on, from where the checkpoint left it (released code).
+        score_every: call ``score`` with the number of forwards after every so many, the statistics so far in place.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
+    training = model.training
+    model.train()
+    with PooledStatistics(model) if mode == "cumulative" else nullcontext() as pooled:
+        for done in _forwards(model, loaders, device):
+            if score and score_every and done % score_every == 0:
+                if pooled:
+                    pooled.apply()
+                score(done)
+    if pooled:
+        pooled.apply()
+    model.train(training)
+
+
+def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.device) -> Iterator[int]:
+    """Batches of all loaders, interleaved in proportion to their lengths; gives the number of forwards done."""
+    turns = sorted((turn / len(loader), number) for number, loader in enumerate(loaders) for turn in range(len(loader)))
+    batches = [iter(loader) for loader in loaders]
+    bar = Progress(turns, "statistics", enabled=distributed.is_main(), leave=False)
+    for done, (_, number) in enumerate(bar, start=1):
+        model(next(batches[number])["image"].to(device, non_blocking=True))
+        yield done
 
 
 def statistics_samples(config: Config) -> dict[str, list[Sample]]:
     """The images of each domain that ``adabn.domains`` names."""
-    samples: dict[str, list[Sample]] = {}
-    if config.adabn.domains in ("source", "both"):
+    domains, samples = config.adabn.domains, {}
+    if domains in ("source", "both"):
         samples["source"] = data.source_samples(config)
-    if config.adabn.domains in ("target", "both"):
+    if domains in ("target", "both"):
         samples["target"], _ = data.target_samples(config)
     return samples
-
-
-def statistics_loaders(config: Config, samples: Mapping[str, Sequence[Sample]]) -> list[DataLoader]:
-    """One finite loader for each domain of ``samples``."""
-    domains = {"source": data.SOURCE, "target": data.TARGET}
-    return [data.statistics_loader(config, domains[name], found) for name, found in samples.items()]
 
 
 def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
@@ -105,14 +148,16 @@ def convert_run(config: Config) -> None:
         log.text(report)
         of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
         distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
-        loaders = statistics_loaders(config, of_domains)  # made before anything is scored, which takes long
+        # made before anything is scored, which takes long
+        loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)
         if not data.are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
 
         def score(title: str) -> None:
             if data.are_labelled(samples):
-                matrix = evaluate_test_split(config, model, samples, device, title=title)
+                loader = data.evaluation_loader(config, samples, config.test)
+                matrix = evaluate(config, model, loader, device, tta=config.tta, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")
