@@ -224,9 +224,9 @@ def test_image_deleted_during_the_run_is_named(command, city, tmp_path, monkeypa
     shutil.copytree(city / "gtav", tmp_path / "gtav")
     fit = Trainer.fit
 
-    def delete_first(self):
+    def delete_first(self, *arguments):
         shutil.rmtree(tmp_path / "gtav/images")
-        return fit(self)
+        return fit(self, *arguments)
 
     monkeypatch.setattr(Trainer, "fit", delete_first)
     with pytest.raises(DataError, match=f"cannot read image {tmp_path}/gtav/images"):
