@@ -15,7 +15,7 @@ from dataset.priors import class_histogram
 from utils.build import network
 from utils.config.read import build_config
 from utils.run_folder.log import RunLog
-from utils.run_folder.shares import PREDICTION, last_labels, read_shares
+from utils.run_folder.records import PREDICTION, last_labels, read_shares
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 from utils.training.target_shares import TargetShares
 

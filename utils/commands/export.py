@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
     from utils.build.exported import export_network  # torch, once the command line is known to be right
     from utils.inference import load
-    from utils.run_folder.checkpoint import resolve_weights
-    from utils.run_folder.weights_only import save_weights
+    from utils.run_folder.checkpoint import resolve_weights, save_weights
 
     weights = resolve_weights(args.weights or str(config.run_folder))
     if args.to.suffix == WEIGHTS:

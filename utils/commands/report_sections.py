@@ -36,8 +36,7 @@ from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
-from utils.run_folder.records import RECORDS, read_scalars
-from utils.run_folder.shares import PREDICTION, read_shares
+from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, confusion_picture, legend, overlay
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words

@@ -21,6 +21,7 @@ from utils.run_folder.identity import config_changes, data_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # the converted network, as released
+PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries of a checkpoint to pass on
 
 # Of a state of a training, what it must hold at least; older versions wrote no more.
 STATE = {
@@ -210,3 +211,28 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
             f"{encoder} is no checkpoint of this project; as an official encoder it needs its decoder after it"
         )
     return networks
+
+
+def save_weights(path: Path, to: Path, config: Config) -> str:
+    """Copy the checkpoint ``path`` to the file ``to`` without what only going on with its training needs.
+
+    Args:
+        config: of the same classes; it names them in place of an older checkpoint, which does not.
+
+    Returns:
+        what was written, for people.
+
+    Raises:
+        CheckpointError: no network in the file, or ``to`` is the checkpoint itself or cannot be written.
+    """
+    content = read_file(path)
+    if "model" not in content or "config" not in content:
+        raise CheckpointError(f"{path} is no checkpoint of this project")
+    if to.resolve() == path.resolve():
+        raise CheckpointError(f"{to} is the checkpoint itself: choose another file")
+    kept = {name: content[name] for name in PASSED_ON if name in content}
+    if "classes" not in kept:
+        kept["classes"] = class_entry(config.class_table)
+    save_atomic(kept, to)
+    sizes = " instead of ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (to, path))
+    return f"{to}: weights, classes and configuration of {path}, {sizes} MB"

@@ -1,4 +1,4 @@
-"""What a run is: its method, its configuration and its data. A checkpoint holds all three; going on compares them."""
+"""What a run is: its method, configuration and data. A resumed run and the processes of one run compare them."""
 
 import hashlib
 import json
@@ -34,6 +34,21 @@ FREE_KEYS = (
     "train.skip_bad_samples",
     "test.num_workers",
 )
+# Keys in which nodes may differ: data may lie on a disk of their own, the first process alone has the run folder.
+OF_A_NODE = (
+    "snapshot_dir",
+    "resume",
+    "source.data_dir",
+    "target.data_dir",
+    "val.data_dir",
+    "val.label_dir",
+    "test.data_dir",
+    "test.label_dir",
+    "train.cache_dir",
+    "train.num_workers",
+    "test.num_workers",
+)
+LISTS = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")  # compared by what they say
 Entry = list[Any]  # image; with a label also its path, time of the last change in ns, size in bytes
 
 
@@ -165,3 +180,29 @@ def _list_changes(old: Sequence[Entry], new: Sequence[Entry]) -> str:
 def _counted(images: Iterable[str], what: str) -> str:
     names = list(images)
     return f"{len(names)} image(s) {what} ({few(names)})" if names else ""
+
+
+def start_facts(config: Config) -> dict[str, str]:
+    """The configuration and the code, by name."""
+    keys = flatten(yaml.safe_load(to_yaml(config)))
+    shared = {name: str(value) for name, value in keys.items() if name not in OF_A_NODE and not name.endswith(LISTS)}
+    return shared | {"code": git_revision()}
+
+
+def data_facts(contents: Mapping[str, Any]) -> dict[str, str]:
+    """What ``identity.data_contents`` says, short, by name. Labels count by name and size: copies may lose times."""
+    facts = dict(contents["files"])
+    for name, entries in contents["lists"].items():
+        lasting = [[image, *label[:1], *label[2:]] for image, *label in entries]
+        digest = hashlib.sha256(json.dumps(lasting).encode()).hexdigest()[:12]
+        facts[f"the list of {name} images"] = f"{len(entries)} images (digest {digest})"
+    return facts
+
+
+def file_facts(files: Iterable[str]) -> dict[str, str]:
+    """A digest of what each file holds, by its path."""
+    digests = {}
+    for path in files:
+        with open(path, "rb") as stream:
+            digests[path] = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    return digests

@@ -18,7 +18,6 @@ from utils.build.limits import check_batch
 from utils.build.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
-from utils.run_folder.agreement import data_facts
 from utils.run_folder.checkpoint import (
     CONVERTED,
     OFFICIAL_DECODER,
@@ -27,7 +26,7 @@ from utils.run_folder.checkpoint import (
     resolve_weights,
     save_atomic,
 )
-from utils.run_folder.identity import data_contents
+from utils.run_folder.identity import data_contents, data_facts
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.training.experiment import start_run
 

@@ -23,9 +23,8 @@ from utils.build.network import load_network
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
-from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.identity import data_contents
+from utils.run_folder.identity import data_contents, data_facts, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.scoring.pictures import (

@@ -18,10 +18,9 @@ from utils import distributed
 from utils.build import data, network
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import SCRATCH, Config
-from utils.run_folder.agreement import data_facts, start_facts
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
-from utils.run_folder.identity import contents_of, data_identity, git_revision
+from utils.run_folder.identity import contents_of, data_facts, data_identity, git_revision, start_facts
 from utils.run_folder.log import RunLog
 from utils.training.engine import Phase, Trainer
 from utils.training.losses import LossFunction, supervised

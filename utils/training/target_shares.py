@@ -16,8 +16,7 @@ from utils import distributed
 from utils.build import data
 from utils.config.schema import Config
 from utils.run_folder.log import RunLog
-from utils.run_folder.records import RECORDS
-from utils.run_folder.shares import PREDICTION, read_shares
+from utils.run_folder.records import PREDICTION, RECORDS, read_shares
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 
 IMAGES = 16  # target training images, as the target phase sees them: crops of the training's size fit the memory
