@@ -19,6 +19,8 @@ Facts = Callable[[], Mapping[str, str]]  # values by name
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
 HOWEVER_LONG = timedelta(days=1)  # that the others wait for what the first process does alone
 PATIENCE = timedelta(seconds=10)  # after a failure, for the answer of those that are left
+# In the errors of gloo, which have no type of their own: the place in its source, or what it says without one.
+OF_GLOO = ("/gloo/", "pair closure", "closed by peer", "reset by peer", "Timed out waiting")
 CAUSES = (
     "Did the start fail there, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through, can all nodes "
     "use their GPUs?"
@@ -126,7 +128,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        of_gloo = "/gloo/" in str(error).partition("]")[0]  # they have no type, but begin with the place in its source
+        of_gloo = any(words in str(error) for words in OF_GLOO)
         if isinstance(error, UserError) or not (of_gloo or isinstance(error, dist.DistError)):
             raise
         if _barriers is None:
