@@ -26,10 +26,11 @@ from utils.training.label_watch import Watches
 from utils.training.losses import Batch, LossFunction, Outcome, on_device
 from utils.training.partwise import PartwiseForward
 from utils.training.signals import STOPPED, StopSignals
-from utils.training.start import AUTOCAST
 from utils.training.state import Standing, load_training_state, training_state
 from utils.training.target_shares import TargetShares
 from utils.training.validation import Validation
+
+AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
 
 
 @dataclass(frozen=True)

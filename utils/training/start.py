@@ -17,10 +17,10 @@ from utils.build.limits import check_batch
 from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
 from utils.run_folder.checkpoint import CheckpointError
+from utils.training.engine import AUTOCAST
 from utils.training.partwise import check_parts
 from utils.training.validation import Validation
 
-AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
 REPEATS = 5  # of a convolution that is timed
 CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written
 
