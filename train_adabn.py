@@ -13,19 +13,19 @@ from dataset.failures import exit_after
 from utils.config.command_line import load_config
 
 if TYPE_CHECKING:
-    from utils.training.engine import Phase
-    from utils.training.experiment import Experiment
+    from utils.engine.experiment import Experiment
+    from utils.engine.trainer import Phase
 
 
 def phases(experiment: Experiment) -> list[Phase]:
-    from utils.training.losses import statistics_only
+    from utils.engine.losses import statistics_only
 
     return [experiment.source_phase(), experiment.target_phase(statistics_only, backward=False)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_adabn")
-    from utils.training.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # torch, once the configuration is known to be right
 
     train(config, phases, "train_adabn")
 

@@ -10,16 +10,16 @@ from utils.config.command_line import load_config
 from utils.config.declare import ConfigError
 
 if TYPE_CHECKING:
-    from utils.training.engine import Phase
-    from utils.training.experiment import Experiment
+    from utils.engine.experiment import Experiment
+    from utils.engine.trainer import Phase
 
 # The released script fixes these whatever its YAML says.
 DEFAULTS: dict[str, Any] = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 
 def phases(experiment: Experiment) -> list[Phase]:
-    from utils.build.curriculum import build_curriculum
-    from utils.training.losses import self_training
+    from utils.builders.curriculum import build_curriculum
+    from utils.engine.losses import self_training
 
     curriculum = build_curriculum(experiment.config, experiment.source, experiment.log).to(experiment.device)
     return [experiment.source_phase(), experiment.target_phase(self_training(curriculum), curriculum=curriculum)]
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_pycda", DEFAULTS)
     if config.curriculum.lambda_eq:
         raise ConfigError("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
-    from utils.training.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # torch, once the configuration is known to be right
 
     train(config, phases, "train_pycda", self_trained=True)
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             "the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null"
         )
-    from utils.training.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # torch, once the configuration is known to be right
 
     train(config, phases, "train_pycda_spatial", self_trained=True)
 

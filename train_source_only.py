@@ -9,8 +9,8 @@ from dataset.failures import exit_after
 from utils.config.command_line import load_config
 
 if TYPE_CHECKING:
-    from utils.training.engine import Phase
-    from utils.training.experiment import Experiment
+    from utils.engine.experiment import Experiment
+    from utils.engine.trainer import Phase
 
 
 def phases(experiment: Experiment) -> list[Phase]:
@@ -19,7 +19,7 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_source_only")
-    from utils.training.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # torch, once the configuration is known to be right
 
     train(config, phases, "train_source_only")
 

@@ -18,7 +18,7 @@ from dataset.reading import read_image
 from dataset.transforms import normalise, resized_window
 from models.segmentor import Segmentor
 from models.weights import WeightsError, fill, read_file
-from utils.build.network import build_network, load_network
+from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import resolve_weights, saved_keys

@@ -24,8 +24,8 @@ from torch import Tensor
 from dataset.messages import UserError
 from tests.benchmark.cases import plain_curriculum
 from tests.benchmark.in_memory import RECIPES, trainer
-from utils.training.engine import Trainer
-from utils.training.losses import on_device
+from utils.engine.losses import on_device
+from utils.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 RELEASED = "released way"

@@ -9,13 +9,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from utils.build import data, network
+from utils.builders import data, network
 from utils.config.read import build_config
 from utils.config.schema import Config, Size
+from utils.engine.experiment import Experiment
+from utils.engine.losses import Batch
+from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
-from utils.training.engine import Trainer
-from utils.training.experiment import Experiment
-from utils.training.losses import Batch
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = {

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_segmentor
 from utils.config.read import build_config
 from utils.config.schema import Config
+from utils.engine.losses import LossFunction, self_training, statistics_only, supervised
+from utils.engine.trainer import AUTOCAST
 from utils.pycda.curriculum import PyramidCurriculum
-from utils.training.engine import AUTOCAST
-from utils.training.losses import LossFunction, self_training, statistics_only, supervised
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")

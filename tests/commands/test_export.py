@@ -13,8 +13,8 @@ from torch import nn
 
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.build import exported
-from utils.build.exported import ExportError, PoolBySize, compare, export_network, random_pictures
+from utils.builders import exported
+from utils.builders.exported import ExportError, PoolBySize, compare, export_network, random_pictures
 from utils.commands import export
 from utils.config.declare import ConfigError
 from utils.inference import load

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.build.curriculum import build_curriculum
+from utils.builders.curriculum import build_curriculum
 from utils.config.command_line import load_config
 from utils.config.declare import ConfigError
 from utils.config.keys import describe_keys

@@ -12,7 +12,7 @@ import evaluate
 from dataset.folders import find_samples, hold_out, write_list
 from dataset.lists import read_list
 from dataset.messages import DataError
-from utils.build.data import source_samples, target_samples
+from utils.builders.data import source_samples, target_samples
 from utils.config.schema import Config
 
 DAYS = ("monday", "tuesday", "friday")

@@ -16,7 +16,7 @@ import train_source_only
 from dataset.folders import DataError, find_samples
 from dataset.labels import id_lookup, read_id_table
 from dataset.reading import read_label
-from utils.build import data
+from utils.builders import data
 from utils.commands import check, compare, export, predict, report
 from utils.config.read import build_config
 from utils.inference import load

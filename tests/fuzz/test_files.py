@@ -28,14 +28,14 @@ from tests.fuzz.mutations import (
     st,
 )
 from utils.config.schema import Config
+from utils.engine.state import training_state
+from utils.engine.trainer import Trainer
 from utils.inference import config_of
 from utils.run_folder.checkpoint import find_state, model_state
 from utils.run_folder.classes import class_table_of
 from utils.run_folder.facts import read_facts
 from utils.run_folder.identity import data_identity
 from utils.run_folder.log import RunLog
-from utils.training.engine import Trainer
-from utils.training.state import training_state
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from dataset.labels import id_lookup, known_ids
 from dataset.reading import look_up, read_label
 from dataset.transforms import BILINEAR, NEAREST, Size, Window, nearest_window, resized_window
 from tests.benchmark.cases import plain_curriculum, plain_labels
-from utils.build.network import build_network
+from utils.builders.network import build_network
 from utils.config.read import build_config
 from utils.metrics import ConfusionMatrix, class_map
 from utils.pycda.curriculum import PyramidCurriculum

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from tests.golden import reference
-from utils.build import data, network
+from utils.builders import data, network
 from utils.config.read import build_config
+from utils.engine.experiment import Experiment
+from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
-from utils.training.engine import Trainer
-from utils.training.experiment import Experiment
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from models.encoder import Encoder
 from utils import distributed
-from utils.training.engine import Trainer
+from utils.engine.trainer import Trainer
 
 KEPT = 2**16  # values of a parameter: batch norms and convolutions in every stage; the rest takes 900 MB
 

@@ -15,8 +15,8 @@ from tests.benchmark import gpu
 from tests.benchmark.in_memory import RECIPES, trainer
 from tests.training.pretended import DEVICE, HostValuesError, MixedDevicesError, OnDevice, PretendedDevice
 from utils import distributed
-from utils.training.engine import Trainer, learning_rate_factor
-from utils.training.iteration import Iteration
+from utils.engine.iteration import Iteration
+from utils.engine.trainer import Trainer, learning_rate_factor
 
 pytestmark = pytest.mark.slow
 

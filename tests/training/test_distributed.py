@@ -209,7 +209,7 @@ def _failing_script(folder: Path) -> Path:
     script.write_text(
         "import pathlib, train_source_only\n"
         "from utils import distributed\n"
-        "from utils.training.engine import Trainer\n"
+        "from utils.engine.trainer import Trainer\n"
         "iterate, marker = Trainer.iterate, pathlib.Path(__file__).with_name('failed')\n"
         "def fail(self, index, batches):\n"
         "    if index == 1 and distributed.rank() == distributed.world_size() - 1 and not marker.exists():\n"

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 import train_source_only
-from utils.build import data
-from utils.pycda.curriculum import PyramidCurriculum
-from utils.training.label_watch import (
+from utils.builders import data
+from utils.engine.label_watch import (
     PATIENCE,
     CollapseWatch,
     LayerShares,
@@ -20,6 +19,7 @@ from utils.training.label_watch import (
     layer_shares,
     patience,
 )
+from utils.pycda.curriculum import PyramidCurriculum
 
 
 def test_shares_are_those_of_the_labelled_entries():

@@ -23,9 +23,9 @@ from models.weights import WeightsError, read_file
 from tests.training.test_resume import KEYS, assert_same_run, start, stop_after, uninterrupted, wait_for  # noqa: F401
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import Config
+from utils.engine.state import load_training_state
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.identity import config_changes, data_changes, data_identity, git_revision
-from utils.training.state import load_training_state
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d, bn_updates
 from utils import distributed
+from utils.engine.partwise import PartwiseForward
 from utils.pycda.curriculum import PyramidCurriculum
-from utils.training.partwise import PartwiseForward
 
 
 def network(batch_norm: bool = False, dropout: float = 0.0) -> nn.Sequential:

@@ -15,9 +15,9 @@ import torch
 
 import train_source_only
 from dataset.folders import DataError
+from utils.engine.signals import STOPPED
+from utils.engine.trainer import Trainer
 from utils.run_folder.checkpoint import CheckpointError
-from utils.training.engine import Trainer
-from utils.training.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@
 import pytest
 
 from utils.config.schema import Config
-from utils.training.engine import learning_rate_factor
+from utils.engine.trainer import learning_rate_factor
 
 
 def test_poly_starts_with_two_iterations_at_the_initial_rate():

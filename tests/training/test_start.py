@@ -18,11 +18,11 @@ from dataset.folders import Sample, find_samples, hold_out
 from dataset.messages import UserError
 from models.segmentor import Segmentor
 from tests.training.test_distributed import launch
+from utils.engine import experiment, start
+from utils.engine.trainer import Trainer
+from utils.engine.validation import Validation
 from utils.scoring import convert as conversion
 from utils.scoring import predictions
-from utils.training import experiment, start
-from utils.training.engine import Trainer
-from utils.training.validation import Validation
 
 PPM = "model.decoder=ppm_bilinear"
 WHOLE = ["source.crop_size=null", "target.crop_size=null"]

@@ -11,11 +11,11 @@ import torch
 import train_source_only
 from dataset.failures import exit_after
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
-from utils.build import data
+from utils.builders import data
+from utils.engine import signals
+from utils.engine.signals import STOPPED, StopSignals
+from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
-from utils.training import signals
-from utils.training.engine import Trainer
-from utils.training.signals import STOPPED, StopSignals
 
 
 @pytest.fixture(autouse=True)

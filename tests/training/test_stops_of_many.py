@@ -11,9 +11,9 @@ import torch
 
 from tests.training.test_distributed import ROOT, finish, launch
 from tests.training.test_resume import KEYS, assert_same_run
+from utils.engine.signals import STOPPED
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
-from utils.training.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ import os, pathlib, sys, time
 import train_source_only
 from dataset.failures import exit_after
 from utils import distributed
-from utils.training.engine import Trainer
+from utils.engine.trainer import Trainer
 
 iterate, folder, started = Trainer.iterate, pathlib.Path(__file__).parent, []
 
@@ -47,8 +47,8 @@ exit_after(train_source_only.main)
 # signal counts once for ECHO seconds.
 SLOW = """
 import os, pathlib, sys, time
-from utils.training import signals as module
-from utils.training.signals import STOPPED, StopSignals
+from utils.engine import signals as module
+from utils.engine.signals import STOPPED, StopSignals
 
 folder, seconds = pathlib.Path(__file__).parent, float(sys.argv[1])
 module.ECHO = float(sys.argv[2])
@@ -176,7 +176,7 @@ def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):
     script.write_text(
         "import os, pathlib, time\n"
         "from dataset.failures import exit_after\n"
-        "from utils.training.signals import Unwinding\n"
+        "from utils.engine.signals import Unwinding\n"
         "ready = pathlib.Path(__file__).with_name('ready')\n"
         "def main():\n"
         "    with Unwinding():\n"

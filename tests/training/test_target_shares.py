@@ -12,12 +12,12 @@ import train_pycda
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
-from utils.build import network
+from utils.builders import network
 from utils.config.read import build_config
+from utils.engine.target_shares import TargetShares
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, last_labels, read_shares
 from utils.scoring.without_labels import evenly_spaced, predictions_on
-from utils.training.target_shares import TargetShares
 
 CPU = torch.device("cpu")
 

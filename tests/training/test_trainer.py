@@ -12,10 +12,10 @@ from tests.training.test_resume import assert_same_run
 from utils.config.read import build_config
 from utils.config.schema import Config
 from utils.curriculum import PyramidCurriculum
+from utils.engine.experiment import Experiment, build_trainer
+from utils.engine.losses import self_training
+from utils.engine.trainer import Trainer
 from utils.run_folder.checkpoint import read_file
-from utils.training.engine import Trainer
-from utils.training.experiment import Experiment, build_trainer
-from utils.training.losses import self_training
 
 KEYS = ["train.num_steps=4", "train.momentum=0.9"]
 

@@ -133,7 +133,7 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     """Everything about one of ``splits``."""
     from torch.utils.data import DataLoader, Dataset  # here: torch takes seconds, which a wrong command line should not
 
-    from utils.build.data import has_test_set
+    from utils.builders.data import has_test_set
 
     options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
@@ -230,7 +230,7 @@ def _label_remarks(report: Report, split: str, kind: str) -> Iterator[Finding]:
 
 
 def _image_remarks(report: Report, split: str, config: Config) -> Iterator[Finding]:
-    from utils.build.data import shape_remark  # torch
+    from utils.builders.data import shape_remark  # torch
 
     if report.turned:
         text = f"{report.turned} images have an EXIF orientation, which is applied: labels must fit the upright images"

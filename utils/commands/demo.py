@@ -179,7 +179,7 @@ class Demo:
 
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
-        from utils.build.data import test_samples  # torch takes seconds, which a wrong command line should not
+        from utils.builders.data import test_samples  # torch takes seconds, which a wrong command line should not
         from utils.inference import load
 
         config = build_config(CONFIGS / "source_only.yaml", self.keys)

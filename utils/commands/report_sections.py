@@ -28,9 +28,9 @@ from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
-from utils.build import data
-from utils.build.curriculum import build_curriculum
-from utils.build.network import load_network
+from utils.builders import data
+from utils.builders.curriculum import build_curriculum
+from utils.builders.network import load_network
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix

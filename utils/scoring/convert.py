@@ -13,11 +13,12 @@ from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
 from models.weights import official_part
 from utils import distributed
-from utils.build import data
-from utils.build.limits import check_batch
-from utils.build.network import load_network
+from utils.builders import data
+from utils.builders.limits import check_batch
+from utils.builders.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
+from utils.engine.experiment import start_run
 from utils.run_folder.checkpoint import (
     CONVERTED,
     OFFICIAL_DECODER,
@@ -28,7 +29,6 @@ from utils.run_folder.checkpoint import (
 )
 from utils.run_folder.identity import data_contents, data_facts
 from utils.scoring.evaluation import evaluate, iou_table
-from utils.training.experiment import start_run
 
 MODES = ("cumulative", "ema")
 DOMAINS = {"source": data.SOURCE, "target": data.TARGET}

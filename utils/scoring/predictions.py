@@ -18,8 +18,8 @@ from dataset.messages import DataError, few
 from dataset.progress import Progress
 from dataset.reading import prediction_kind, read_image, read_label, read_raw_label, train_ids
 from utils import distributed
-from utils.build.data import evaluation_loader, first_shape_remark, test_samples
-from utils.build.network import load_network
+from utils.builders.data import evaluation_loader, first_shape_remark, test_samples
+from utils.builders.network import load_network
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix

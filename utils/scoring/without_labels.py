@@ -19,8 +19,8 @@ from dataset.priors import class_prior
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build import data
-from utils.build.network import load_network
+from utils.builders import data
+from utils.builders.network import load_network
 from utils.config.read import build_config
 from utils.config.schema import AtTestTime, Config
 from utils.run_folder.checkpoint import pair_up

@@ -23,7 +23,7 @@ from dataset.messages import DataError
 from dataset.reading import read_image, read_label, read_pair
 from dataset.transforms import EvalTransform, JointTransform
 from utils import distributed
-from utils.build.limits import check_whole_images
+from utils.builders.limits import check_whole_images
 from utils.config.schema import Config, Domain, Evaluation
 
 MAX_DISTORTION = 0.05  # of width to height, natural logarithm

@@ -15,19 +15,19 @@ from dataset.messages import few
 from dataset.priors import labelled_classes
 from dataset.reading import OTHER_SIZES, resized_pairs
 from utils import distributed
-from utils.build import data, network
+from utils.builders import data, network
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import SCRATCH, Config
+from utils.engine.losses import LossFunction, supervised
+from utils.engine.signals import StopSignals, Unwinding
+from utils.engine.start import check_start, warn_of_slow_amp
+from utils.engine.target_shares import TargetShares
+from utils.engine.trainer import Phase, Trainer
+from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
 from utils.run_folder.identity import contents_of, data_facts, data_identity, git_revision, start_facts
 from utils.run_folder.log import RunLog
-from utils.training.engine import Phase, Trainer
-from utils.training.losses import LossFunction, supervised
-from utils.training.signals import StopSignals, Unwinding
-from utils.training.start import check_start, warn_of_slow_amp
-from utils.training.target_shares import TargetShares
-from utils.training.validation import Validation
 
 LOOKED_AT = 100  # source labels at the start of a training: a second or two
 

@@ -13,7 +13,7 @@ from dataset.messages import DataError
 from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build import data
+from utils.builders import data
 from utils.config.schema import Config
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, RECORDS, read_shares

@@ -15,7 +15,7 @@ from dataset.folders import Sample
 from dataset.reading import read_image
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build.data import evaluation_loader
+from utils.builders.data import evaluation_loader
 from utils.config.schema import Config
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
@@ -30,7 +30,7 @@ class Validation:
 
     Args:
         held_out: labelled target images, at least one.
-        loader: of these images, see ``utils.build.data.evaluation_loader``.
+        loader: of these images, see ``utils.builders.data.evaluation_loader``.
     """
 
     def __init__(

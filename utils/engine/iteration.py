@@ -6,9 +6,9 @@ from itertools import islice
 
 import torch
 
+from utils.engine.label_watch import LayerShares, layer_shares
+from utils.engine.losses import Outcome
 from utils.run_folder.records import SHARE
-from utils.training.label_watch import LayerShares, layer_shares
-from utils.training.losses import Outcome
 
 
 @dataclass

@@ -13,13 +13,13 @@ from dataset.progress import Progress
 from dataset.reading import read_pair, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build.limits import check_batch
+from utils.builders.limits import check_batch
 from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
+from utils.engine.partwise import check_parts
+from utils.engine.trainer import AUTOCAST
+from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import CheckpointError
-from utils.training.engine import AUTOCAST
-from utils.training.partwise import check_parts
-from utils.training.validation import Validation
 
 REPEATS = 5  # of a convolution that is timed
 CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dataset.labels import IGNORE
 from utils.distributed import all_reduce_sum
+from utils.engine.label_watch import count_labels
 from utils.pycda.curriculum import PyramidCurriculum, at_least_float32
-from utils.training.label_watch import count_labels
 
 
 class Batch(TypedDict):

@@ -16,19 +16,19 @@ from dataset.messages import few
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.build.data import start_at
+from utils.builders.data import start_at
 from utils.config.schema import Config
+from utils.engine.iteration import Iteration, numbers
+from utils.engine.label_watch import Watches
+from utils.engine.losses import Batch, LossFunction, Outcome, on_device
+from utils.engine.partwise import PartwiseForward
+from utils.engine.signals import STOPPED, StopSignals
+from utils.engine.state import Standing, load_training_state, training_state
+from utils.engine.target_shares import TargetShares
+from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, save_atomic
 from utils.run_folder.log import RunLog
 from utils.scoring.evaluation import EvaluationStopped
-from utils.training.iteration import Iteration, numbers
-from utils.training.label_watch import Watches
-from utils.training.losses import Batch, LossFunction, Outcome, on_device
-from utils.training.partwise import PartwiseForward
-from utils.training.signals import STOPPED, StopSignals
-from utils.training.state import Standing, load_training_state, training_state
-from utils.training.target_shares import TargetShares
-from utils.training.validation import Validation
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
 
@@ -60,7 +60,7 @@ class Trainer:
     """Runs ``phases`` in turn up to iteration ``train.num_steps``; validates, logs and saves on the way.
 
     Args:
-        optimizer: with the initial learning rates, see ``utils.build.network.build_optimizer``.
+        optimizer: with the initial learning rates, see ``utils.builders.network.build_optimizer``.
         validation: None: the last checkpoint is the result.
         target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
         origin: what the checkpoints say of the method and the data.

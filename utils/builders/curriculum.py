@@ -10,8 +10,8 @@ from dataset import priors
 from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
-from utils.build.data import target_samples
-from utils.build.limits import check_one_size
+from utils.builders.data import target_samples
+from utils.builders.limits import check_one_size
 from utils.config.declare import ConfigError
 from utils.config.schema import Config, Size
 from utils.pycda.curriculum import PyramidCurriculum
