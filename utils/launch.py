@@ -18,7 +18,7 @@ from torch.distributed.run import main as torchrun
 from dataset.failures import exit_after, one_line, say
 from dataset.messages import MENDABLE
 from utils.distributed import CAUSES, LostError
-from utils.engine.signals import STOPPED, stop_signals
+from utils.signals import STOPPED, stop_signals
 
 PROGRAM = "run.sh"
 PATIENCE = str(24 * 3600)  # seconds that the processes have after a signal, for step, validation and checkpoint

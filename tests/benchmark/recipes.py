@@ -97,7 +97,7 @@ def _forward_and_backward(
 
     kept = _Kept(model)
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
-        total = losses(forward, batch).losses.get("total")
+        total = losses(forward, batch).get("total")
     if backward:
         total.backward()
         model.zero_grad(set_to_none=True)

@@ -28,7 +28,6 @@ from tests.fuzz.mutations import (
     st,
 )
 from utils.config.schema import Config
-from utils.engine.state import training_state
 from utils.engine.trainer import Trainer
 from utils.inference import config_of
 from utils.run_folder.checkpoint import find_state, model_state
@@ -112,13 +111,11 @@ def trainer_of(config: Config, log: RunLog) -> Trainer:
 
 def step(trainer: Trainer) -> dict:
     """One step, and the state after it."""
-    trainer.set_learning_rate(trainer.standing.step)
+    trainer.set_learning_rate(trainer.state.step)
     trainer.model(torch.ones(2, 3, 16, 16))["logits"].mean().backward()
     trainer.optimizer.step()
-    trainer.standing.step += 1
-    return training_state(
-        trainer.config, trainer.model, trainer.optimizer, trainer.scaler, trainer.standing, trainer.origin
-    )
+    trainer.state.step += 1
+    return trainer.state_dict()
 
 
 @pytest.fixture(scope="module")

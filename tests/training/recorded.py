@@ -21,22 +21,22 @@ KEPT = 2**16  # values of a parameter: batch norms and convolutions in every sta
 
 def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: str | None = None) -> None:
     """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
-    iterate, step = Trainer.iterate, torch.optim.SGD.step
+    iteration, step = Trainer.step, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
 
     def cast(module, inputs):
         return (inputs[0].to(torch.get_default_dtype()), *inputs[1:]) if isinstance(module, Encoder) else None
 
-    def note(self, *arguments):
+    def note(self):
         trainers[:], writes[:] = [self], [distributed.is_main()]
-        return iterate(self, *arguments)
+        return iteration(self)
 
     def record(self):
         grads = {name: p.grad for name, p in trainers[0].model.named_parameters() if p.grad is not None}
         gradients.append({name: grad.clone() for name, grad in grads.items() if grad.numel() <= KEPT})
         return step(self)
 
-    Trainer.iterate, torch.optim.SGD.step = note, record
+    Trainer.step, torch.optim.SGD.step = note, record
     hook = register_module_forward_pre_hook(cast)
     torch.set_default_dtype(getattr(torch, dtype))
     try:
@@ -44,7 +44,7 @@ def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: s
     finally:
         torch.set_default_dtype(torch.float32)
         hook.remove()
-        Trainer.iterate, torch.optim.SGD.step = iterate, step
+        Trainer.step, torch.optim.SGD.step = iteration, step
     if file and writes[0]:
         torch.save(gradients, file)
 

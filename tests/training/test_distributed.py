@@ -210,13 +210,13 @@ def _failing_script(folder: Path) -> Path:
         "import pathlib, train_source_only\n"
         "from utils import distributed\n"
         "from utils.engine.trainer import Trainer\n"
-        "iterate, marker = Trainer.iterate, pathlib.Path(__file__).with_name('failed')\n"
-        "def fail(self, index, batches):\n"
-        "    if index == 1 and distributed.rank() == distributed.world_size() - 1 and not marker.exists():\n"
+        "step, marker = Trainer.step, pathlib.Path(__file__).with_name('failed')\n"
+        "def fail(self):\n"
+        "    if self.state.step == 1 and distributed.rank() == distributed.world_size() - 1 and not marker.exists():\n"
         "        marker.touch()\n"
         "        raise RuntimeError('this process is out of luck')\n"
-        "    return iterate(self, index, batches)\n"
-        "Trainer.iterate = fail\n"
+        "    return step(self)\n"
+        "Trainer.step = fail\n"
         "train_source_only.main()\n"
     )
     return script

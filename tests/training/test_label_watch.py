@@ -9,16 +9,8 @@ from PIL import Image
 
 import train_source_only
 from utils.builders import data
-from utils.engine.label_watch import (
-    PATIENCE,
-    CollapseWatch,
-    LayerShares,
-    UnlabelledWatch,
-    VanishingWatch,
-    count_labels,
-    layer_shares,
-    patience,
-)
+from utils.engine.losses import label_shares
+from utils.engine.watch import PATIENCE, CollapseWatch, UnlabelledWatch, VanishingWatch, patience
 from utils.pycda.curriculum import PyramidCurriculum
 
 
@@ -26,44 +18,47 @@ def test_shares_are_those_of_the_labelled_entries():
     logits = torch.zeros(1, 3, 4, 8)
     logits[:, 0, :, :2] = 9.0
     logits[:, 2, :, 2:5] = 9.0  # the other three columns stay unconfident
-    counts = count_labels(PyramidCurriculum(None, box_size=(4,)).pseudo_labels(logits), 3)
-    assert counts["pixel"].tolist() == [8, 0, 12, 32] and counts["square_4"][-1] == 2
-    pixels = layer_shares(counts["pixel"].tolist(), ["a", "b", "c"])
-    assert pixels.labelled == 5 / 8 and pixels.classes == {"a": 2 / 5, "b": 0, "c": 3 / 5}
-    assert layer_shares((2 * counts["pixel"]).tolist(), ["a", "b", "c"]) == pixels  # two processes alike
+    shares = label_shares(PyramidCurriculum(None, box_size=(4,)).pseudo_labels(logits), 3)
+    assert shares["labelled/pixel"] == 5 / 8 and shares["share/pixel"].tolist() == [2 / 5, 0, 3 / 5]
+    assert shares.keys() == {f"{what}/{layer}" for what in ("labelled", "share") for layer in ("pixel", "square_4")}
 
 
 def test_padding_and_switched_off_layers_have_no_labels():
     curriculum = PyramidCurriculum(None, box_size=(4,), use_pixels=False)
     logits, valid = torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)
-    counts = count_labels(curriculum.pseudo_labels(logits, valid), 3)
-    assert counts.keys() == {"square_4"}
-    assert layer_shares(counts["square_4"].tolist(), ["a", "b", "c"]) == LayerShares(0, {"a": 0, "b": 0, "c": 0})
+    shares = label_shares(curriculum.pseudo_labels(logits, valid), 3)
+    assert shares.keys() == {"labelled/square_4", "share/square_4"}
+    assert shares["labelled/square_4"] == 0 and shares["share/square_4"].tolist() == [0, 0, 0]
+
+
+def of(layer: str, labelled: float, classes: dict[str, float]) -> dict:
+    """One layer of the pyramid, as it stands in the values of an iteration."""
+    return {f"target/labelled/{layer}": labelled, f"target/share/{layer}": classes}
 
 
 @pytest.mark.parametrize("high", [0.95, 0.85])
 def test_one_class_for_many_steps_is_told_once(high):
     watch = CollapseWatch()
-    shares = {"target/pixel": LayerShares(0.5, {"road": high, "car": 0.05})}
+    shares = of("pixel", 0.5, {"road": high, "car": 0.05})
     told = [watch.update(shares) for _ in range(PATIENCE + 50)]
     assert [i for i, message in enumerate(told) if message] == ([PATIENCE - 1] if high > 0.9 else [])
     if high > 0.9:
-        assert "target/pixel: road has been above 90% of the labels for 200 steps" in told[PATIENCE - 1]
+        assert "target/share/pixel/road has been above 90% for 200 steps" in told[PATIENCE - 1]
 
 
 def test_interrupted_streak_and_missing_labels():
     watch = CollapseWatch()
     for step in range(3 * PATIENCE):
-        assert watch.update({"target/pixel": LayerShares(0.5, {"road": 0.5 if step % 150 == 0 else 0.99})}) is None
-    few = {"target/pixel": LayerShares(0.005, {}), "target/square_4": LayerShares(0.2, {})}
-    assert "of target/pixel 0.50% is labelled" in watch.update(few)
+        assert watch.update(of("pixel", 0.5, {"road": 0.5 if step % 150 == 0 else 0.99})) is None
+    few = of("pixel", 0.005, {}) | of("square_4", 0.2, {})
+    assert "target/labelled/pixel is 0.50%" in watch.update(few)
     assert watch.update(few) is None
 
 
 def test_short_run_is_watched_for_a_part_of_its_steps():
     assert patience(35000) == PATIENCE and patience(100) == 10 and patience(3) == 5
     watch = CollapseWatch(patience(100))
-    shares = {"target/pixel": LayerShares(0.5, {"road": 0.95})}
+    shares = of("pixel", 0.5, {"road": 0.95})
     assert [bool(watch.update(shares)) for _ in range(20)] == [i == 9 for i in range(20)]
 
 
@@ -73,7 +68,7 @@ def test_class_that_was_common_and_vanishes_is_told_once():
     def step(vegetation: float, sky_in_squares: float) -> str | None:
         pixels = {"road": 0.9, "vegetation": vegetation, "sky": 0.0, "rider": 0.0}
         squares = {"road": 0.9, "vegetation": 0.0, "sky": sky_in_squares, "rider": 0.0}
-        return watch.update({"target/pixel": LayerShares(0.5, pixels), "target/square_4": LayerShares(0.5, squares)})
+        return watch.update(of("pixel", 0.5, pixels) | of("square_4", 0.5, squares))
 
     assert watch.update({}) is None  # source only has no labels
     assert not any(step(0.05, 0.1) for _ in range(60))  # and a rare class may well be missing
@@ -91,14 +86,14 @@ def test_class_that_only_the_first_labels_have_is_told_when_it_vanishes():
     told = []
     for step in range(60):
         shares = {"road": 0.5, "rider": 0.06 * (step < 20), "bus": 0.06 * (step == 0)}
-        told.append(watch.update({"target/pixel": LayerShares(0.5, shares)}))
+        told.append(watch.update(of("pixel", 0.5, shares)))
     (message,) = filter(None, told)
     assert "rider: 6.0%" in message and "bus" not in message and told.index(message) > 20
 
 
 def test_source_batches_without_a_label_are_told_once():
     watch = UnlabelledWatch(patience=3)
-    told = [watch.update(count) for count in (0, 0, 5, 0, 0, 0, 0, 1)]
+    told = [watch.update({"source/labelled": share}) for share in (0, 0, 0.5, 0, 0, 0, 0, 1)]
     assert [bool(warning) for warning in told] == [False] * 5 + [True, False, False]
     assert "no pixel of the source batches of 3 steps is labelled" in told[5]
 

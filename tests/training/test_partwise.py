@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.batchnorm import BatchNorm2d, bn_updates
 from utils import distributed
-from utils.engine.partwise import PartwiseForward
+from utils.engine.losses import PartwiseForward
 from utils.pycda.curriculum import PyramidCurriculum
 
 

@@ -15,9 +15,9 @@ import torch
 
 import train_source_only
 from dataset.folders import DataError
-from utils.engine.signals import STOPPED
 from utils.engine.trainer import Trainer
 from utils.run_folder.checkpoint import CheckpointError
+from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -99,15 +99,15 @@ def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path):
 
 def stop_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process get SIGTERM while iteration ``number`` (from 1) runs."""
-    iterate, calls = Trainer.iterate, []
+    step, calls = Trainer.step, []
 
-    def signalled(self, *arguments):
+    def signalled(self):
         calls.append(1)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return iterate(self, *arguments)
+        return step(self)
 
-    monkeypatch.setattr(Trainer, "iterate", signalled)
+    monkeypatch.setattr(Trainer, "step", signalled)
 
 
 def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, uninterrupted, tmp_path, monkeypatch):
@@ -241,20 +241,20 @@ def test_run_folder_that_cannot_be_written_is_named(command, tmp_path):
 
 def poison_before(number: int, monkeypatch: pytest.MonkeyPatch, name: str = "decoder.conv_last.bias") -> None:
     """Let a value of the tensor ``name`` be NaN when iteration ``number`` (from 1) begins."""
-    iterate, calls = Trainer.iterate, []
+    step, calls = Trainer.step, []
 
-    def poisoned(self, *arguments):
+    def poisoned(self):
         calls.append(1)
         if len(calls) == number:
             self.model.state_dict()[name][0] = float("nan")
-        return iterate(self, *arguments)
+        return step(self)
 
-    monkeypatch.setattr(Trainer, "iterate", poisoned)
+    monkeypatch.setattr(Trainer, "step", poisoned)
 
 
 def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoint(command, tmp_path, monkeypatch):
     poison_before(3, monkeypatch)
-    message = r"loss in the source step: total=nan, main=nan, aux=[\d.]+\. .*last good checkpoint"
+    message = r"loss in the source step: total=nan, main=nan, aux=[\d.]+, .*last good checkpoint"
     with pytest.raises(FloatingPointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)

@@ -36,10 +36,10 @@ def own_city(city: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(self: Trainer, *arguments: object) -> None:
+    def step(self: Trainer) -> None:
         raise AssertionError("a step was made")
 
-    monkeypatch.setattr(Trainer, "iterate", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 def of(city: Path) -> list[str]:

@@ -11,11 +11,11 @@ import torch
 import train_source_only
 from dataset.failures import exit_after
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from utils import signals
 from utils.builders import data
-from utils.engine import signals
-from utils.engine.signals import STOPPED, StopSignals
 from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
+from utils.signals import STOPPED, StopSignals
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +57,14 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
 
 @pytest.mark.slow
 def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_path, monkeypatch):
-    iterate = Trainer.iterate
+    step = Trainer.step
 
-    def hung_up(self, *arguments):
+    def hung_up(self):
         for _ in range(3):  # kernel and shell both tell
             os.kill(os.getpid(), signal.SIGHUP)
-        return iterate(self, *arguments)
+        return step(self)
 
-    monkeypatch.setattr(Trainer, "iterate", hung_up)
+    monkeypatch.setattr(Trainer, "step", hung_up)
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run", "val.held_out=0"))
     assert stopped.value.code == STOPPED

@@ -11,9 +11,9 @@ import torch
 
 from tests.training.test_distributed import ROOT, finish, launch
 from tests.training.test_resume import KEYS, assert_same_run
-from utils.engine.signals import STOPPED
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
+from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +26,10 @@ from dataset.failures import exit_after
 from utils import distributed
 from utils.engine.trainer import Trainer
 
-iterate, folder, started = Trainer.iterate, pathlib.Path(__file__).parent, []
+step, folder, started = Trainer.step, pathlib.Path(__file__).parent, []
 
-def gated(self, index, batches):
+def gated(self):
+    index = self.state.step
     if not started:
         started.append(index)
         said = folder / f"step{index}-rank{distributed.rank()}"
@@ -38,17 +39,17 @@ def gated(self, index, batches):
         while not (folder / f"go{index}").exists():
             assert time.monotonic() < end
             time.sleep(0.01)
-    return iterate(self, index, batches)
+    return step(self)
 
-Trainer.iterate = gated
+Trainer.step = gated
 exit_after(train_source_only.main)
 """
 # In place of a training: stops SECONDS after the first signal, as if a step and a checkpoint took that long; the same
 # signal counts once for ECHO seconds.
 SLOW = """
 import os, pathlib, sys, time
-from utils.engine import signals as module
-from utils.engine.signals import STOPPED, StopSignals
+from utils import signals as module
+from utils.signals import STOPPED, StopSignals
 
 folder, seconds = pathlib.Path(__file__).parent, float(sys.argv[1])
 module.ECHO = float(sys.argv[2])
@@ -176,7 +177,7 @@ def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):
     script.write_text(
         "import os, pathlib, time\n"
         "from dataset.failures import exit_after\n"
-        "from utils.engine.signals import Unwinding\n"
+        "from utils.signals import Unwinding\n"
         "ready = pathlib.Path(__file__).with_name('ready')\n"
         "def main():\n"
         "    with Unwinding():\n"

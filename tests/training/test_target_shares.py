@@ -14,7 +14,7 @@ from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
 from utils.builders import network
 from utils.config.read import build_config
-from utils.engine.target_shares import TargetShares
+from utils.engine.watch import TargetShares
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, last_labels, read_shares
 from utils.scoring.without_labels import evenly_spaced, predictions_on

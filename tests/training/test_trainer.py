@@ -41,7 +41,7 @@ def test_fit_is_the_run_of_the_script_also_after_it_was_left(command, tmp_path, 
     left = source_trainer()
     for _ in range(3):
         left.step()
-    assert left.standing.step == 3  # and nothing is saved
+    assert left.state.step == 3  # and nothing is saved
     source_trainer("train.num_steps=2").fit()
     source_trainer("resume_force=true").fit()
     assert_same_run(tmp_path / "own", tmp_path / "script")

@@ -11,25 +11,26 @@ from torch import nn
 
 from dataset.cores import loader_processes
 from dataset.folders import Sample
-from dataset.messages import few
-from dataset.priors import labelled_classes
-from dataset.reading import OTHER_SIZES, resized_pairs
 from utils import distributed
 from utils.builders import data, network
-from utils.config.read import ConfigError, to_yaml
-from utils.config.schema import SCRATCH, Config
+from utils.config.read import to_yaml
+from utils.config.schema import Config
 from utils.engine.losses import LossFunction, supervised
-from utils.engine.signals import StopSignals, Unwinding
-from utils.engine.start import check_start, warn_of_slow_amp
-from utils.engine.target_shares import TargetShares
+from utils.engine.start import (
+    check_start,
+    check_starting_weights,
+    report_missing_classes,
+    report_resized_labels,
+    warn_of_slow_amp,
+)
 from utils.engine.trainer import Phase, Trainer
 from utils.engine.validation import Validation
+from utils.engine.watch import TargetShares
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
 from utils.run_folder.identity import contents_of, data_facts, data_identity, git_revision, start_facts
 from utils.run_folder.log import RunLog
-
-LOOKED_AT = 100  # source labels at the start of a training: a second or two
+from utils.signals import StopSignals, Unwinding
 
 
 class Run(NamedTuple):
@@ -152,10 +153,10 @@ def build_trainer(
     distributed.compare(lambda: data_facts(contents_of(identity)))
     state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
     if state is None:
-        _check_starting_weights(config, self_trained, log)
-        _say_resized_labels(config, source, log)
+        check_starting_weights(config.model, self_trained, log.text)
+        report_resized_labels(config, source, log.text)
     log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
-    _say_missing_classes(config, source, log)
+    report_missing_classes(config, source, log.text)
     validation = _make_validation(config, held_out, device, log)
     model = network.build_model(config, log, device, pretrained=state is None)
     warn_of_slow_amp(config.train.amp, device, log.text)
@@ -184,48 +185,6 @@ def _next_command(config: Config) -> str:
     return f"evaluate.py {saved}" if data.has_test_set(config) else f"predict {saved} PICTURES --save FOLDER"
 
 
-def _check_starting_weights(config: Config, self_trained: bool, log: RunLog) -> None:
-    """Random weights are said, and refused where the network would be its own teacher.
-
-    Raises:
-        ConfigError: no weights for a method that needs them.
-    """
-    m = config.model
-    whole = m.weights not in (None, SCRATCH) or (m.weights_encoder and m.weights_decoder)
-    if self_trained and not whole and m.weights != SCRATCH:
-        raise ConfigError(
-            "model.weights is not set: PyCDA learns from the network's own predictions, which are noise before it was "
-            "trained. Set model.weights to a source-only run (or model.weights_encoder and model.weights_decoder to a "
-            f"released pair); model.weights={SCRATCH} starts from random weights all the same"
-        )
-    if not whole and not m.weights_encoder and m.weights != SCRATCH:
-        log.text(
-            "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
-            f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
-        )
-
-
-def _say_resized_labels(config: Config, source: Sequence[Sample], log: RunLog) -> None:
-    """Say how many labels have another size than their image. Raises DataError where that cannot be trained on."""
-    skip_bad = config.train.skip_bad_samples > 0
-    found = distributed.from_first(
-        lambda: [str(s.label) for s in resized_pairs(source, config.source.label_kind, skip_bad=skip_bad)]
-    )
-    if found:
-        log.text(f"{len(found)} of {len(source)} source labels {OTHER_SIZES}: {few(found)}")
-
-
-def _say_missing_classes(config: Config, source: Sequence[Sample], log: RunLog) -> None:
-    """Name the classes that the source's labels lack, as far as a look at some of them can tell."""
-    if not distributed.is_main():
-        return
-    seen = labelled_classes(source, config.source.label_kind, config.num_classes, LOOKED_AT)
-    if seen is not None and not seen.all():
-        missing = [name for name, found in zip(config.class_table.names, seen, strict=True) if not found]
-        looked_at = f"{min(len(source), LOOKED_AT)} of {len(source)} source labels"
-        log.text(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
-
-
 def _make_validation(
     config: Config, held_out: Sequence[Sample], device: torch.device, log: RunLog
 ) -> Validation | None:
@@ -240,7 +199,7 @@ def _make_validation(
 
 def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[str, Sequence[Sample]]) -> None:
     """Let the run folder hold what a run up to the trainer's step has written, its configuration and its lists."""
-    folder, start = config.run_folder, trainer.standing.step
+    folder, start = config.run_folder, trainer.state.step
     elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
     try:
         if distributed.is_main() and (start == 0 or elsewhere):
@@ -248,7 +207,7 @@ def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[s
             if moved:
                 log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
         distributed.wait_for_first()
-        log.restart(start, validated=not trainer.owes_validation())
+        log.restart(start, validated=not trainer.validation_missing())
         data.write_lists(config, **lists)
         if distributed.is_main():
             (folder / "config.yaml").write_text(to_yaml(config))

@@ -3,17 +3,18 @@
 Each function takes ``forward`` (the network, under autocast where that is on) and a batch.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.labels import IGNORE
-from utils.distributed import all_reduce_sum
-from utils.engine.label_watch import count_labels
-from utils.pycda.curriculum import PyramidCurriculum, at_least_float32
+from dataset.messages import ChoiceError
+from models.batchnorm import frozen_statistics
+from utils.distributed import all_reduce_sum, world_size
+from utils.pycda.curriculum import PseudoLabels, PyramidCurriculum, at_least_float32
 
 
 class Batch(TypedDict):
@@ -36,28 +37,16 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-class Outcome(NamedTuple):
-    """Of one forward pass."""
-
-    losses: dict[str, Tensor]  # scalars by name; ``total`` is what is minimised
-    label_counts: dict[str, Tensor] = {}  # by layer of the pyramid, of the global batch, see ``count_labels``
-    labelled: Tensor | None = None  # labelled pixels of the global batch, scalar, where the labels are the data set's
-
-
 Forward = Callable[..., dict[str, Tensor]]
-LossFunction = Callable[[Forward, Batch], Outcome]
-
-
-def labelled_pixels(label: Tensor) -> Tensor:
-    """Number of labelled pixels of the global batch, scalar."""
-    return all_reduce_sum((label != IGNORE).sum())
+# Named scalars, of which ``total`` is minimised, and class histograms (C,), as they go into the log.
+LossFunction = Callable[[Forward, Batch], dict[str, Tensor]]
 
 
 def cross_entropy(logits: Tensor, label: Tensor, labelled: Tensor) -> Tensor:
     """Mean over the labelled pixels of the global batch, in float32 or float64; 0 where nothing is labelled.
 
     Args:
-        labelled: see ``labelled_pixels``.
+        labelled: number of labelled pixels of the global batch, scalar.
 
     The released code averages the means of the single GPUs instead, which weights pixels by how many others of their
     GPU are labelled; with one GPU the two are the same.
@@ -67,17 +56,17 @@ def cross_entropy(logits: Tensor, label: Tensor, labelled: Tensor) -> Tensor:
 
 
 def supervised(lambda_seg: float, lambda_source: float = 1.0) -> LossFunction:
-    """Source phase: ``lambda_source * (CE(main) + lambda_seg * CE(aux))``."""
+    """Source phase: ``lambda_source * (CE(main) + lambda_seg * CE(aux))``, and the share of labelled pixels."""
 
-    def losses(forward: Forward, batch: Batch) -> Outcome:
-        outputs = forward(batch["image"])
-        labelled = labelled_pixels(batch["label"])
-        terms = {"main": cross_entropy(outputs["logits"], batch["label"], labelled)}
+    def losses(forward: Forward, batch: Batch) -> dict[str, Tensor]:
+        outputs, label = forward(batch["image"]), batch["label"]
+        labelled = all_reduce_sum((label != IGNORE).sum())
+        terms = {"main": cross_entropy(outputs["logits"], label, labelled)}
         total = terms["main"]
         if "aux" in outputs:
-            terms["aux"] = cross_entropy(outputs["aux"], batch["label"], labelled)
+            terms["aux"] = cross_entropy(outputs["aux"], label, labelled)
             total = total + lambda_seg * terms["aux"]
-        return Outcome({"total": lambda_source * total, **terms}, labelled=labelled)
+        return {"total": lambda_source * total, **terms, "labelled": labelled / (label.numel() * world_size())}
 
     return losses
 
@@ -85,17 +74,81 @@ def supervised(lambda_seg: float, lambda_source: float = 1.0) -> LossFunction:
 def self_training(curriculum: PyramidCurriculum) -> LossFunction:
     """Target phase: the pyramid curriculum on the network's own train-mode predictions, and what its labels are."""
 
-    def losses(forward: Forward, batch: Batch) -> Outcome:
+    def losses(forward: Forward, batch: Batch) -> dict[str, Tensor]:
         logits = forward(batch["image"], aux=False)["logits"]
         terms, layers = curriculum.losses_and_labels(logits, batch["valid"])
-        counts = count_labels(layers, logits.shape[1])
-        return Outcome(terms, {layer: all_reduce_sum(count) for layer, count in counts.items()})
+        return terms | label_shares(layers, logits.shape[1])
 
     return losses
 
 
 @torch.no_grad()
-def statistics_only(forward: Forward, batch: Batch) -> Outcome:
+def label_shares(layers: Mapping[str, PseudoLabels], num_classes: int) -> dict[str, Tensor]:
+    """What the pyramid labels in the global batch, in float64.
+
+    Returns:
+        of each layer ``labelled/LAYER``, the share of its pixels or squares that have a label, and ``share/LAYER``
+        (C,), the share of each class among the labels.
+    """
+    shares = {}
+    for name, (_, label, mask) in layers.items():
+        labelled = mask.flatten().double()
+        per_class = labelled.new_zeros(num_classes).index_add_(0, label.flatten(), labelled)
+        counts = all_reduce_sum(torch.cat([per_class, labelled.new_full((1,), mask.numel())]))
+        total = counts[:-1].sum()
+        shares[f"labelled/{name}"] = total / counts[-1]
+        shares[f"share/{name}"] = counts[:-1] / total.clamp_min(1)
+    return shares
+
+
+@torch.no_grad()
+def statistics_only(forward: Forward, batch: Batch) -> dict[str, Tensor]:
     """AdaBN's target phase: a train-mode forward that moves the batch-norm statistics and nothing else."""
     forward(batch["image"], aux=False)
-    return Outcome({})
+    return {}
+
+
+def check_parts(images: int, parts: int) -> None:
+    """Raises ChoiceError where a process's ``images`` do not divide into ``parts``."""
+    if images % parts:
+        raise ChoiceError(f"a process has {images} images, they do not divide into train.iter_size={parts} parts")
+
+
+class PartwiseForward:
+    """Forward of a batch in parts that keeps nothing but the outputs; ``backward`` runs every part once more.
+
+    The curriculum's means and class histograms are of the whole batch, so the mean of the parts' gradients would be
+    another method. The loss sees the outputs of all parts at once; its gradient by them then goes back through one
+    part after the other. Only batch norm differs from a forward of the whole: it sees the statistics of a part.
+
+    Args:
+        forward: images -> named outputs of the same batch size.
+        parts: number of parts, at most the batch size.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[..., dict[str, Tensor]], parts: int) -> None:
+        self.model, self.forward, self.parts = model, forward, parts
+
+    def __call__(self, images: Tensor, **options: bool) -> dict[str, Tensor]:
+        check_parts(len(images), self.parts)
+        self.chunks, self.options = images.chunk(self.parts), options
+        self.seeds = torch.randint(2**62, (self.parts,)).tolist()  # dropout must be the same in both forwards
+        with torch.no_grad():
+            outputs = [self._part(index) for index in range(self.parts)]
+        self.outputs = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
+        if torch.is_grad_enabled():
+            self.outputs = {name: output.requires_grad_() for name, output in self.outputs.items()}
+        return self.outputs
+
+    def _part(self, index: int) -> dict[str, Tensor]:
+        torch.manual_seed(self.seeds[index])
+        return self.forward(self.chunks[index], **self.options)
+
+    def backward(self) -> None:
+        """Accumulate the parameters' gradients from those of the outputs."""
+        reached = {name: output.grad for name, output in self.outputs.items() if output.grad is not None}
+        grads = {name: grad.chunk(self.parts) for name, grad in reached.items()}
+        with frozen_statistics(self.model):  # these forwards are no further batches
+            for index in range(self.parts):
+                outputs = self._part(index)
+                torch.autograd.backward([outputs[name] for name in grads], [grad[index] for grad in grads.values()])

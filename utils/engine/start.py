@@ -8,21 +8,65 @@ import torch
 
 from dataset.files import check_writable
 from dataset.folders import Sample
-from dataset.messages import DataError, UserError
+from dataset.messages import DataError, UserError, few
+from dataset.priors import labelled_classes
 from dataset.progress import Progress
-from dataset.reading import read_pair, stored_size
+from dataset.reading import OTHER_SIZES, read_pair, resized_pairs, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.limits import check_batch
 from utils.config.declare import ConfigError
-from utils.config.schema import Config, Size
-from utils.engine.partwise import check_parts
+from utils.config.schema import SCRATCH, Config, Model, Size
+from utils.engine.losses import check_parts
 from utils.engine.trainer import AUTOCAST
 from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import CheckpointError
 
+Report = Callable[[str], None]
+LOOKED_AT = 100  # source labels at the start of a training: a second or two
 REPEATS = 5  # of a convolution that is timed
 CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written
+
+
+def check_starting_weights(m: Model, self_trained: bool, report: Report) -> None:
+    """Report random weights, and refuse them for a method that learns from the network's own predictions.
+
+    Raises:
+        ConfigError: no weights for a method that needs them.
+    """
+    whole = m.weights not in (None, SCRATCH) or (m.weights_encoder and m.weights_decoder)
+    if self_trained and not whole and m.weights != SCRATCH:
+        raise ConfigError(
+            "model.weights is not set: PyCDA learns from the network's own predictions, which are noise before it was "
+            "trained. Set model.weights to a source-only run (or model.weights_encoder and model.weights_decoder to a "
+            f"released pair); model.weights={SCRATCH} starts from random weights all the same"
+        )
+    if not whole and not m.weights_encoder and m.weights != SCRATCH:
+        report(
+            "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
+            f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
+        )
+
+
+def report_resized_labels(config: Config, source: Sequence[Sample], report: Report) -> None:
+    """Report how many labels have another size than their image. Raises DataError where that cannot be trained on."""
+    skip_bad = config.train.skip_bad_samples > 0
+    found = distributed.from_first(
+        lambda: [str(s.label) for s in resized_pairs(source, config.source.label_kind, skip_bad=skip_bad)]
+    )
+    if found:
+        report(f"{len(found)} of {len(source)} source labels {OTHER_SIZES}: {few(found)}")
+
+
+def report_missing_classes(config: Config, source: Sequence[Sample], report: Report) -> None:
+    """Name the classes that the source's labels lack, as far as a look at some of them can tell."""
+    if not distributed.is_main():
+        return
+    seen = labelled_classes(source, config.source.label_kind, config.num_classes, LOOKED_AT)
+    if seen is not None and not seen.all():
+        missing = [name for name, found in zip(config.class_table.names, seen, strict=True) if not found]
+        looked_at = f"{min(len(source), LOOKED_AT)} of {len(source)} source labels"
+        report(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
 
 
 def check_start(
@@ -30,7 +74,7 @@ def check_start(
     model: Segmentor,
     validation: Validation | None,
     held_out: Sequence[Sample],
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     """Try what a training does later than in its first step. Network and random numbers stay as they are.
 
@@ -54,8 +98,8 @@ def check_batches(config: Config, model: Segmentor) -> None:
         check_batch(model, t.batch_size // processes // t.iter_size, "train.batch_size / train.iter_size")
 
 
-def warn_of_slow_amp(amp: str, device: torch.device, report: Callable[[str], None]) -> None:
-    """Say it where this processor computes convolutions in half precision slower than in float32: it emulates them.
+def warn_of_slow_amp(amp: str, device: torch.device, report: Report) -> None:
+    """Warn where this processor emulates half precision, so that its convolutions are slower than in float32.
 
     Args:
         amp: ``train.amp``.
@@ -86,7 +130,7 @@ def half_precision_time(dtype: torch.dtype) -> float:
 
 
 def _problems(
-    config: Config, model: Segmentor, held_out: Sequence[Sample], report: Callable[[str], None]
+    config: Config, model: Segmentor, held_out: Sequence[Sample], report: Report
 ) -> tuple[list[UserError], list[tuple[Size, int]]]:
     """What is wrong with files and folders as this process sees them, and the sizes of its share of ``held_out``."""
     try:
@@ -108,7 +152,7 @@ def _check_cache(folder: str | None) -> None:
         ) from error
 
 
-def _check_room(config: Config, model: Segmentor, report: Callable[[str], None]) -> None:
+def _check_room(config: Config, model: Segmentor, report: Report) -> None:
     """Whether the disk has room for a checkpoint, as far as it says."""
     tensors = [*model.state_dict().values(), *(model.parameters() if config.train.momentum else ())]
     need = sum(tensor.nbytes for tensor in tensors)

@@ -1,4 +1,4 @@
-"""The state of a training, as a checkpoint holds it: to go on from it is never to have stopped."""
+"""The state of a training, as a checkpoint holds it: a run that goes on from it equals one that never stopped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,11 @@ from torch import nn
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, fill
-from utils.config.schema import Config
-from utils.run_folder.checkpoint import CheckpointError, model_state
+from utils.run_folder.checkpoint import CheckpointError
 
 
 @dataclass
-class Standing:
+class TrainState:
     """How far a training is.
 
     Attributes:
@@ -32,23 +31,10 @@ class Standing:
     validated: bool = True
 
 
-def training_state(
-    config: Config,
-    model: Segmentor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    standing: Standing,
-    origin: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What a checkpoint of a training holds; ``origin`` says what method and data it is of."""
-    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    return model_state(config, model) | state | vars(standing) | dict(origin)
-
-
 def load_training_state(
     state: Mapping[str, Any], model: Segmentor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> Standing:
-    """Fill network, optimiser and scaler from a checkpoint of ``training_state``.
+) -> TrainState:
+    """Load network, optimiser and scaler from a checkpoint of ``Trainer.state_dict``.
 
     Raises:
         CheckpointError: it is of another network or optimiser.
@@ -66,7 +52,7 @@ def load_training_state(
         raise CheckpointError(
             f"the checkpoint does not fit this network and optimiser: {error}. model.weights=FILE starts a new training"
         ) from error
-    return Standing(state["step"], state["best_miou"], state["skipped"], state.get("validated", True))
+    return TrainState(state["step"], state["best_miou"], state["skipped"], state.get("validated", True))
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
