@@ -59,11 +59,11 @@ def trainer(script: str, keys: Sequence[str], device: torch.device, folder: Path
         c.spatial_prior = str(folder / "spatial.npy")
         np.save(c.spatial_prior, np.full((height, width, config.num_classes), 1 / config.num_classes, np.float32))
 
-    def loader(config: Config, domain: int, *_: object) -> Iterator[Batch]:
+    def loader(self: data.Data, domain: int) -> Iterator[Batch]:
         return repeat(_batch(config, domain, pinned=device.type == "cuda"))
 
     log = RunLog(folder, enabled=False)
     model = network.build_model(config, log, device, pretrained=False).train()
-    with mock.patch.object(data, "domain_loader", loader):
-        phases = module.phases(Experiment(config, [], [], device, log))
+    with mock.patch.object(data.Data, "training_loader", loader):
+        phases = module.phases(Experiment(config, data.Data(config), device, log))
     return Trainer(config, model, network.build_optimizer(config, model), phases, None, device, log)

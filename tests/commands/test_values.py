@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from utils.builders.curriculum import build_curriculum
+from utils.builders.data import Data
 from utils.config.command_line import load_config
 from utils.config.declare import ConfigError
 from utils.config.keys import describe_keys
 from utils.config.read import build_config
-from utils.run_folder.log import RunLog
 
 OUT_OF_RANGE = {
     "seed=-1": "at least 0",
@@ -121,7 +121,7 @@ def test_classes_and_squares_are_checked_at_the_start(config_file, tmp_path):
         load_config([str(config_file), "num_classes=5"], "", "evaluate")
     config = build_config(config_file, ["target.crop_size=[64, 32]", "curriculum.box_size=[4, 40]"])
     with pytest.raises(ConfigError, match=r"curriculum.box_size is \[4, 40\], .* images of \(64, 32\)"):
-        build_curriculum(config, [], RunLog(tmp_path, enabled=False))
+        build_curriculum(config.curriculum, Data(config))
 
 
 @pytest.mark.parametrize("name", ["a/../../escape", "..", "/somewhere", ".", "a/.."])

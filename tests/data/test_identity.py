@@ -12,7 +12,7 @@ import evaluate
 from dataset.folders import find_samples, hold_out, write_list
 from dataset.lists import read_list
 from dataset.messages import DataError
-from utils.builders.data import source_samples, target_samples
+from utils.builders.data import Data
 from utils.config.schema import Config
 
 DAYS = ("monday", "tuesday", "friday")
@@ -99,7 +99,7 @@ def test_held_out_images_are_left_out_however_their_paths_are_written(tmp_path):
     config.val.data_list = str(tmp_path / "val.txt")
     spelled = [f"{tmp_path}/v0.png {tmp_path}/labels/v0.png", "./v1.png labels/v1.png", "link/v2.png labels/v2.png"]
     Path(config.val.data_list).write_text("\n".join(spelled))
-    target, held_out = target_samples(config)
+    target, held_out = Data(config).target, Data(config).held_out
     assert [s.image.name for s in target] == ["v3.png", "v4.png", "v5.png"] and len(held_out) == 3
 
 
@@ -107,8 +107,8 @@ def test_a_training_list_may_repeat_a_line_and_a_test_list_may_not(tmp_path):
     lines = [pair(tmp_path, f"v{i}") for i in range(4)]
     config = own(tmp_path, *lines, lines[0], lines[0])
     config.val.held_out = 2
-    assert [s.name for s in source_samples(config)].count("v0") == 3
-    target, held_out = target_samples(config)
+    assert [s.name for s in Data(config).source].count("v0") == 3
+    target, held_out = Data(config).target, Data(config).held_out
     assert (
         len(held_out) == 2
         and len(target) + len(held_out) in (4, 6)
@@ -140,7 +140,7 @@ def test_paths_with_spaces(tmp_path):
 
 def test_written_lists_read_back_with_spaces_and_repetitions(tmp_path):
     lines = [pair(tmp_path, "a b").replace(" labels", "\tlabels"), pair(tmp_path, "c")]
-    source = source_samples(own(tmp_path, *lines, lines[1]))
+    source = Data(own(tmp_path, *lines, lines[1])).source
     write_list(source, tmp_path / "used.txt", tmp_path)
     assert read_list(tmp_path / "used.txt", repeats=True) == ["a b.png", "c.png", "c.png"]
 
@@ -164,9 +164,10 @@ def test_labels_without_a_labelled_pixel_are_none(tmp_path):
     lines = [pair(tmp_path, f"v{i}", label=255) for i in range(4)]
     config, said = own(tmp_path, *lines), []
     config.val.held_out = 2
-    target, held_out = target_samples(config, said.append)
+    data = Data(config, said.append)
+    target, held_out = data.target, data.held_out
     assert (len(target), held_out, len(said)) == (4, [], 1) and "no pixel of the 2 held-out labels" in said[0]
     with pytest.raises(DataError, match="no pixel of the 4 source labels .* is of a class"):
-        source_samples(config)
+        _ = Data(config).source
     pair(tmp_path, "v3")
-    assert len(source_samples(config)) == 4
+    assert len(Data(config).source) == 4

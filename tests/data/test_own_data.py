@@ -16,7 +16,7 @@ import train_source_only
 from dataset.folders import DataError, find_samples
 from dataset.labels import id_lookup, read_id_table
 from dataset.reading import read_label
-from utils.builders import data
+from utils.builders.data import Data
 from utils.commands import check, compare, export, predict, report
 from utils.config.read import build_config
 from utils.inference import load
@@ -119,11 +119,11 @@ def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(comma
     given = [key for key in keys(own, city) if not key.startswith("test.")]
     config = build_config(command(own, "x")[1], given)
     assert config.test.label_kind == f"{own}/classes.yaml" and config.class_table.names[0] == "ground"
-    assert data.test_samples(config, labels="optional") == []  # a list that nobody gave
+    assert Data(config).test("optional") == []  # a list that nobody gave
     with pytest.raises(DataError, match="needs a data_list"):
-        data.test_samples(config)
+        Data(config).test()
     unlabelled = build_config(command(own, "x")[1], [*given, f"test.data_list={own}/train.txt"])
-    assert len(data.test_samples(unlabelled, labels="optional")) == 9
+    assert len(Data(unlabelled).test("optional")) == 9
     assert build_config(command(own, "x")[1], [*given, "test.dataset=gtav"]).test.label_kind == "gtav"
 
 

@@ -101,9 +101,9 @@ def trainer(
     model, report = network.load_network(config, files, device)
     assert "tensors loaded" in report
     model.double()
-    monkeypatch.setattr(data, "domain_loader", lambda config, domain, samples: batches(spec, domain))
+    monkeypatch.setattr(data.Data, "training_loader", lambda self, domain: batches(spec, domain))
     log = RunLog(folder, enabled=False)
-    phases = script.phases(Experiment(config, [], [], device, log))
+    phases = script.phases(Experiment(config, data.Data(config), device, log))
     return Trainer(config, model.train(), network.build_optimizer(config, model), phases, None, device, log)
 
 

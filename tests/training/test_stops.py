@@ -119,7 +119,7 @@ def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_
         assert (tmp_path / "run/run.lock").exists()
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(data, "source_samples", signalled)
+    monkeypatch.setattr(data, "domain_samples", signalled)
     signal.signal(number, lambda number, frame: None)  # as a signal that were not caught would end the tests
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run"))

@@ -13,6 +13,7 @@ from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
 from utils.builders import network
+from utils.builders.data import Data
 from utils.config.read import build_config
 from utils.engine.watch import TargetShares
 from utils.run_folder.log import RunLog
@@ -47,12 +48,11 @@ def test_a_run_that_starts_anew_forgets_the_predictions_before_the_earlier_one(c
 def test_looking_changes_neither_the_network_nor_the_random_numbers(command, city, tmp_path):
     config = build_config(command(tmp_path, "x")[1], command(tmp_path, "x")[2:])
     model = network.build_network(config, CPU).train()
-    target = find_samples("cityscapes", city / "cityscapes", labels="optional")
     source = find_samples("gtav", city / "gtav")
     labels = class_histogram(source, "gtav", config.num_classes)
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     with RunLog(tmp_path) as log:
-        watched = TargetShares(config, source, target, CPU, log)
+        watched = TargetShares(Data(config), CPU, log)
         assert list(watched.expected().values()) == pytest.approx(labels.tolist())
         watched.record(model, 0)
         watched.record(model, 1)

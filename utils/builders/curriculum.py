@@ -1,44 +1,35 @@
 """From a configuration to the method's loss, with its priors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 
 from dataset import priors
-from dataset.folders import Sample
 from dataset.reading import read_image
 from utils import distributed
-from utils.builders.data import target_samples
-from utils.builders.limits import check_one_size
+from utils.builders.data import Data, check_one_size
 from utils.config.declare import ConfigError
-from utils.config.schema import Config, Size
+from utils.config.schema import Curriculum, Size
 from utils.pycda.curriculum import PyramidCurriculum
-from utils.run_folder.log import RunLog
 
 
-def _whole_target_size(config: Config) -> Size:
-    """(W, H) of the target images in training, which is the size of the spatial prior.
-
-    Raises:
-        DataError: they have several.
-    """
-    size = config.target.input_size
+def _target_size(data: Data) -> Size:
+    """(W, H) of the target images in training, without a crop. Raises DataError where they have several."""
+    size = data.config.target.input_size
     if size is None:
-        target, _ = target_samples(config)
-        check_one_size(target)
-        size = read_image(target[0].image).size
+        check_one_size(data.target)
+        size = read_image(data.target[0].image).size
     return size
 
 
-def _check_boxes(config: Config) -> None:
-    t, boxes = config.target, config.curriculum.box_size
+def _check_boxes(data: Data) -> None:
+    t, boxes = data.config.target, data.config.curriculum.box_size
     if not boxes:
         return
-    size = t.crop_size or t.input_size
-    if size is None:
-        size = read_image(target_samples(config)[0][0].image).size
+    size = t.crop_size or t.input_size or read_image(data.target[0].image).size
     if t.crop_size is None and t.scale is not None:
         size = int(size[0] * t.scale[0]), int(size[1] * t.scale[0])
     if max(boxes) > min(size):
@@ -46,25 +37,24 @@ def _check_boxes(config: Config) -> None:
 
 
 def build_curriculum(
-    config: Config, samples: Sequence[Sample] | None = None, log: RunLog | None = None
+    options: Curriculum, data: Data | None = None, report: Callable[[str], None] = lambda text: None
 ) -> PyramidCurriculum:
     """The method's loss, as every reader of a configuration builds it.
 
     Args:
-        samples: of the source, whose labels give the priors that no file gives; None: no priors, and no term of the
-            loss that needs one, which is enough for ``pseudo_labels``.
-        log: gets the options; None: nobody.
+        data: whose source labels give the priors that no file gives; None: no priors, and no term of the loss that
+            needs one, which is enough for ``pseudo_labels``.
+        report: gets the options.
     """
-    c, say = config.curriculum, log.text if log else lambda text: None
     files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
-    switches = {name: value for name, value in asdict(c).items() if name not in files}
+    switches = {name: value for name, value in asdict(options).items() if name not in files}
     class_prior = spatial_prior = None
-    if samples is None:
+    if data is None:
         switches |= {"image_target": "uniform", "lambda_eq": 0.0}
     else:
-        _check_boxes(config)
-        class_prior, spatial_prior = distributed.from_first(lambda: _priors(config, samples, say))
-    say("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+        _check_boxes(data)
+        class_prior, spatial_prior = distributed.from_first(lambda: _priors(data, report))
+    report("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
     return PyramidCurriculum(
         None if class_prior is None else torch.from_numpy(class_prior),
         spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
@@ -73,23 +63,19 @@ def build_curriculum(
     )
 
 
-def _priors(
-    config: Config, samples: Sequence[Sample], say: Callable[[str], None]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _priors(data: Data, report: Callable[[str], None]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Class prior float64 (C,) and spatial prior float32 (C, H, W), None where it is not used."""
-    c = config.curriculum
-    t, kind, cache = config.train, config.source.label_kind, config.run_folder / "priors"
-    reading = {"num_workers": t.num_workers, "skip_bad": t.skip_bad_samples}
+    config, c = data.config, data.config.curriculum
+    labels = data.source, config.source.label_kind, config.num_classes
+    reading: dict[str, Any] = {"num_workers": config.train.num_workers, "skip_bad": config.train.skip_bad_samples}
+    reading["cache_dir"] = config.run_folder / "priors"
     class_prior = spatial_prior = None
     if c.class_prior is not None:
         class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
     elif c.image_target == "source" and c.lambda_balance:
-        class_prior = priors.class_prior(samples, kind, config.num_classes, cache_dir=cache, **reading)
+        class_prior = priors.class_prior(*labels, **reading)
     if c.lambda_eq and c.spatial_prior is not None:
-        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, say)
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, report)
     elif c.lambda_eq:
-        size = _whole_target_size(config)
-        spatial_prior = priors.spatial_prior(
-            samples, kind, config.num_classes, size, sigma=c.prior_sigma, cache_dir=cache, **reading
-        )
+        spatial_prior = priors.spatial_prior(*labels, _target_size(data), sigma=c.prior_sigma, **reading)
     return class_prior, spatial_prior

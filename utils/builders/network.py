@@ -13,8 +13,8 @@ from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.builders.limits import check_input_sizes
-from utils.config.schema import SCRATCH, Config
+from utils.config.declare import ConfigError
+from utils.config.schema import SCRATCH, Config, Size
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 
@@ -96,3 +96,35 @@ def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
     groups = parameter_groups(model.encoder, t.lr_encoder, t.weight_decay)
     groups += parameter_groups(model.decoder, t.lr_decoder, t.weight_decay)
     return torch.optim.SGD(groups, lr=t.lr_decoder, momentum=t.momentum)
+
+
+def check_input_sizes(config: Config, model: Segmentor) -> None:
+    """Whether what the network is to see is as large as one place of its last feature map.
+
+    Raises:
+        ConfigError: a side of a crop, of an input without crop, or of the test input is smaller.
+    """
+    stride = model.encoder.strides[-1]
+    sizes: dict[str, Size | None] = {"test.input_size": config.test.input_size}
+    for name, options in (("source", config.source), ("target", config.target)):
+        key = "input_size" if options.crop_size is None else "crop_size"
+        sizes[f"{name}.{key}"] = getattr(options, key)
+    for name, size in sizes.items():
+        if size is not None and min(size) < stride:
+            raise ConfigError(
+                f"{name} is {list(size)} (W, H), {config.model.encoder} makes one place of {stride}x{stride} pixels: "
+                "each side must be that at least"
+            )
+
+
+def check_batch(model: Segmentor, images: int, key: str) -> None:
+    """Whether batch norm has two values a channel of ``images`` in a forward pass of each process.
+
+    Raises:
+        ConfigError: it has one, in a head that averages the whole image; the message names ``key``.
+    """
+    if model.decoder.pools_whole_image and images * distributed.world_size() < 2:
+        raise ConfigError(
+            f"{key} leaves one image in a forward pass, whose average over the image is one value a channel: batch "
+            "norm of this model.decoder needs two images"
+        )

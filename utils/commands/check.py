@@ -133,13 +133,13 @@ def check_split(config: Config, split: str, num_workers: int) -> Report:
     """Everything about one of ``splits``."""
     from torch.utils.data import DataLoader, Dataset  # here: torch takes seconds, which a wrong command line should not
 
-    from utils.builders.data import has_test_set
+    from utils.builders.data import Data
 
     options = _options(config, split)
     data_dir = options.data_dir or config.target.data_dir
     label_roots = {HELD_OUT: config.val.label_dir, "test": config.test.label_dir}
     report = Report([], np.zeros(config.num_classes, np.int64))
-    if split == "test" and not has_test_set(config):
+    if split == "test" and not Data(config).has_test_set:
         text = "there is no test set: training needs none, but there will be no scores"
         report.findings.append(Finding(REMARK, "", text, "no test set"))
         return report
@@ -238,7 +238,7 @@ def _image_remarks(report: Report, split: str, config: Config) -> Iterator[Findi
     if report.resized:
         text = f"{len(report.resized)} labels {OTHER_SIZES}: {few(report.resized)}"
         yield Finding(REMARK, "", text, "labels of another size")
-    if split == "test" and (text := shape_remark(config, report.sizes)):
+    if split == "test" and (text := shape_remark(config.test.input_size, report.sizes)):
         yield Finding(REMARK, "", text, "shape")
 
 

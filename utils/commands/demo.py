@@ -179,14 +179,14 @@ class Demo:
 
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
-        from utils.builders.data import test_samples  # torch takes seconds, which a wrong command line should not
+        from utils.builders.data import Data  # torch takes seconds, which a wrong command line should not
         from utils.inference import load
 
         config = build_config(CONFIGS / "source_only.yaml", self.keys)
         table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
         columns: dict[str, list[Image.Image]] = {name: [] for name in names}
         predictors = [load(self.folder / stage.run, "cpu") for stage in stages]
-        for sample in test_samples(config)[:PANELS]:
+        for sample in Data(config).test()[:PANELS]:
             label = read_label(sample.label_file, config.test.label_kind)
             maps = [label, *(predictor(sample.image) for predictor in predictors)]
             tiles = [read_image(sample.image), *(colour_map(classes, table) for classes in maps)]

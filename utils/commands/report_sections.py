@@ -28,8 +28,8 @@ from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
-from utils.builders import data
 from utils.builders.curriculum import build_curriculum
+from utils.builders.data import Data, are_labelled
 from utils.builders.network import load_network
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
@@ -88,7 +88,7 @@ def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch
     """Load a checkpoint and let it predict the ``samples``, labelled or not."""
     model, _ = load_network(config, [weights], device)
     network = Network(read_facts(weights), weights.parent, model.eval(), ConfusionMatrix(config.num_classes))
-    loader = data.evaluation_loader(config, samples, config.test if data.are_labelled(samples) else config.target)
+    loader = Data(config).evaluation_loader(samples, config.test if are_labelled(samples) else config.target)
     title = weights.parent.name
     network.matrix = evaluate(config, model, loader, device, on_image=network.add, tta=config.tta, title=title)
     return network
@@ -105,14 +105,14 @@ def sections(config: Config, baseline: str | None, images: int) -> dict[str, str
     baseline = baseline or starting_run(config.run_folder)
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
-    tested = data.test_samples(config, labels="optional")
-    samples = tested or evenly_spaced(data.target_samples(config)[0], images)
+    tested = Data(config).test("optional")
+    samples = tested or evenly_spaced(Data(config).target, images)
     networks = {name: look(config, path, samples, device) for name, path in weights.items()}
     models = {name: network.model for name, network in networks.items()}
     compared = compare_networks(config, models, [n.folder for n in networks.values()], device, images)
     own, table, classes = networks[OWN], config.class_table, config.test.eval_classes
     trained = build_config(own.folder / "config.yaml")
-    if data.are_labelled(tested):
+    if are_labelled(tested):
         matrices = {name: network.matrix for name, network in networks.items()}
         picture = confusion_picture(own.matrix.counts.numpy(), table)
         found = {
@@ -277,7 +277,7 @@ def _pictures(
     with torch.inference_mode():
         logits = {name: network.model.cpu()(pixels[None])["logits"] for name, network in networks.items()}
         own = logits[OWN]
-        layers = build_curriculum(trained).pseudo_labels(own)
+        layers = build_curriculum(trained.curriculum).pseudo_labels(own)
     width = min(image.width, PICTURE_WIDTH)
     size = (width, round(width * image.height / image.width))
     maps = {} if sample.label is None else {"labels": read_label(sample.label, config.test.label_kind)}

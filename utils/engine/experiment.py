@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dataset.cores import loader_processes
-from dataset.folders import Sample
 from utils import distributed
-from utils.builders import data, network
+from utils.builders import network
+from utils.builders.data import SOURCE, TARGET, Data
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.losses import LossFunction, supervised
@@ -78,21 +78,20 @@ class Experiment:
     """What a training script builds its phases from."""
 
     config: Config
-    source: Sequence[Sample]
-    target: Sequence[Sample]  # without labels, and without the held-out images
+    data: Data
     device: torch.device
     log: RunLog
 
     def source_phase(self) -> Phase:
         """The supervised phase, the same in all four recipes."""
-        loader = data.domain_loader(self.config, data.SOURCE, self.source)
-        return Phase("source", loader, supervised(self.config.train.lambda_seg, self.config.train.lambda_source))
+        t = self.config.train
+        return Phase("source", self.data.training_loader(SOURCE), supervised(t.lambda_seg, t.lambda_source))
 
     def target_phase(
         self, losses: LossFunction, *, backward: bool = True, curriculum: nn.Module | None = None
     ) -> Phase:
         """A phase on the target; the state of its ``curriculum`` is part of the checkpoints."""
-        return Phase("target", data.domain_loader(self.config, data.TARGET, self.target), losses, backward, curriculum)
+        return Phase("target", self.data.training_loader(TARGET), losses, backward, curriculum)
 
 
 MakePhases = Callable[[Experiment], Sequence[Phase]]  # a training script's
@@ -114,7 +113,7 @@ def train(config: Config, make_phases: MakePhases, method: str, *, self_trained:
         run.begin()
         with StopSignals() as signals:
             result = trainer.fit(signals)
-        run.log.text(f"done: {result}; next: sh run.sh {_next_command(config)}")
+        run.log.text(f"done: {result}; next: sh run.sh {_next_command(Data(config))}")
         return result
 
 
@@ -147,59 +146,58 @@ def build_trainer(
         config.run_folder.mkdir(parents=True, exist_ok=True)
         log = RunLog(config.run_folder)
     _ = config.class_table  # before anything slow: do the data sets go together?
-    source = data.source_samples(config)
-    target, held_out = data.target_samples(config, log.text)
-    identity = data_identity(config, source, target, held_out)
+    data = Data(config, log.text)
+    identity = data_identity(config, data.source, data.target, data.held_out)
     distributed.compare(lambda: data_facts(contents_of(identity)))
     state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)
-        report_resized_labels(config, source, log.text)
-    log.text(f"images: {len(source)} source, {len(target)} target, {len(held_out)} held out for model selection")
-    report_missing_classes(config, source, log.text)
-    validation = _make_validation(config, held_out, device, log)
+        report_resized_labels(config, data.source, log.text)
+    counts = f"{len(data.source)} source, {len(data.target)} target, {len(data.held_out)} held out for model selection"
+    log.text(f"images: {counts}")
+    report_missing_classes(config, data.source, log.text)
+    validation = _make_validation(data, device, log)
     model = network.build_model(config, log, device, pretrained=state is None)
     warn_of_slow_amp(config.train.amp, device, log.text)
     if state is None:
-        check_start(config, model, validation, held_out, log.text)
+        check_start(config, model, validation, data.held_out, log.text)
     trainer = Trainer(
         config,
         model,
         network.build_optimizer(config, model),
-        make_phases(Experiment(config, source, target, device, log)),
+        make_phases(Experiment(config, data, device, log)),
         validation,
         device,
         log,
-        target_shares=TargetShares(config, source, target, device, log),
+        target_shares=TargetShares(data, device, log),
         origin={"method": method, "data": identity},
     )
     if state:
         trainer.load_state(state)
-    _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
+    _prepare_folder(data, trainer, log)
     return trainer
 
 
-def _next_command(config: Config) -> str:
+def _next_command(data: Data) -> str:
     """How the finished run is scored or, without a labelled test set, used."""
-    saved = config.run_folder / "config.yaml"
-    return f"evaluate.py {saved}" if data.has_test_set(config) else f"predict {saved} PICTURES --save FOLDER"
+    saved = data.config.run_folder / "config.yaml"
+    return f"evaluate.py {saved}" if data.has_test_set else f"predict {saved} PICTURES --save FOLDER"
 
 
-def _make_validation(
-    config: Config, held_out: Sequence[Sample], device: torch.device, log: RunLog
-) -> Validation | None:
+def _make_validation(data: Data, device: torch.device, log: RunLog) -> Validation | None:
     """None where there are no held-out images: the last checkpoint is the result."""
-    if not held_out:
+    if not data.held_out:
         log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
         return None
-    if remark := data.first_shape_remark(config, held_out):
+    if remark := data.shape_remark(data.held_out):
         log.text(remark)
-    return Validation(config, held_out, data.evaluation_loader(config, held_out, config.target), device, log)
+    return Validation(data, device, log)
 
 
-def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[str, Sequence[Sample]]) -> None:
+def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
     """Let the run folder hold what a run up to the trainer's step has written, its configuration and its lists."""
-    folder, start = config.run_folder, trainer.state.step
+    config, start = data.config, trainer.state.step
+    folder = config.run_folder
     elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
     try:
         if distributed.is_main() and (start == 0 or elsewhere):
@@ -208,8 +206,8 @@ def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[s
                 log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
         distributed.wait_for_first()
         log.restart(start, validated=not trainer.validation_missing())
-        data.write_lists(config, **lists)
         if distributed.is_main():
+            data.write_lists()
             (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, read_pair, resized_pairs, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.builders.limits import check_batch
+from utils.builders.network import check_batch
 from utils.config.declare import ConfigError
 from utils.config.schema import SCRATCH, Config, Model, Size
 from utils.engine.losses import check_parts

@@ -2,21 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dataset.folders import Sample
 from dataset.reading import read_image
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.builders.data import evaluation_loader
-from utils.config.schema import Config
+from utils.builders.data import Data
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
 from utils.scoring.evaluation import evaluate, iou_table, scores
@@ -29,17 +26,15 @@ class Validation:
     """Scores a network on the held-out images and draws some of them.
 
     Args:
-        held_out: labelled target images, at least one.
-        loader: of these images, see ``utils.builders.data.evaluation_loader``.
+        data: with one held-out image at least.
     """
 
-    def __init__(
-        self, config: Config, held_out: Sequence[Sample], loader: DataLoader, device: torch.device, log: RunLog
-    ) -> None:
-        self.config, self.loader, self.device, self.log = config, loader, device, log
-        self.told = False
-        self.table, self.classes = config.class_table, config.test.eval_classes
-        seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
+    def __init__(self, data: Data, device: torch.device, log: RunLog) -> None:
+        self.data, self.config, self.device, self.log = data, data.config, device, log
+        self.loader = data.evaluation_loader(data.held_out, data.config.target)
+        self.warned = False
+        self.table, self.classes = data.config.class_table, data.config.test.eval_classes
+        seen = data.held_out[:: distributed.world_size()]  # by the first process, which alone can draw
         spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
         self.pictured = {sample.name: sample.image for sample in spread}
 
@@ -49,8 +44,7 @@ class Validation:
         Raises:
             DataError: one of them cannot be read, or not be scored.
         """
-        alone = replace(self.config, test=replace(self.config.test, num_workers=0))  # no processes for a few images
-        loader = evaluation_loader(alone, samples, self.config.target)
+        loader = self.data.evaluation_loader(samples, self.config.target, num_workers=0)  # no processes for a few
         images = {sample.name: sample.image for sample in samples}
 
         def draw(name: str, label: Tensor, prediction: Tensor) -> None:
@@ -79,8 +73,8 @@ class Validation:
         return result["miou"]
 
     def _say_once_that_nothing_is_scored(self) -> None:
-        if not self.told:
-            self.told = True
+        if not self.warned:
+            self.warned = True
             self.log.text(
                 "WARNING: no scored class is labelled in the held-out images, so none of the checkpoints is the best "
                 "and the last one is the result: see test.eval_classes and the held-out labels"

@@ -1,21 +1,18 @@
 """What the network predicts on the target while it is trained, and warnings: nothing is labelled, self-training
 collapses or loses a class."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
-from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.loader import eval_loader
 from dataset.messages import DataError
 from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.builders import data
-from utils.config.schema import Config
+from utils.builders.data import TARGET, Data
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, RECORDS, read_shares
 from utils.scoring.without_labels import evenly_spaced, is_lost, predictions_on
@@ -40,17 +37,15 @@ class TargetShares:
     """Logs the class shares of the predictions on a few target training images, always the same crops.
 
     Args:
-        source, target: the training images; the source's are labelled.
+        data: its source labels say which classes are common.
     """
 
-    def __init__(
-        self, config: Config, source: Sequence[Sample], target: Sequence[Sample], device: torch.device, log: RunLog
-    ) -> None:
-        self.config, self.device, self.log = config, device, log
-        self.labels = evenly_spaced([sample.label for sample in source if sample.label], SOURCE_LABELS)
-        self.names = config.class_table.names
-        uncached = replace(config, train=replace(config.train, cache_dir=None))  # it may be of source only
-        crops = data.domain_dataset(uncached, data.TARGET, evenly_spaced(target, IMAGES))
+    def __init__(self, data: Data, device: torch.device, log: RunLog) -> None:
+        self.config, self.device, self.log = data.config, device, log
+        self.labels = evenly_spaced([sample.label for sample in data.source if sample.label], SOURCE_LABELS)
+        self.names = data.config.class_table.names
+        # not cached: the cache may be of source only
+        crops = data.dataset(TARGET, evenly_spaced(data.target, IMAGES), cached=False)
         # without loader processes, which would be kept for the whole training
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
 

@@ -13,9 +13,8 @@ from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
 from models.weights import official_part
 from utils import distributed
-from utils.builders import data
-from utils.builders.limits import check_batch
-from utils.builders.network import load_network
+from utils.builders.data import SOURCE, TARGET, Data, are_labelled
+from utils.builders.network import check_batch, load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.experiment import start_run
@@ -31,7 +30,7 @@ from utils.run_folder.identity import data_contents, data_facts
 from utils.scoring.evaluation import evaluate, iou_table
 
 MODES = ("cumulative", "ema")
-DOMAINS = {"source": data.SOURCE, "target": data.TARGET}
+DOMAINS = {"source": SOURCE, "target": TARGET}
 
 
 @torch.no_grad()
@@ -81,9 +80,9 @@ def statistics_samples(config: Config) -> dict[str, list[Sample]]:
     """The images of each domain that ``adabn.domains`` names."""
     domains, samples = config.adabn.domains, {}
     if domains in ("source", "both"):
-        samples["source"] = data.source_samples(config)
+        samples["source"] = Data(config).source
     if domains in ("target", "both"):
-        samples["target"], _ = data.target_samples(config)
+        samples["target"] = Data(config).target
     return samples
 
 
@@ -145,17 +144,17 @@ def convert_run(config: Config) -> None:
         weights = distributed.from_first(lambda: files_to_convert(config, log.text))
         model, report = load_network(config, weights, device)
         log.text(report)
-        of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
+        of_domains, samples = statistics_samples(config), Data(config).test("optional")
         distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
         # made before anything is scored, which takes long
-        loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in of_domains.items()]
+        loaders = [Data(config).statistics_loader(DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)
-        if not data.are_labelled(samples):
+        if not are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
 
         def score(title: str) -> None:
-            if data.are_labelled(samples):
-                loader = data.evaluation_loader(config, samples, config.test)
+            if are_labelled(samples):
+                loader = Data(config).evaluation_loader(samples, config.test)
                 matrix = evaluate(config, model, loader, device, tta=config.tta, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 

@@ -18,7 +18,7 @@ from dataset.messages import DataError, few
 from dataset.progress import Progress
 from dataset.reading import prediction_kind, read_image, read_label, read_raw_label, train_ids
 from utils import distributed
-from utils.builders.data import evaluation_loader, first_shape_remark, test_samples
+from utils.builders.data import Data
 from utils.builders.network import load_network
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
@@ -92,12 +92,12 @@ def score(
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         if json_file:
             _check_json(json_file)
-        samples, table = test_samples(config), config.class_table
+        samples, table = Data(config).test(), config.class_table
         distributed.compare(lambda: data_facts(data_contents(config, {"test": samples})))
         if predictions:
             matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
         else:
-            remark = first_shape_remark(config, samples)
+            remark = Data(config).shape_remark(samples)
             if remark and distributed.is_main():
                 print(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
@@ -142,7 +142,7 @@ def score_network(
             if gallery:
                 writer.call(gallery.add, name, images[name], label, prediction)
 
-        loader = evaluation_loader(config, samples, config.test)
+        loader = Data(config).evaluation_loader(samples, config.test)
         matrix = evaluate(config, model, loader, device, on_image=save, tta=config.tta)
     if gallery:
         gallery.finish(matrix)

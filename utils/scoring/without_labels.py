@@ -19,7 +19,7 @@ from dataset.priors import class_prior
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.builders import data
+from utils.builders.data import Data
 from utils.builders.network import load_network
 from utils.config.read import build_config
 from utils.config.schema import AtTestTime, Config
@@ -153,9 +153,9 @@ def compare_networks(
         folders: the networks' run folders, where there is what they were trained on.
         images: of each domain at most, evenly spaced.
     """
-    source, (target, _) = data.source_samples(config), data.target_samples(config)
+    source, target = Data(config).source, Data(config).target
     seen = evenly_spaced(target, images)
-    loader = data.evaluation_loader(config, seen, config.target)
+    loader = Data(config).evaluation_loader(seen, config.target)
     found = predictions_on(
         config, list(networks.values()), loader, device, tta=config.tta, title="predictions on the target"
     )
@@ -188,7 +188,7 @@ def _source_scores(
 ) -> SourceScores:
     unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
     chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
-    loader = data.evaluation_loader(config, chosen, config.source)
+    loader = Data(config).evaluation_loader(chosen, config.source)
     found = []
     for network in networks:
         matrix = evaluate(config, network, loader, device, tta=config.tta, title="source")
