@@ -66,16 +66,17 @@ def build_curriculum(
 def _priors(data: Data, report: Callable[[str], None]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Class prior float64 (C,) and spatial prior float32 (C, H, W), None where it is not used."""
     config, c = data.config, data.config.curriculum
-    labels = data.source, config.source.label_kind, config.num_classes
+    kind, num_classes = config.source.label_kind, config.num_classes
     reading: dict[str, Any] = {"num_workers": config.train.num_workers, "skip_bad": config.train.skip_bad_samples}
     reading["cache_dir"] = config.run_folder / "priors"
     class_prior = spatial_prior = None
     if c.class_prior is not None:
-        class_prior = priors.load_class_prior(c.class_prior, config.num_classes)
+        class_prior = priors.load_class_prior(c.class_prior, num_classes)
     elif c.image_target == "source" and c.lambda_balance:
-        class_prior = priors.class_prior(*labels, **reading)
+        class_prior = priors.class_prior(data.source, kind, num_classes, **reading)
     if c.lambda_eq and c.spatial_prior is not None:
-        spatial_prior = priors.load_spatial_prior(c.spatial_prior, config.num_classes, report)
+        spatial_prior = priors.load_spatial_prior(c.spatial_prior, num_classes, report)
     elif c.lambda_eq:
-        spatial_prior = priors.spatial_prior(*labels, _target_size(data), sigma=c.prior_sigma, **reading)
+        size = _target_size(data)
+        spatial_prior = priors.spatial_prior(data.source, kind, num_classes, size, sigma=c.prior_sigma, **reading)
     return class_prior, spatial_prior
