@@ -57,7 +57,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
         if len(networks) > 1:
             raise ConfigError(f"--weights names {len(networks)} networks, pictures are segmented by one")
         (weights,) = networks.values()
-        distributed.compare(lambda: file_facts(weights) | {"pictures": str(len(files))})
+        distributed.check_agreement(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
         output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
         summary = segment_files(predictor, files, output, config.test.num_workers)

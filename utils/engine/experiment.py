@@ -149,7 +149,7 @@ def build_trainer(
     source = data.source_samples(config)
     target, held_out = data.target_samples(config, log.text)
     identity = data_identity(config, source, target, held_out)
-    distributed.compare(lambda: data_facts(contents_of(identity)))
+    distributed.check_agreement(lambda: data_facts(contents_of(identity)))
     state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
     if state is None:
         _check_starting_weights(config, self_trained, log)
