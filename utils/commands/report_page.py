@@ -1,7 +1,7 @@
-"""What the result page of a run shows, as HTML.
+"""The result page of a run: one HTML file that needs nothing from a network.
 
-A verdict and the facts; scores against a baseline and the confusion matrix, where there are test labels; class shares
-without labels; curves; images with the pseudo-labels of every layer of the pyramid; the configuration of the run.
+A verdict and how the run was made; scores against a baseline, where there are test labels; class shares without
+labels; curves; images with the pseudo-labels of every layer of the pyramid; the configuration of the run.
 """
 
 import base64
@@ -11,7 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,10 +20,9 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from dataset.folders import Sample
-from dataset.labels import IGNORE
+from dataset.labels import IGNORE, ClassTable
 from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
@@ -38,13 +37,12 @@ from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.scoring.evaluation import comparison, evaluate, scores
-from utils.scoring.pictures import colour_map, confusion_picture, legend, overlay
+from utils.scoring.pictures import colour_map, legend
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
 
 OWN, BEFORE = "this run", "baseline"
-SPACED = 3  # images beside the best, the worst and the most changed
+SHOWN_IMAGES = 6  # evenly spaced
 PICTURE_WIDTH, LEGEND_WIDTH = 640, 1120  # pixels at most, so that the page stays small
-STRIDE = 8  # of the pixels by which two networks' predictions of an image are compared
 SHOWN_SHARES = 5  # classes in the verdict without labels
 SHOWN_PARTS = 2  # folders of a path that are shown
 WIDTH, HEIGHT, LEFT = 400, 160, 44  # SVG units of a chart; LEFT is for the numbers of its axis
@@ -60,42 +58,47 @@ TITLES = {
 }
 PREDICTED = "Predicted on a few target training images, the most common classes, percent of the pixels"
 SAME = "miou_19"  # what miou is on 19 classes
+STYLE = """
+:root { color-scheme: light dark; --soft: #555; --back: #fff; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --back: #16181c; --line: #3a3d44; } }
+body { font: 15px/1.45 system-ui, sans-serif; background: var(--back); margin: 1rem auto; max-width: 72rem;
+  padding: 0 1rem; }
+h1, h3, p { overflow-wrap: anywhere; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
+.verdict { font-size: 1.35rem; font-weight: 600; } .warning { color: #d55e00; font-weight: 600; }
+.note, .facts, figcaption { color: var(--soft); } pre { overflow-x: auto; }
+.curves, .panels { display: grid; gap: 1.6rem; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
+.curves p { margin: 0; font-size: .85rem; }
+i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+svg text { font-size: 11px; fill: var(--soft); text-anchor: end; } svg path { stroke: var(--line); }
+svg polyline { fill: none; stroke-width: 1.5; }
+figure { margin: 0; } figcaption { font-size: .85rem; } img { max-width: 100%; height: auto; }
+"""
 
 Points = Sequence[tuple[int, float]]  # (step, value)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Network:
-    """One of the networks of the page, and what it predicted on the shown set."""
+    """One of the networks of the page, and its scores on the shown images where these have labels."""
 
     facts: Facts
     folder: Path
     model: Segmentor
     matrix: ConfusionMatrix
-    miou: dict[str, float] = field(default_factory=dict)  # percent by image, without those where nothing is labelled
-    sampled: dict[str, Tensor] = field(default_factory=dict)  # by image, every ``STRIDE``-th row and column
-
-    def add(self, name: str, label: Tensor, prediction: Tensor) -> None:
-        """Take one image's label and prediction, (H, W)."""
-        matrix = ConfusionMatrix(len(self.matrix.counts))
-        matrix.update(label, prediction)
-        if matrix.counts.any():
-            self.miou[name] = 100 * matrix.miou()
-        self.sampled[name] = prediction[::STRIDE, ::STRIDE].clone()
 
 
-def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
-    """Load a checkpoint and let it predict the ``samples``, labelled or not."""
+def load_and_score(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
+    """A checkpoint's network in eval mode; ``samples`` without labels are not predicted."""
     model, _ = load_network(config, [weights], device)
-    network = Network(read_facts(weights), weights.parent, model.eval(), ConfusionMatrix(config.num_classes))
-    loader = data.evaluation_loader(config, samples, config.test if data.are_labelled(samples) else config.target)
-    title = weights.parent.name
-    network.matrix = evaluate(config, model, loader, device, on_image=network.add, tta=config.tta, title=title)
-    return network
+    matrix = ConfusionMatrix(config.num_classes)
+    if data.are_labelled(samples):
+        loader = data.evaluation_loader(config, samples, config.test)
+        matrix = evaluate(config, model, loader, device, tta=config.tta, title=weights.parent.name)
+    return Network(read_facts(weights), weights.parent, model.eval(), matrix)
 
 
-def sections(config: Config, baseline: str | None, images: int) -> dict[str, str]:
-    """HTML by title, the verdict without any.
+def page(config: Config, baseline: str | None, images: int) -> str:
+    """The whole HTML file about the run of ``config``.
 
     Args:
         baseline: run folder or file; None: what the run started from, where that is a run that is still there.
@@ -106,29 +109,38 @@ def sections(config: Config, baseline: str | None, images: int) -> dict[str, str
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
     tested = data.test_samples(config, labels="optional")
-    samples = tested or evenly_spaced(data.target_samples(config)[0], images)
-    networks = {name: look(config, path, samples, device) for name, path in weights.items()}
+    networks = {name: load_and_score(config, path, tested, device) for name, path in weights.items()}
     models = {name: network.model for name, network in networks.items()}
     compared = compare_networks(config, models, [n.folder for n in networks.values()], device, images)
-    own, table, classes = networks[OWN], config.class_table, config.test.eval_classes
-    trained = build_config(own.folder / "config.yaml")
+    folder, table, classes = networks[OWN].folder, config.class_table, config.test.eval_classes
+    found = {}
     if data.are_labelled(tested):
         matrices = {name: network.matrix for name, network in networks.items()}
-        picture = confusion_picture(own.matrix.counts.numpy(), table)
-        found = {
-            "": verdict(config, list(networks.values()), len(tested)),
-            "Scores on the test set, percent": preformatted(comparison(matrices, table, classes)),
-            "Confusion matrix of this run": png(picture, "confusion matrix, percent of the pixels of each label"),
-        }
+        mious = [scores(matrix, table, classes)["miou"] for matrix in matrices.values()]
+        found[""] = verdict(list(networks.values()), mious, len(tested))
+        found["Scores on the test set, percent"] = preformatted(comparison(matrices, table, classes))
     else:
-        found = {"": verdict_without_labels(own.facts, compared)}
+        found[""] = verdict_without_labels(networks[OWN].facts, compared)
     found[""] += "".join(f'<p class="facts">{line}</p>' for line in fact_lines(networks, len(tested)))
     found["Did it help? Without labels"] = preformatted(describe(compared))
-    found["Curves"] = curves(own.folder / RECORDS)
+    found["Curves"] = curves(folder / RECORDS)
+    shown = evenly_spaced(tested or data.target_samples(config)[0], SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
-    found[f"Images of {of}, with pseudo-labels"] = image_section(config, trained, samples, networks)
-    found["Configuration of the run"] = configuration((own.folder / "config.yaml").read_text())
-    return found
+    trained = build_config(folder / "config.yaml")
+    section = image_section(trained, shown, models, table, config.test.label_kind)
+    found[f"Images of {of}, with pseudo-labels"] = section
+    found["Configuration of the run"] = configuration((folder / "config.yaml").read_text())
+    return document(config.exp_name, found)
+
+
+def document(title: str, sections: Mapping[str, str]) -> str:
+    """A whole HTML file; ``title`` is text, ``sections`` are HTML by title, the first one without any."""
+    name = html.escape(title)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    lines = [f'<!doctype html><html lang="en">{head}<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>']
+    for heading, content in sections.items():
+        lines.append(f"<section>{f'<h2>{heading}</h2>' if heading else ''}{content}</section>")
+    return "\n".join([*lines, "</html>\n"])
 
 
 def preformatted(text: str) -> str:
@@ -136,12 +148,11 @@ def preformatted(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def verdict(config: Config, networks: Sequence[Network], images: int) -> str:
+def verdict(networks: Sequence[Network], mious: Sequence[float], images: int) -> str:
     """The mIoU of the run, the last of ``networks``, and what it gained over the baseline, if there is one."""
-    *before, own = (scores(n.matrix, config.class_table, config.test.eval_classes)["miou"] for n in networks)
-    gained = f", {own - before[0]:+.1f} over {networks[0].facts.method}" if before else ""
-    text = f"{networks[-1].facts.method}: {own:.1f} mIoU{gained}, {images} images"
-    return f'<p class="verdict">{html.escape(text)}</p>'
+    before, own = networks[0].facts.method, networks[-1].facts.method
+    gained = f", {mious[-1] - mious[0]:+.1f} over {before}" if len(networks) > 1 else ""
+    return f'<p class="verdict">{html.escape(f"{own}: {mious[-1]:.1f} mIoU{gained}, {images} images")}</p>'
 
 
 def verdict_without_labels(facts: Facts, compared: Comparison) -> str:
@@ -231,74 +242,50 @@ def _thin(points: Points) -> Points:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def choose(own: Network, before: Network | None) -> dict[str, str]:
-    """Names of the images to show, with the reason in words: best, worst, most changed, and some evenly spaced."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    if own.miou:
-        ranked = sorted(own.miou, key=own.miou.__getitem__)
-        reasons[ranked[-1]].append(f"the best, {own.miou[ranked[-1]]:.1f} mIoU")
-        reasons[ranked[0]].append(f"the worst, {own.miou[ranked[0]]:.1f} mIoU")
-    if before:
-        changed = {name: (own.sampled[name] != before.sampled[name]).float().mean().item() for name in own.sampled}
-        most = max(changed, key=changed.__getitem__)
-        text = f"the most changed, {100 * changed[most]:.0f} % of the pixels have another class than in the baseline"
-        reasons[most].append(text)
-    for name in evenly_spaced(list(own.sampled), SPACED):
-        reasons[name] += [] if reasons[name] else ["one of the evenly spaced"]
-    return {name: "; ".join(found) for name, found in reasons.items()}
-
-
-def image_section(config: Config, trained: Config, samples: Sequence[Sample], networks: Mapping[str, Network]) -> str:
+def image_section(
+    trained: Config, samples: Sequence[Sample], models: Mapping[str, Segmentor], table: ClassTable, label_kind: str
+) -> str:
     """Images with labels, the networks' predictions, and the confidence and pseudo-labels of the run's network.
 
     Args:
         trained: the configuration of the run, which says what its curriculum was.
+        label_kind: of the samples' labels.
     """
-    by_name = {sample.name: sample for sample in samples}
     figures = []
-    for name, reason in choose(networks[OWN], networks.get(BEFORE)).items():
-        pictures = _pictures(config, trained, by_name[name], networks)
-        shown = "".join(figure(picture, caption) for caption, picture in pictures.items())
-        figures.append(f'<h3>{html.escape(name)}: {html.escape(reason)}</h3><div class="panels">{shown}</div>')
+    for sample in samples:
+        label = None if sample.label is None else read_label(sample.label, label_kind)
+        pictures = _pictures(trained, read_image(sample.image), label, models, table)
+        shown = "".join(
+            f"<figure>{png(picture, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for caption, picture in pictures.items()
+        )
+        figures.append(f'<h3>{html.escape(sample.name)}</h3><div class="panels">{shown}</div>')
     note = (
         "By the final network in eval mode. Confidence is black at 0 and white at 1; above "
-        f"{trained.curriculum.conf_threshold} there is a pseudo-label, black is none. A click enlarges an image."
+        f"{trained.curriculum.conf_threshold} there is a pseudo-label, black is none."
     )
-    colours = png(legend(config.class_table, LEGEND_WIDTH), "colours of the classes")
+    colours = png(legend(table, LEGEND_WIDTH), "colours of the classes")
     return f'<p class="note">{note}</p>{colours}{"".join(figures)}'
 
 
 def _pictures(
-    config: Config, trained: Config, sample: Sample, networks: Mapping[str, Network]
+    trained: Config, image: Image.Image, label: np.ndarray | None, models: Mapping[str, Segmentor], table: ClassTable
 ) -> dict[str, Image.Image]:
     """The pictures of one image by caption, all of one size."""
-    table, image = config.class_table, read_image(sample.image)
-    pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
-    with torch.inference_mode():
-        logits = {name: network.model.cpu()(pixels[None])["logits"] for name, network in networks.items()}
-        own = logits[OWN]
-        layers = build_curriculum(trained).pseudo_labels(own)
     width = min(image.width, PICTURE_WIDTH)
     size = (width, round(width * image.height / image.width))
-    maps = {} if sample.label is None else {"labels": read_label(sample.label, config.test.label_kind)}
+    pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
+    with torch.inference_mode():
+        logits = {name: model.cpu()(pixels[None])["logits"] for name, model in models.items()}
+        layers = build_curriculum(trained).pseudo_labels(logits[OWN])
+    maps = {} if label is None else {"labels": label}
     maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
     pictures = {"image": image.resize(size)} | {caption: colour_map(ids, table) for caption, ids in maps.items()}
-    if sample.label is None:
-        pictures["prediction on the image"] = overlay(image, own.argmax(1)[0].numpy(), table)
-    pictures["confidence"] = Image.fromarray((255 * own.softmax(1).amax(1)[0]).byte().numpy())
-    for name, (_, label, mask) in layers.items():
-        ids = torch.where(mask, label, IGNORE)[0].numpy()
-        pictures[f"pseudo-labels, {name}"] = colour_map(ids, table)
+    pictures["confidence"] = Image.fromarray((255 * logits[OWN].softmax(1).amax(1)[0]).byte().numpy())
+    for name, (_, ids, mask) in layers.items():
+        pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, ids, IGNORE)[0].numpy(), table)
     nearest = Image.Resampling.NEAREST  # mixes no colours
     return {caption: picture.resize(size, nearest) for caption, picture in pictures.items()}
-
-
-def figure(picture: Image.Image, caption: str) -> str:
-    """A picture with a caption; a click, or the space bar, shows it as large as the window."""
-    text = html.escape(caption)
-    switch = f'<input type="checkbox" aria-label="enlarge {text}">'
-    shown = f'<label class="enlarge">{switch}{png(picture, caption)}</label>'
-    return f"<figure>{shown}<figcaption>{text}</figcaption></figure>"
 
 
 def png(picture: Image.Image, text: str) -> str:
