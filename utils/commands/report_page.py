@@ -11,7 +11,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path, PurePath
 from typing import Any
@@ -32,7 +31,6 @@ from utils.builders.curriculum import build_curriculum
 from utils.builders.network import load_network
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
-from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
@@ -47,7 +45,7 @@ SHOWN_SHARES = 5  # classes in the verdict without labels
 SHOWN_PARTS = 2  # folders of a path that are shown
 WIDTH, HEIGHT, LEFT = 400, 160, 44  # SVG units of a chart; LEFT is for the numbers of its axis
 POINTS = 200  # of a line; more would only be noise
-COLOURS = ("#0072b2", "#d55e00", "#008060", "#aa3377", "#a07d00", "#777777")  # told apart by the colour-blind too
+COLOURS = ("#0072b2", "#d55e00", "#008060", "#aa3377", "#a07d00", "#777777")  # the colour-blind can tell them apart
 LABELLED = "target/labelled"
 TITLES = {
     "val": "Scores on the held-out target images, percent",
@@ -77,59 +75,40 @@ figure { margin: 0; } figcaption { font-size: .85rem; } img { max-width: 100%; h
 Points = Sequence[tuple[int, float]]  # (step, value)
 
 
-@dataclass(frozen=True)
-class Network:
-    """One of the networks of the page, and its scores on the shown images where these have labels."""
-
-    facts: Facts
-    folder: Path
-    model: Segmentor
-    matrix: ConfusionMatrix
-
-
-def load_and_score(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
-    """A checkpoint's network in eval mode; ``samples`` without labels are not predicted."""
-    model, _ = load_network(config, [weights], device)
-    matrix = ConfusionMatrix(config.num_classes)
-    if data.are_labelled(samples):
-        loader = data.evaluation_loader(config, samples, config.test)
-        matrix = evaluate(config, model, loader, device, tta=config.tta, title=weights.parent.name)
-    return Network(read_facts(weights), weights.parent, model.eval(), matrix)
-
-
 def page(config: Config, baseline: str | None, images: int) -> str:
     """The whole HTML file about the run of ``config``.
 
     Args:
         baseline: run folder or file; None: what the run started from, where that is a run that is still there.
-        images: of each domain at most, where there are no labels to look at all of them.
+        images: of each domain at most, for what needs no label.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     baseline = baseline or starting_run(config.run_folder)
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
-    tested = data.test_samples(config, labels="optional")
-    networks = {name: load_and_score(config, path, tested, device) for name, path in weights.items()}
-    models = {name: network.model for name, network in networks.items()}
-    compared = compare_networks(config, models, [n.folder for n in networks.values()], device, images)
-    folder, table, classes = networks[OWN].folder, config.class_table, config.test.eval_classes
+    facts = {name: read_facts(path) for name, path in weights.items()}
+    models = {name: load_network(config, [path], device)[0].eval() for name, path in weights.items()}
+    folders = [path.parent for path in weights.values()]
+    compared = compare_networks(config, models, folders, device, images)
+    tested, table, classes = data.test_samples(config, labels="optional"), config.class_table, config.test.eval_classes
     found = {}
     if data.are_labelled(tested):
-        matrices = {name: network.matrix for name, network in networks.items()}
+        loader = data.evaluation_loader(config, tested, config.test)
+        matrices = {n: evaluate(config, m, loader, device, tta=config.tta, title=n) for n, m in models.items()}
         mious = [scores(matrix, table, classes)["miou"] for matrix in matrices.values()]
-        found[""] = verdict(list(networks.values()), mious, len(tested))
+        found[""] = verdict([one.method for one in facts.values()], mious, len(tested))
         found["Scores on the test set, percent"] = preformatted(comparison(matrices, table, classes))
     else:
-        found[""] = verdict_without_labels(networks[OWN].facts, compared)
-    found[""] += "".join(f'<p class="facts">{line}</p>' for line in fact_lines(networks, len(tested)))
+        found[""] = verdict_without_labels(facts[OWN].method, compared)
+    found[""] += "".join(f'<p class="facts">{line}</p>' for line in fact_lines(facts, len(tested)))
     found["Did it help? Without labels"] = preformatted(describe(compared))
-    found["Curves"] = curves(folder / RECORDS)
+    found["Curves"] = curves(folders[-1] / RECORDS)
+    trained = build_config(folders[-1] / "config.yaml")
     shown = evenly_spaced(tested or data.target_samples(config)[0], SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
-    trained = build_config(folder / "config.yaml")
     section = image_section(trained, shown, models, table, config.test.label_kind)
     found[f"Images of {of}, with pseudo-labels"] = section
-    found["Configuration of the run"] = configuration((folder / "config.yaml").read_text())
+    found["Configuration of the run"] = configuration((folders[-1] / "config.yaml").read_text())
     return document(config.exp_name, found)
 
 
@@ -148,43 +127,39 @@ def preformatted(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def verdict(networks: Sequence[Network], mious: Sequence[float], images: int) -> str:
-    """The mIoU of the run, the last of ``networks``, and what it gained over the baseline, if there is one."""
-    before, own = networks[0].facts.method, networks[-1].facts.method
-    gained = f", {mious[-1] - mious[0]:+.1f} over {before}" if len(networks) > 1 else ""
-    return f'<p class="verdict">{html.escape(f"{own}: {mious[-1]:.1f} mIoU{gained}, {images} images")}</p>'
+def verdict(methods: Sequence[str], mious: Sequence[float], images: int) -> str:
+    """The mIoU of the run, the last of the networks, and what it gained over the baseline, if there is one."""
+    gained = f", {mious[-1] - mious[0]:+.1f} over {methods[0]}" if len(methods) > 1 else ""
+    return f'<p class="verdict">{html.escape(f"{methods[-1]}: {mious[-1]:.1f} mIoU{gained}, {images} images")}</p>'
 
 
-def verdict_without_labels(facts: Facts, compared: Comparison) -> str:
+def verdict_without_labels(method: str, compared: Comparison) -> str:
     """The class shares in a sentence, and in another one which common classes are nearly gone."""
     shares = dict(zip(compared.classes, compared.predicted[-1], strict=True))
     most = sorted(shares, key=shares.__getitem__, reverse=True)[:SHOWN_SHARES]
     found = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in most)
-    text = f"{facts.method}, without test labels: predicts {found} on {compared.images} target images"
+    text = f"{method}, without test labels: predicts {found} on {compared.images} target images"
     lost = f'<p class="warning">{html.escape(lost_words(compared))}</p>' if compared.lost() else ""
     return f'<p class="verdict">{html.escape(text)}</p>{lost}'
 
 
-def fact_lines(networks: Mapping[str, Network], test_images: int) -> Iterator[str]:
-    """What was done, in a line, and in another one what the run is compared with."""
-    facts = networks[OWN].facts
-    steps = f"{facts.num_steps} steps"
-    if facts.step is not None and facts.step != facts.num_steps:
-        steps += f", best after {facts.step}"
-    counts = {name: facts.images.get(name) for name in ("source", "target", "held_out")} | {"test": test_images}
+def fact_lines(facts: Mapping[str, Facts], test_images: int) -> Iterator[str]:
+    """How the run was made, in a line, and in another one what it is compared with."""
+    own = facts[OWN]
+    best = f", best after {own.step}" if own.step not in (None, own.num_steps) else ""
+    counts = {name: own.images.get(name) for name in ("source", "target", "held_out")} | {"test": test_images}
     parts = {
-        "method": facts.method,
-        "start": facts.start or "random weights",
-        "trained": steps,
-        "seed": facts.seed,
-        "code": facts.commit,
-        "date": facts.date,
-        "time": None if facts.seconds is None else duration(facts.seconds),
+        "method": own.method,
+        "start": own.start or "random weights",
+        "trained": f"{own.num_steps} steps{best}",
+        "seed": own.seed,
+        "code": own.commit,
+        "date": own.date,
+        "time": None if own.seconds is None else duration(own.seconds),
         "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count),
     }
     yield " · ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in parts.items() if value is not None)
-    if BEFORE in networks:
-        before = networks[BEFORE].facts
+    if before := facts.get(BEFORE):
         yield f"baseline <b>{html.escape(before.name)}</b>: {before.method}, {before.step or before.num_steps} steps"
 
 
@@ -211,8 +186,7 @@ def chart(title: str, series: Mapping[str, Points]) -> str:
 
     Where all points are of one step, the values stand alone.
     """
-    lines = {name: _thin(points) for name, points in series.items()}
-    steps, values = zip(*(point for points in lines.values() for point in points), strict=True)
+    steps, values = zip(*(point for points in series.values() for point in points), strict=True)
     (first, last), (low, high) = (min(steps), max(steps)), (min(values), max(values))
     across, up = (WIDTH - LEFT) / (last - first or 1), HEIGHT / (high - low or 1)
     drawn, rows = [], []
@@ -221,13 +195,13 @@ def chart(title: str, series: Mapping[str, Points]) -> str:
         step, value = f"{first + (last - first) * part:.0f}", f"{low + (high - low) * part:.3g}"
         drawn.append(f'<path d="M{LEFT} {y}H{WIDTH}"/><text x="{LEFT - 5}" y="{y + 4}">{value}</text>')
         drawn.append(f'<text x="{x}" y="{HEIGHT + 18}">{step}</text>')
-    for colour, (name, points) in zip(cycle(COLOURS), lines.items(), strict=False):
-        places = [(LEFT + across * (step - first), HEIGHT - up * (value - low)) for step, value in points]
+    for colour, (name, points) in zip(cycle(COLOURS), series.items(), strict=False):
+        places = [(LEFT + across * (step - first), HEIGHT - up * (value - low)) for step, value in _thin(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         drawn.append(f'<polyline points="{path}" stroke="{colour}"/>')
         x, y = places[-1]  # all that is seen of a line of one point
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
-        shown = [f"{series[name][at][1]:.4g}" for at in ((0, -1) if first < last else (-1,))]
+        shown = [f"{value:.4g}" for _, value in ((points[0], points[-1]) if first < last else points[-1:])]
         rows.append(f'<p><i style="background:{colour}"></i>{html.escape(name)} {" → ".join(shown)}</p>')
     name, step = html.escape(title), "" if first < last else f", step {last}"
     box = f'viewBox="0 -8 {WIDTH + 8} {HEIGHT + 30}" role="img" aria-label="{name}"'
