@@ -18,7 +18,8 @@ T = TypeVar("T")
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
 LONGEST_WORK = timedelta(days=1)  # of the first process alone, while the others wait
 LAST_CALL = timedelta(seconds=10)  # after a failure: those that do not answer within it are lost
-# In the errors of gloo, which are plain RuntimeErrors: the place in its source, or what it says without one.
+# What marks an error of gloo, which is a plain RuntimeError: a place in its source, or its own words without one.
+# (Batch norm and confusion matrix send messages too, without this file: no one place could catch them by a type.)
 OF_GLOO = ("/gloo/", "pair closure", "closed by peer", "reset by peer", "Timed out waiting")
 CAUSES = (
     "Did the start fail there, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through, can all nodes "
@@ -60,14 +61,14 @@ _barriers: _Barriers | None = None  # of the process group; torch too has one at
 
 @contextmanager
 def process_group(minutes: float, started_with: Callable[[], Mapping[str, str]]) -> Iterator[torch.device]:
-    """For the block, join the processes that torchrun describes in the environment; gives this process's device.
+    """For the block, join the processes that torchrun describes in the environment. Yields this process's device.
 
     Backend ``nccl`` with CUDA, ``gloo`` on the CPU and where processes share a GPU, which ``nccl`` refuses. Without
     torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others.
 
     Args:
         minutes: that a process waits for the others, at the start and in every message, before it is an error.
-        started_with: gives values by name, which must be the same in all processes; not called for one process.
+        started_with: returns values by name, which must be the same in all processes; not called for one process.
 
     Raises:
         DisagreementError: they differ; before anything else happens.
@@ -109,7 +110,7 @@ def device_and_backend() -> tuple[torch.device, str]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """For the block, an error of a message between processes is a LostError that says who does not answer."""
+    """In the block, an error of a message between processes becomes a LostError that names who does not answer."""
     try:
         yield
     except RuntimeError as error:
@@ -123,7 +124,7 @@ def explained() -> Iterator[None]:
 
 
 def _missing(group: Any, timeout: timedelta) -> RuntimeError | None:
-    """Meet all processes at the barrier of a group; gives the error that names those that did not come, if any."""
+    """Meet all processes at the barrier of a group. Returns the error that names those that did not come, if any."""
     try:
         dist.monitored_barrier(group, timeout, wait_all_ranks=True)
     except RuntimeError as error:
@@ -162,7 +163,7 @@ def check_agreement(values: Callable[[], Mapping[str, str]]) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` gives in the first process, in all of them; they wait for it as in ``wait_for_first``.
+    """Call ``make`` in the first process and return its result in all of them, which wait as in ``wait_for_first``.
 
     An error that the user can mend is raised in all of them too.
     """

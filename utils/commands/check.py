@@ -92,7 +92,7 @@ def splits(config: Config) -> list[Split]:
 
 
 def look(sample: Sample, kind: str, resizable: bool) -> Seen:
-    """Read one image and its label; ``resizable``: the label may have another size, as ``may_be_resized`` says."""
+    """Read one image and its label; ``resizable``: a label of another size is used where ``may_be_resized``."""
     seen, shape = Seen(sample), None
     try:
         seen.size = read_image(sample.image).size
@@ -176,7 +176,7 @@ def _unknown_ids(report: Report) -> Iterator[Finding]:
 
 
 def _label_remarks(report: Report) -> Iterator[Finding]:
-    """What the ids of all labels together say about their encoding."""
+    """What the ids of all labels together show of their encoding."""
     kind, raw, counts = report.kind, report.raw, report.counts
     if report.unknown or not raw:
         return

@@ -103,7 +103,7 @@ class Demo:
         self.planned, self.begun = planned, 0
 
     def run(self, script: str, config: str, *arguments: str) -> None:
-        """One command of the README; a failing one ends the demo with its own message above."""
+        """One command of the README. If it fails, the demo ends with the same status."""
         start = "scratch" if config == "source_only" else self.folder / "source_only"
         keys = [*self.common, f"model.weights={start}", *self.overrides]
         keys = [*quick_keys(config), *keys] if self.quick else keys
@@ -120,7 +120,7 @@ class Demo:
         self.run(stage.script, stage.config, f"exp_name={stage.run}", *keys)
 
     def scores(self, stages: Sequence[Stage], name: str, *keys: str) -> list[dict]:
-        """What ``evaluate.py`` says of the stages' results; also left in NAME.json."""
+        """The scores of the stages' results by ``evaluate.py``, which also writes them to NAME.json."""
         path = self.folder / f"{name}.json"
         weights = [str(self.folder / stage.run / stage.weights) for stage in stages]
         self.run("evaluate.py", "source_only", *keys, "--weights", *weights, "--json", str(path))

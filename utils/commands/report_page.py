@@ -222,7 +222,7 @@ def image_section(
     """Images with labels, the networks' predictions, and the confidence and pseudo-labels of the run's network.
 
     Args:
-        trained: the configuration of the run, which says what its curriculum was.
+        trained: the configuration of the run, with its curriculum.
         label_kind: of the samples' labels.
     """
     figures = []
