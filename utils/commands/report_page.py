@@ -64,7 +64,8 @@ body { font: 15px/1.45 system-ui, sans-serif; background: var(--back); margin: 1
 h1, h3, p { overflow-wrap: anywhere; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
 .verdict { font-size: 1.35rem; font-weight: 600; } .warning { color: #d55e00; font-weight: 600; }
 .note, .facts, figcaption { color: var(--soft); } pre { overflow-x: auto; }
-.curves, .panels { display: grid; gap: 1.6rem; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }
+.curves, .panels { display: grid; gap: 1.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); }
 .curves p { margin: 0; font-size: .85rem; }
 i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
 svg text { font-size: 11px; fill: var(--soft); text-anchor: end; } svg path { stroke: var(--line); }
