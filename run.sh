@@ -14,29 +14,25 @@
 # NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
 # MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
 # Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
-# srun --ntasks-per-node=1 in a SLURM allocation, which says all of that. Each restart takes the next port.
+# srun --ntasks-per-node=1 in a SLURM allocation, which sets them. Each restart takes the next port.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
-usage() {
-    sed -n '2,17s/^# //p' "$0"
-}
+usage() { sed -n '2,17s/^# //p' "$0"; }
 
 # -P: the folder that the command is started in may hold modules of our names
 module() {
     exec "$PYTHON" -P -m "$@"
 }
 
-# torch is asked, which takes seconds, only where its answer matters: it may not be able to use what is there
+# torch may not be able to use what is listed; importing it takes seconds, so only where the answer matters
 count_gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
         listed=$(printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c .) || true
-    elif command -v nvidia-smi >/dev/null 2>&1; then
-        listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
     else
-        listed=0
+        listed=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
     fi
     if [ "$listed" -gt 1 ]; then
         "$PYTHON" -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
@@ -48,13 +44,9 @@ count_gpus() {
 [ $# -ge 1 ] || { usage >&2; exit 2; }
 case $1 in
     -h | --help) usage; exit ;;
-    demo) shift; module utils.commands demo "$@" ;;
+    check | compare | demo | export | report) module utils.commands "$@" ;;
     ablation) shift; module utils.commands demo --ablation "$@" ;;
     benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;
-    check) shift; module utils.commands check "$@" ;;
-    compare) shift; module utils.commands compare "$@" ;;
-    export) shift; module utils.commands export "$@" ;;
-    report) shift; module utils.commands report "$@" ;;
     test) shift; cd "$here"; module pytest --numprocesses auto --dist loadfile "$@" ;;
     predict) shift; set -- utils/commands/predict.py "$@" ;; # on all GPUs, as a script
 esac
@@ -64,13 +56,9 @@ done
 [ -f "$script" ] || module utils.commands "$1" # which knows the nearest name
 shift
 
-questions=no
-for argument in "$@"; do
-    case $argument in -h | --help | --print-config) questions=yes ;; esac
-done
-if [ $# -eq 0 ] || [ $questions = yes ]; then
-    exec "$PYTHON" "$script" "$@"
-fi
+case " $* " in # no arguments, or a question
+    "  " | *" -h "* | *" --help "* | *" --print-config "*) exec "$PYTHON" "$script" "$@" ;;
+esac
 
 if [ -z "${NNODES:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_NNODES:-1}" -gt 1 ]; then
     NNODES=$SLURM_NNODES
@@ -88,15 +76,11 @@ if [ "$nodes" -gt 1 ]; then
 elif [ "$processes" -eq 1 ] && [ "${MAX_RESTARTS:-0}" -eq 0 ]; then
     exec "$PYTHON" "$script" "$@"
 fi
-minutes=5 # as the key timeout_minutes has it
-case ${script#"$here/"} in
-    */*) ;;
-    *) # a mistake is said once, not by each
-        config=$("$PYTHON" -W ignore "$script" "$@" --print-config) || exit
-        said=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
-        minutes=${said:-$minutes}
-        ;;
-esac
-# NPROC: each process takes its share of the cores
+minutes=
+if [ "${script%/*}" = "$here" ]; then # a mistake in the configuration is one message, not one of each process
+    config=$("$PYTHON" -W ignore "$script" "$@" --print-config) || exit
+    minutes=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
+fi
+# NPROC: each process takes its share of the cores; 5 minutes: the default of timeout_minutes
 export NPROC="$processes" NNODES="$nodes" NODE_RANK MASTER_ADDR MASTER_PORT
-module utils.launch "$minutes" "$script" "$@"
+module utils.launch "${minutes:-5}" "$script" "$@"

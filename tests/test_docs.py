@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset.labels import CITYSCAPES
+from utils.commands.__main__ import COMMANDS, OF_RUN_SH
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "run.sh").is_file())
 # What a working copy may hold beside the project; tests/data is a room, so only the top level counts.
@@ -117,9 +118,8 @@ def test_every_module_of_models_is_in_the_map():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_commands_exist(document):
     text = (ROOT / document).read_text()
-    commands = set(re.findall(r"^    ([a-z]+)\) shift", (ROOT / "run.sh").read_text(), re.MULTILINE))
     for name in re.findall(r"\brun\.sh\s([a-z][\w.]*)", text):
-        assert name in commands or (ROOT / name).is_file(), f"{document}: sh run.sh {name}"
+        assert name in (*COMMANDS, *OF_RUN_SH) or (ROOT / name).is_file(), f"{document}: sh run.sh {name}"
     for module in re.findall(r"\bpython -m ([\w.]+)", text):
         assert find_spec(module), f"{document}: python -m {module}"
     for config in set(re.findall(r"\bcfgs/[\w/]+\.yaml", text)) - WRITTEN_BY_THE_READER:

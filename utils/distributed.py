@@ -15,11 +15,11 @@ from dataset.failures import one_line
 from dataset.messages import UserError
 
 T = TypeVar("T")
-Facts = Callable[[], Mapping[str, str]]  # values by name
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
-HOWEVER_LONG = timedelta(days=1)  # that the others wait for what the first process does alone
-PATIENCE = timedelta(seconds=10)  # after a failure, for the answer of those that are left
-# In the errors of gloo, which have no type of their own: the place in its source, or what it says without one.
+LONGEST_WORK = timedelta(days=1)  # of the first process alone, while the others wait
+LAST_CALL = timedelta(seconds=10)  # after a failure: those that do not answer within it are lost
+# What marks an error of gloo, which is a plain RuntimeError: a place in its source, or its own words without one.
+# (Batch norm and confusion matrix send messages too, without this file: no one place could catch them by a type.)
 OF_GLOO = ("/gloo/", "pair closure", "closed by peer", "reset by peer", "Timed out waiting")
 CAUSES = (
     "Did the start fail there, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through, can all nodes "
@@ -46,46 +46,32 @@ class LostError(UserError, RuntimeError):
 
 
 class _Barriers(NamedTuple):
-    """Groups beside the one for tensors, over gloo, whose monitored barrier names who is missing.
+    """Two groups over gloo, beside the one for tensors. Their monitored barrier names the ranks that are missing.
 
-    There the first process waits as long as it is told, the others as long as their group's timeout.
+    The first process waits at it for ``timeout`` or less, the others for the timeout of the group.
     """
 
-    patient: Any  # dist.ProcessGroup, as the other; what torch says that new_group gives, its barrier does not take
-    impatient: Any
+    long: Any  # a dist.ProcessGroup, but by torch's own types its barrier does not take what new_group gives
+    short: Any
     timeout: timedelta  # of all other messages
 
-    def wait_for_first(self) -> None:
-        try:
-            dist.monitored_barrier(self.patient, self.timeout, wait_all_ranks=True)
-        except RuntimeError as missing:
-            raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from missing
 
-    def who_is_lost(self, error: Exception) -> str:
-        """What the processes that are left can say of the others, else what ``error`` says."""
-        try:
-            dist.monitored_barrier(self.impatient, PATIENCE, wait_all_ranks=True)
-        except RuntimeError as missing:
-            return one_line(missing)
-        return one_line(error)
-
-
-_barriers: _Barriers | None = None  # of the process group, which torch too keeps one of
+_barriers: _Barriers | None = None  # of the process group; torch too has one at a time
 
 
 @contextmanager
-def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
-    """For the block, join the processes that torchrun describes in the environment; gives this process's device.
+def process_group(minutes: float, started_with: Callable[[], Mapping[str, str]]) -> Iterator[torch.device]:
+    """For the block, join the processes that torchrun describes in the environment. Yields this process's device.
 
     Backend ``nccl`` with CUDA, ``gloo`` on the CPU and where processes share a GPU, which ``nccl`` refuses. Without
     torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others.
 
     Args:
         minutes: that a process waits for the others, at the start and in every message, before it is an error.
-        facts: gives what all processes must have been started with; asked where there are several.
+        started_with: returns values by name, which must be the same in all processes; not called for one process.
 
     Raises:
-        DisagreementError: ``facts`` differ; before anything else happens.
+        DisagreementError: they differ; before anything else happens.
         LostError: a process did not come, does not answer or ended.
     """
     global _barriers
@@ -95,20 +81,20 @@ def process_group(minutes: float, facts: Facts) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
-    timeout, whole = timedelta(minutes=minutes), False
+    timeout, all_there = timedelta(minutes=minutes), False
     try:
         with explained():
             dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None)
-            patient, impatient = (dist.new_group(backend="gloo", timeout=limit) for limit in (HOWEVER_LONG, PATIENCE))
-            _barriers = _Barriers(patient, impatient, timeout)
-            compare(lambda: {**facts(), "device": device.type, "torch": torch.__version__})
+            long, short = (dist.new_group(backend="gloo", timeout=limit) for limit in (LONGEST_WORK, LAST_CALL))
+            _barriers = _Barriers(long, short, timeout)
+            check_agreement(lambda: {**started_with(), "device": device.type, "torch": torch.__version__})
             yield device
-        whole = True
-    except SystemExit:  # asked to stop
-        whole = dist.is_initialized()
+        all_there = True
+    except SystemExit:  # a stop signal, which ends all processes after the same step
+        all_there = dist.is_initialized()
         raise
     finally:
-        if whole:  # else taking the group down would wait for those that are in it
+        if all_there:  # else destroying the group would wait for the others
             dist.destroy_process_group()
         _barriers = None
 
@@ -124,7 +110,7 @@ def device_and_backend() -> tuple[torch.device, str]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """For the block, an error of a message between processes is a LostError that says who does not answer."""
+    """In the block, an error of a message between processes becomes a LostError that names who does not answer."""
     try:
         yield
     except RuntimeError as error:
@@ -133,16 +119,36 @@ def explained() -> Iterator[None]:
             raise
         if _barriers is None:
             raise LostError(f"not all processes came within timeout_minutes: {one_line(error)} {CAUSES}") from error
-        raise LostError(f"lost another process: {_barriers.who_is_lost(error)}. {REMEDY}") from error
+        missing = _missing(_barriers.short, LAST_CALL) or error
+        raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from error
 
 
-def compare(facts: Facts) -> None:
-    """Check that all processes have the same ``facts``; see ``process_group`` for arguments and what is raised."""
+def _missing(group: Any, timeout: timedelta) -> RuntimeError | None:
+    """Meet all processes at the barrier of a group. Returns the error that names those that did not come, if any."""
+    try:
+        dist.monitored_barrier(group, timeout, wait_all_ranks=True)
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def wait_for_first() -> None:
+    """Wait, up to ``LONGEST_WORK``, until the first process has come here too.
+
+    It waits for the others as for a message. Raises LostError where one does not come.
+    """
+    if _barriers is not None and (missing := _missing(_barriers.long, _barriers.timeout)):
+        raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from missing
+
+
+def check_agreement(values: Callable[[], Mapping[str, str]]) -> None:
+    """Check that ``values``, by name, are the same in all processes; not called for one process.
+
+    Raises DisagreementError, which names each difference with its rank.
+    """
     if _barriers is None:
         return
-    everybody: list[Any] = [None] * world_size()
-    dist.all_gather_object(everybody, dict(facts()))
-    first, *others = everybody
+    first, *others = gather([dict(values())])
     differing = []
     for rank, own in enumerate(others, 1):
         names = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
@@ -157,7 +163,7 @@ def compare(facts: Facts) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` gives in the first process, in all of them, which wait for it however long it takes.
+    """Call ``make`` in the first process and return its result in all of them, which wait as in ``wait_for_first``.
 
     An error that the user can mend is raised in all of them too.
     """
@@ -186,15 +192,6 @@ def rank() -> int:
 
 def is_main() -> bool:
     return rank() == 0
-
-
-def wait_for_first() -> None:
-    """Wait, however long, until the first process has come here too; it waits for the others as for a message.
-
-    Raises LostError where one does not come.
-    """
-    if _barriers is not None:
-        _barriers.wait_for_first()
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""torchrun for ``run.sh``: it ends with the status of the process that failed first, and starts again what can go on.
+"""torchrun for ``run.sh``: exits with the status of the process that failed first, restarts a run that can go on.
 
 ``python -m utils.launch MINUTES SCRIPT [ARGUMENT ...]``: nodes wait MINUTES for each other. NPROC, MAX_RESTARTS,
 NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are environment variables, see ``run.sh``.
@@ -36,9 +36,12 @@ def meeting(minutes: float, attempt: int) -> list[str]:
 
 
 def run_once(arguments: Sequence[str]) -> int:
-    """Exit status of ``torchrun ARGUMENTS``: of the process that failed first, or of one that met what the user has to
-    mend, as the others may end before it does. Raises LostError where the nodes do not meet."""
-    for number in stop_signals():  # torch does not look at signals while nodes meet; then it takes them over
+    """Exit status of ``torchrun ARGUMENTS``, which is that of the process that failed first.
+
+    A process whose error the user can mend comes before it, as the others may end earlier. Raises LostError where the
+    nodes do not meet.
+    """
+    for number in stop_signals():  # torch handles signals only after the nodes have met
         signal.signal(number, signal.SIG_DFL)
     try:
         torchrun(arguments)
@@ -56,7 +59,7 @@ def run_once(arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: ``run_once``'s of the last attempt, ``STOPPED`` where a signal came."""
+    """Run, with restarts. Returns the exit status of the last attempt, ``STOPPED`` after a signal."""
     minutes, *script = sys.argv[1:] if argv is None else argv
     names = [number.name for number in stop_signals()]
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join([*names, "SIGQUIT"]))

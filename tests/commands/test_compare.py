@@ -16,7 +16,7 @@ import train_source_only
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_histogram
-from utils.commands import compare
+from utils.commands.report import compare
 from utils.run_folder import facts
 from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores, describe
 
@@ -46,7 +46,7 @@ def columns(text: str) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, source_run, adapted, tmp_path, capsys):
     arguments = command(adapted.parent, "pycda", f"target.data_dir={unlabelled}")
-    compare.main([*arguments, "--images", "4"])
+    compare([*arguments, "--images", "4"])
     table = capsys.readouterr().out
     found, text = columns(table), " ".join(table.split())
     assert list(found) == list(CITYSCAPES.names) and "on 4 of 9 unlabelled target training images" in text
@@ -73,7 +73,7 @@ def test_runs_are_compared_in_the_order_given_and_unseen_source_images_are_said_
 ):
     shutil.copy(adapted / "last.pth", adapted / "copy.pth")
     arguments = command(adapted.parent, "pycda", f"target.data_dir={unlabelled}", f"source.data_dir={city}/gtav_val")
-    compare.main([*arguments, str(adapted / "copy.pth"), str(source_run), str(adapted)])
+    compare([*arguments, str(adapted / "copy.pth"), str(source_run), str(adapted)])
     text = " ".join(capsys.readouterr().out.split())
     assert "mIoU on 2 of 2 source images" in text and "trained on none of them" in text
     agreement = re.findall(r"give ([\d.]+) % of the pixels the same class", text)

@@ -17,7 +17,7 @@ from dataset.folders import DataError, find_samples
 from dataset.labels import id_lookup, read_id_table
 from dataset.reading import read_label
 from utils.builders.data import Data
-from utils.commands import check, compare, export, predict, report
+from utils.commands import check, export, predict, report
 from utils.config.read import build_config
 from utils.inference import load
 
@@ -148,7 +148,7 @@ def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp
     train_source_only.main(["own.yaml", "exp_name=own_source"])
     train_pycda.main(["own.yaml", "exp_name=own_pycda", "model.weights=runs/own_source"])
     capsys.readouterr()
-    compare.main(["own.yaml", "runs/own_source", "runs/own_pycda", "--images", "3"])
+    report.compare(["own.yaml", "runs/own_source", "runs/own_pycda", "--images", "3"])
     table = capsys.readouterr().out
     assert re.search(r"^plants( +\d+\.\d\d){3,4}", table, re.MULTILINE) and "own_source and own_pycda give" in table
     test_adabn.main(["own.yaml", "exp_name=own_pycda"])

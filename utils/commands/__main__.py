@@ -9,7 +9,14 @@ from dataset.messages import nearest
 from utils.config.command_line import ROOT
 from utils.config.declare import ConfigError
 
-COMMANDS = ("check", "compare", "demo", "export", "predict", "report")
+COMMANDS = {  # module and function of this package
+    "check": "check:main",
+    "compare": "report:compare",
+    "demo": "demo:main",
+    "export": "export:main",
+    "predict": "predict:main",
+    "report": "report:main",
+}
 OF_RUN_SH = ("ablation", "benchmark", "test")  # run.sh itself knows them
 
 
@@ -19,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         scripts = sorted(path.name for path in ROOT.glob("*.py"))
         known = [*scripts, *sorted([*COMMANDS, *OF_RUN_SH])]
         raise ConfigError(f"no script or command {name}; the nearest is {nearest(name, known)}: {', '.join(known)}")
-    return import_module(f"utils.commands.{name}").main(others)
+    module, function = COMMANDS[name].split(":")
+    return getattr(import_module(f"utils.commands.{module}"), function)(others)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.failures import exit_after
-from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path
 from utils.config.declare import ConfigError
-from utils.config.read import build_config, read_yaml, value_text
-from utils.config.schema import Config
-from utils.run_folder.records import RECORDS, read_scalars
+from utils.config.read import build_config
 from utils.scoring.pictures import colour_map, legend, stack, titled
 
 CONFIGS = ROOT / "cfgs" / "demo"
@@ -32,23 +29,18 @@ PANELS = 4  # target images in the picture
 QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
 QUICK_HELD_OUT = 10  # of the target images
 QUICK_STEPS = 8  # times fewer
-# Time of an iteration of each script in iterations of train_source_only.py, and of any command apart from its
-# iterations: start, validation, scores. Measured on two cores.
-ITERATION = {"train_source_only.py": 1.0, "train_adabn.py": 1.2, "train_pycda.py": 1.7, "train_pycda_spatial.py": 4.0}
-COMMAND = 45.0
-POLL = 0.2  # seconds between two looks at what the first training has logged
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and the line of the table that its result is. Without ``script`` the result is an earlier stage's."""
+    """A command and the line of the table that its result is."""
 
     title: str
     run: str
-    script: str | None
+    script: str
     config: str
     keys: tuple[str, ...] = ()
-    weights: str | None = None  # file in the run folder; None: the run's own result
+    weights: str = ""  # file in the run folder; "": the run's own result
 
 
 SOURCE_ONLY = Stage("source only", "source_only", "train_source_only.py", "source_only")
@@ -76,19 +68,14 @@ ABLATION = (
     replace(PYCDA, title="all: PyCDA"),
 )
 RELEASED = ("curriculum.conf_threshold=0.5",)  # in all else the demo's curriculum is the released one
-# With the paper's momentum of 0.9 a tenth of the demo's rates makes the same steps.
-PAPER_RATES = ("train.lr_encoder=0.008", "train.lr_decoder=0.02")
-
-
-def paper_keys() -> tuple[str, ...]:
-    """The paper's variant of the curriculum and its momentum, as ``cfgs/pycda_paper.yaml`` sets them over its base."""
-    own = read_yaml(ROOT / "cfgs" / "pycda_paper.yaml", "train_pycda").keys
-    taken = {name: value for name, value in own.items() if name.startswith("curriculum.") or name == "train.momentum"}
-    return (*RELEASED, *(f"{name}={value_text(value)}" for name, value in taken.items()), *PAPER_RATES)
-
-
-PAPER_KEYS = paper_keys()
 SOURCE_TARGET = (*RELEASED, "curriculum.image_target=source")
+PAPER = (  # over the released variant, as cfgs/pycda_paper.yaml
+    *("curriculum.merge_1x1=true", "curriculum.lambda_pseudo=0.5", "curriculum.lambda_balance=1.0"),
+    *("curriculum.image_target=source", "curriculum.image_loss=ce", "curriculum.region_pool=probs"),
+    *("curriculum.drop_saturated=false", "train.momentum=0.9"),
+    *("train.lr_encoder=0.008", "train.lr_decoder=0.02"),  # with that momentum as large steps as the demo's rates
+)
+PAPER_KEYS = (*RELEASED, *PAPER)
 VARIANTS = (
     SOURCE_ONLY,
     replace(PYCDA, title="PyCDA of the demo: threshold 0.8"),
@@ -102,77 +89,40 @@ STAGES = {"oracle": ORACLE, "ablation": ABLATION, "variants": VARIANTS, "table":
 
 
 class Demo:
-    """Stages, scores and pictures of one seed below ``folder``."""
+    """Stages, scores and pictures of one seed below ``folder``.
 
-    def __init__(self, folder: Path, seed: int, overrides: Sequence[str], quick: bool = False) -> None:
-        self.folder, self.data, self.quick = folder, folder / "toy_city", quick
-        self.keys = [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
-        self.keys += [f"seed={seed}", f"snapshot_dir={folder}", f"model.weights={folder}/source_only", *overrides]
-        self.planned = self.begun = 0  # commands
-        self.work = 0.0  # of all of them, in iterations of the source-only training; 0 once it is told
+    Args:
+        overrides: keys of every stage.
+        planned: commands that the user sees counted.
+    """
 
-    def plan(self, stages: Sequence[Stage], evaluations: int) -> None:
-        """Count the commands that ``stages`` and their ``evaluations`` take, for what the user is told of time."""
-        ahead = [stage for stage in stages if stage.script and not self._is_done(stage)]
-        self.planned = len(ahead) + evaluations
-        self.work = COMMAND * self.planned
-        for stage in ahead:
-            steps = self._config(stage.config, stage.keys).train.num_steps
-            self.work += steps * ITERATION.get(stage.script or "", 0)  # 0: a conversion, which is no training
-
-    def _is_done(self, stage: Stage) -> bool:
-        return stage.weights is not None and (self.folder / stage.run / stage.weights).is_file()
+    def __init__(self, folder: Path, seed: int, overrides: Sequence[str], quick: bool, planned: int) -> None:
+        self.folder, self.data, self.overrides, self.quick = folder, folder / "toy_city", overrides, quick
+        self.common = [f"source.data_dir={self.data}/gtav", f"target.data_dir={self.data}/cityscapes"]
+        self.common += [f"seed={seed}", f"snapshot_dir={folder}"]
+        self.planned, self.begun = planned, 0
 
     def run(self, script: str, config: str, *arguments: str) -> None:
-        """One command of the README; a failing one ends the demo with its own message above."""
-        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *self._keys(config), *arguments]
+        """One command of the README. If it fails, the demo ends with the same status."""
+        start = "scratch" if config == "source_only" else self.folder / "source_only"
+        keys = [*self.common, f"model.weights={start}", *self.overrides]
+        keys = [*quick_keys(config), *keys] if self.quick else keys
         self.begun += 1
-        counted = f"[{self.begun} of {self.planned}] " if self.planned else ""
-        print(f"{counted}$ sh run.sh", script, f"cfgs/demo/{config}.yaml", *arguments, flush=True)
-        process = subprocess.Popen(command, env=os.environ | {"PYTHON": sys.executable})
-        if self.work and script in ITERATION:
-            self.say_how_long(process, script, self._config(config, arguments).run_folder)
-        status = process.wait()
+        print(f"[{self.begun} of {self.planned}] $ sh run.sh {script} cfgs/demo/{config}.yaml", *arguments, flush=True)
+        command = ["sh", str(ROOT / "run.sh"), script, str(CONFIGS / f"{config}.yaml"), *keys, *arguments]
+        status = subprocess.call(command, env=os.environ | {"PYTHON": sys.executable})
         if status:
             print(f"demo: {script} with {config} ended with status {status}, see above", file=sys.stderr)
             raise SystemExit(status)
 
-    def _keys(self, config: str) -> list[str]:
-        """What overrides the demo's configuration of this name."""
-        keys = self.keys
-        if config not in ("adabn", "pycda", "pycda_spatial"):  # these start from a network
-            keys = ["model.weights=scratch" if key.startswith("model.weights=") else key for key in keys]
-        return [*quick_keys(config), *keys] if self.quick else list(keys)
-
-    def _config(self, config: str, keys: Sequence[str]) -> Config:
-        return build_config(
-            CONFIGS / f"{config}.yaml", [*self._keys(config), *(k.format(data=self.data) for k in keys)]
-        )
-
-    def say_how_long(self, process: subprocess.Popen, script: str, folder: Path) -> None:
-        """Estimate the time of the whole demo by the first two records of a training, as soon as they come."""
-        before, seen = last_step(folder), list[tuple[int, float]]()
-        while len(seen) < 2 and process.poll() is None:
-            time.sleep(POLL)
-            step = last_step(folder)
-            if step > (seen[-1][0] if seen else before):
-                seen.append((step, time.monotonic()))
-        if len(seen) == 2:
-            (first, then), (second, now) = seen
-            seconds = (now - then) / (second - first) / ITERATION[script] * self.work
-            print(f"demo: about {duration(seconds)} in all on this machine", flush=True)
-            self.work = 0.0
-
-    def train(self, stages: Sequence[Stage]) -> None:
-        for stage in stages:
-            if stage.script and not self._is_done(stage):
-                keys = [key.format(data=self.data) for key in stage.keys]
-                self.run(stage.script, stage.config, f"exp_name={stage.run}", *keys)
+    def train(self, stage: Stage) -> None:
+        keys = [key.format(data=self.data) for key in stage.keys]
+        self.run(stage.script, stage.config, f"exp_name={stage.run}", *keys)
 
     def scores(self, stages: Sequence[Stage], name: str, *keys: str) -> list[dict]:
-        """What ``evaluate.py`` says of the stages' results; also left in NAME.json."""
+        """The scores of the stages' results by ``evaluate.py``, which also writes them to NAME.json."""
         path = self.folder / f"{name}.json"
-        weights = [str(self.folder / stage.run / (stage.weights or "")) for stage in stages]
+        weights = [str(self.folder / stage.run / stage.weights) for stage in stages]
         self.run("evaluate.py", "source_only", *keys, "--weights", *weights, "--json", str(path))
         found = json.loads(path.read_text())
         return found if isinstance(found, list) else [found]
@@ -182,7 +132,7 @@ class Demo:
         from utils.builders.data import Data  # torch takes seconds, which a wrong command line should not
         from utils.inference import load
 
-        config = build_config(CONFIGS / "source_only.yaml", self.keys)
+        config = build_config(CONFIGS / "source_only.yaml", [*self.common, *self.overrides])
         table, names = config.class_table, ("image", "labels", *(stage.title for stage in stages))
         columns: dict[str, list[Image.Image]] = {name: [] for name in names}
         predictors = [load(self.folder / stage.run, "cpu") for stage in stages]
@@ -196,14 +146,6 @@ class Demo:
         sheet = titled({name: stack(tiles, horizontal=False) for name, tiles in columns.items()})
         stack([sheet, legend(table, sheet.width)], horizontal=False).save(path)
         return path
-
-
-def last_step(folder: Path) -> int:
-    """Step of the last record in a run folder, 0 where there is none."""
-    records = folder / RECORDS
-    if not records.is_file():
-        return 0
-    return max((step for step, _ in read_scalars(records, lambda _: None)), default=0)
 
 
 def quick_keys(config: str) -> list[str]:
@@ -243,16 +185,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """All stages of what the options ask for, then the table."""
+    args = parse(argv)
     started = time.time()
     folder, plan = (args.out / "quick", QUICK) if args.quick else (args.out, Plan())
-    demo = Demo((folder / f"seed{args.seed}").resolve(), args.seed, args.overrides, args.quick)
-    write_toy_city(demo.data, replace(plan, seed=args.seed))
+    folder = (folder / f"seed{args.seed}").resolve()
     name = next((name for name in STAGES if getattr(args, name, False)), "table")
     stages = STAGES[name]
-    demo.plan(stages, evaluations=2 if name == "table" else 1)
-    demo.train(stages)
+    ahead = [stage for stage in stages if not (stage.weights and (folder / stage.run / stage.weights).is_file())]
+    demo = Demo(folder, args.seed, args.overrides, args.quick, len(ahead) + (2 if name == "table" else 1))
+    write_toy_city(demo.data, replace(plan, seed=args.seed))
+    for stage in ahead:
+        demo.train(stage)
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
     if args.quick:
@@ -262,12 +207,8 @@ def run(args: argparse.Namespace) -> None:
         (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
         note += f"; source only on held-out source scenes: {source['miou']:.1f} mIoU"
         note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
-    (demo.folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
-    print(f"\n{table}\n\n{note}\nwritten to {demo.folder}/{name}.md and {name}.json")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    run(parse(argv))
+    (folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
+    print(f"\n{table}\n\n{note}\nwritten to {folder}/{name}.md and {name}.json")
 
 
 if __name__ == "__main__":

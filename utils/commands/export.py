@@ -1,8 +1,8 @@
 """``sh run.sh export CONFIG --to FILE``: a trained network for use elsewhere.
 
 FILE.pt2 needs nothing but torch, FILE.onnx an ONNX runtime; both take uint8 RGB pictures (N, H, W, 3) of any size and
-give classes (N, H, W), and are run and compared with the original once they are written. FILE.pth is a checkpoint
-without what only training needs, to pass on.
+give classes (N, H, W). Once written, they are run and compared with the original. FILE.pth is a checkpoint without
+what only training needs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SUFFIXES = (".pt2", ".onnx", WEIGHTS)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
-    """Which file is made of which run; the configuration."""
+    """The options, checked; the configuration."""
     parser = make_parser(__doc__, "sh run.sh export")
     parser.add_argument("--to", type=path, required=True, help=f"file to write: {', '.join(SUFFIXES)}")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """``sh run.sh predict CONFIG PATH... --save DIR``: segment pictures that have no labels.
 
 PATH is a picture, a folder (with its sub-folders) or a .txt list of pictures. Writes colour/, label_ids/ and overlay/
-below DIR with the sub-folders of the pictures. Keys of test and tta count, such as tta.flip=true. The exit status is 1
-if a picture could not be read; the others are done all the same.
+below DIR with the sub-folders of the pictures. Keys of test and tta can be given, such as tta.flip=true. The exit
+status is 1 if a picture could not be read; the others are segmented.
 """
 
 import argparse
@@ -20,11 +20,11 @@ UNREADABLE = 1  # exit status
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
-    """What is predicted of which ``images`` into which folder; the configuration."""
+    """The options, with the pictures in ``images``; the configuration."""
     parser = make_parser(__doc__, "sh run.sh predict")
     parser.usage = "sh run.sh predict CONFIG PATH... --save DIR [option ...] [key=value ...]"
     parser.add_argument(
-        "--weights", nargs="+", type=expanduser, help="what predicts; default: this configuration's run"
+        "--weights", nargs="+", type=expanduser, help="run folder or checkpoint; default: this configuration's run"
     )
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
@@ -55,9 +55,9 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
-            raise ConfigError(f"--weights names {len(networks)} networks, pictures are segmented by one")
+            raise ConfigError(f"--weights names {len(networks)} networks: give one")
         (weights,) = networks.values()
-        distributed.compare(lambda: file_facts(weights) | {"pictures": str(len(files))})
+        distributed.check_agreement(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
         output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
         summary = segment_files(predictor, files, output, config.test.num_workers)
@@ -66,7 +66,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
             print(f"{summary.written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
             for failure in summary.failures:
                 print(failure, file=sys.stderr)
-        distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
+        distributed.wait_for_first()  # torchrun ends the others as soon as one fails
     return UNREADABLE if summary.failures else 0
 
 

@@ -148,7 +148,7 @@ def build_trainer(
     _ = config.class_table  # before anything slow: do the data sets go together?
     data = Data(config, log.text)
     identity = data_identity(config, data.source, data.target, data.held_out)
-    distributed.compare(lambda: data_facts(contents_of(identity)))
+    distributed.check_agreement(lambda: data_facts(contents_of(identity)))
     state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)

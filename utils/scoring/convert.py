@@ -145,7 +145,7 @@ def convert_run(config: Config) -> None:
         model, report = load_network(config, weights, device)
         log.text(report)
         of_domains, samples = statistics_samples(config), Data(config).test("optional")
-        distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
+        distributed.check_agreement(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
         # made before anything is scored, which takes long
         loaders = [Data(config).statistics_loader(DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)

@@ -93,7 +93,7 @@ def score(
         if json_file:
             _check_json(json_file)
         samples, table = Data(config).test(), config.class_table
-        distributed.compare(lambda: data_facts(data_contents(config, {"test": samples})))
+        distributed.check_agreement(lambda: data_facts(data_contents(config, {"test": samples})))
         if predictions:
             matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
         else:
