@@ -22,7 +22,7 @@ from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path
 from utils.config.declare import ConfigError
-from utils.config.read import build_config, read_yaml, value_text
+from utils.config.read import build_config, read_yaml
 from utils.config.schema import Config
 from utils.run_folder.records import RECORDS, read_scalars
 from utils.scoring.pictures import colour_map, legend, stack, titled
@@ -84,7 +84,7 @@ def paper_keys() -> tuple[str, ...]:
     """The paper's variant of the curriculum and its momentum, as ``cfgs/pycda_paper.yaml`` sets them over its base."""
     own = read_yaml(ROOT / "cfgs" / "pycda_paper.yaml", "train_pycda").keys
     taken = {name: value for name, value in own.items() if name.startswith("curriculum.") or name == "train.momentum"}
-    return (*RELEASED, *(f"{name}={value_text(value)}" for name, value in taken.items()), *PAPER_RATES)
+    return (*RELEASED, *(f"{name}={value}" for name, value in taken.items()), *PAPER_RATES)
 
 
 PAPER_KEYS = paper_keys()

@@ -1,4 +1,7 @@
-"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
+"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it.
+
+Run as a module, this prints the table of keys in ``cfgs/README.md``.
+"""
 
 import argparse
 import os
@@ -9,15 +12,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dataset.messages import ChoiceError, nearest
-from utils.config.declare import ConfigError
-from utils.config.keys import keys_help
 from utils.config.read import build_config, to_yaml
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
+from utils.config.values import KEYS, value_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cfgs"
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 SUFFIX = ".yaml"
+
+
+def keys_markdown() -> str:
+    """The table of keys in ``cfgs/README.md``."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in KEYS.values():
+        kind = key.kind.replace("|", "\\|")
+        lines.append(f"| `{key.name}` | {kind} | `{value_text(key.default)}` | {key.help} |")
+    return "\n".join(lines)
+
+
+def keys_help() -> str:
+    """The same for ``--help``."""
+    entries = (f"  {k.name} ({k.kind}, default {value_text(k.default)})\n      {k.help}" for k in KEYS.values())
+    return "keys:\n" + "\n".join(entries)
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,16 +120,11 @@ def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any]
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
-    _check_classes(config)
-    return config
-
-
-def _check_classes(config: Config) -> None:
-    """What else would only be known at the first validation. Raises ConfigError."""
-    try:
+    try:  # what else would only be known at the first validation
         config.class_table.ids(config.test.eval_classes or ())
     except ChoiceError as error:
         raise ConfigError(f"test.eval_classes: {error}") from error
+    return config
 
 
 def load_config(
@@ -125,3 +137,7 @@ def load_config(
 def path(text: str) -> Path:
     """Path that an option names, with ``~`` as the home folder, which the shell expands in some places only."""
     return Path(text).expanduser()
+
+
+if __name__ == "__main__":
+    print(keys_markdown())

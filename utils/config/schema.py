@@ -1,22 +1,12 @@
 """Every configuration key: its type, default and meaning. The paper's symbol stands in the help where a key has one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
-from utils.config.declare import (
-    ABOVE_0,
-    ANGLE,
-    CLASSES,
-    COUNT,
-    FRACTION,
-    MOMENTUM,
-    POSITIVE,
-    SHARE,
-    WEIGHT,
-    ConfigError,
-    key,
-)
+from dataset.messages import UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
@@ -24,6 +14,49 @@ DATASETS = (*DATA_SETS, LIST)
 TARGETS = "target"  # as test.dataset: that of the target
 Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names the key."""
+
+
+class Interval(NamedTuple):
+    """The numbers that a key admits."""
+
+    text: str
+    admits: Callable[[float], bool]
+
+
+COUNT = Interval("at least 0", lambda x: x >= 0)
+POSITIVE = Interval("at least 1", lambda x: x >= 1)
+WEIGHT = COUNT  # of a loss, or a rate: 0 switches it off
+ABOVE_0 = Interval("above 0", lambda x: x > 0)
+SHARE = Interval("0 to 1", lambda x: 0 <= x <= 1)
+FRACTION = Interval("at least 0 and below 1", lambda x: 0 <= x < 1)
+MOMENTUM = Interval("above 0 and at most 1", lambda x: 0 < x <= 1)  # of a running average, which never moves by 0
+ANGLE = Interval("-180 to 180", lambda x: -180 <= x <= 180)  # degrees
+CLASSES = Interval("1 to 254", lambda x: 1 <= x <= 254)  # train ids are 8 bits, two of which mean other things
+
+
+def key(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    *,
+    within: Interval | None = None,
+    path: bool = False,
+    needs_one: bool = False,
+) -> Any:
+    """A configuration key with its default and meaning.
+
+    Args:
+        choices: all values, where they are a closed set of names.
+        within: the numbers that it may have; of a tuple, each of its entries.
+        path: of a file or folder, in which a leading ``~`` is the home folder.
+        needs_one: a tuple that must not be empty.
+    """
+    metadata = {"help": help, "choices": choices, "within": within, "path": path, "needs_one": needs_one}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
