@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dataset.messages import ChoiceError, few
+
+COUNTER = "num_batches_tracked"  # torch's batch norm has this key, ours has not
 
 
 def world_size() -> int:
@@ -81,6 +82,11 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     return mean, (counts * (variances + (totals / counts - mean).square())).sum(0) / count, count.item()
 
 
+def _without_counter(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Drop the counter that torch's batch norm adds to a state dict that it loads."""
+    tensors.pop(f"{prefix}{COUNTER}", None)
+
+
 class BatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over the global batch with a bias-corrected running average.
 
@@ -99,13 +105,11 @@ class BatchNorm2d(nn.SyncBatchNorm):
     def __init__(self, num_features: int, momentum: float = 0.001, bias_correction: bool = True) -> None:
         super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, we average them
         # The native synchronised kernel counts batches; the official state dict does not have that counter.
-        self.register_buffer("num_batches_tracked", torch.tensor(0), persistent=False)
+        self.register_buffer(COUNTER, torch.tensor(0), persistent=False)
         self.register_buffer("updates", torch.tensor(0), persistent=False)
         self.base_momentum, self.bias_correction = momentum, bias_correction
+        self.register_load_state_dict_pre_hook(_without_counter)
         self.frozen = False  # see frozen_statistics
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        nn.Module._load_from_state_dict(self, *args)  # the parent would invent num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values a channel in training."""
@@ -224,17 +228,14 @@ class PooledStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(batch_norms(model))
+        self.model, self.modules = model, dict(batch_norms(model))
         self.moments: dict[str, Tensor] = {}  # (3, C) float64: count, sum, sum of squares
 
     def __enter__(self) -> "PooledStatistics":
-        self.before = {
-            name: (module.running_mean.clone(), module.running_var.clone(), module.updates.clone())
-            for name, module in self.modules.items()
-        }
-        self.hooks = [
-            module.register_forward_pre_hook(partial(self._collect, name)) for name, module in self.modules.items()
-        ]
+        self.within = ExitStack()
+        self.within.enter_context(frozen_statistics(self.model))
+        for name, module in self.modules.items():
+            self.within.enter_context(module.register_forward_pre_hook(partial(self._collect, name)))
         return self
 
     def _collect(self, name: str, module: BatchNorm2d, inputs: tuple[Tensor]) -> None:
@@ -246,15 +247,8 @@ class PooledStatistics:
         moments = torch.stack([count, count * mean, count * (var + mean.square())])
         self.moments[name] = self.moments[name] + moments if name in self.moments else moments
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        for name, module in self.modules.items():
-            statistics = module.running_mean, module.running_var, module.updates
-            for statistic, before in zip(statistics, self.before[name], strict=True):
-                statistic.copy_(before)
+    def __exit__(self, *error: object) -> None:
+        self.within.close()
 
     def apply(self) -> None:
         """Write the pooled mean and unbiased variance, over all processes, into the running statistics."""
