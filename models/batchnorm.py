@@ -90,7 +90,7 @@ def _without_counter(module: nn.Module, tensors: dict[str, Tensor], prefix: str,
 class BatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over the global batch with a bias-corrected running average.
 
-    Since the statistics were reset, update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
+    Update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
     counts as t = 0 and early updates weigh as much as later ones (released code, m = 0.001). The state dict has no
     counter, as the official one has none that is needed; ``updates`` is saved beside it. Counter and momentum are
     tensors: as numbers that change with every step they would be compiled anew with every step.
@@ -177,7 +177,7 @@ def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool
 
 
 def bn_updates(model: nn.Module) -> dict[str, int]:
-    """Updates since the last reset by module name; belongs into a checkpoint beside the state dict."""
+    """Number of updates by module name; belongs into a checkpoint beside the state dict."""
     return {name: int(module.updates) for name, module in batch_norms(model)}
 
 
@@ -189,14 +189,6 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
         raise ValueError(f"update counts do not name the network's batch norms, they differ in: {differing}")
     for name, module in modules.items():
         module.updates.fill_(updates[name])
-
-
-def reset_bn_statistics(model: nn.Module) -> None:
-    """Mean 0, variance 1, no update: as in a new network."""
-    for _, module in batch_norms(model):
-        module.running_mean.zero_()
-        module.running_var.fill_(1)
-        module.updates.zero_()
 
 
 @contextmanager

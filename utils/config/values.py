@@ -24,8 +24,7 @@ class Key:
     hint: Any
     default: Any
     help: str
-    choices: tuple[str, ...]
-    within: Interval | None
+    admits: Interval | tuple[str, ...] | None
     path: bool
     needs_one: bool
 
@@ -42,8 +41,10 @@ class Key:
     @property
     def kind(self) -> str:
         """Type and range, for people."""
-        text = " | ".join(self.choices) or (self.type.__name__ if isinstance(self.type, type) else str(self.type))
-        return text + " or null" * self.optional + (f", {self.within.text}" if self.within else "")
+        if isinstance(self.admits, tuple):
+            return " | ".join(self.admits)
+        text = self.type.__name__ if isinstance(self.type, type) else str(self.type)
+        return text + " or null" * self.optional + (f", {self.admits.text}" if self.admits else "")
 
     def value(self, given: Any) -> Any:
         """The value that ``given`` means: a text, or a value of the key's type.
@@ -55,11 +56,14 @@ class Key:
             return None
         try:
             value = convert(given, self.type)
-            numbers = value if isinstance(value, tuple) else (value,)
-            admitted = self.within is None or all(map(self.within.admits, numbers))
+            if isinstance(self.admits, tuple):
+                admitted = value in self.admits
+            else:
+                numbers = value if isinstance(value, tuple) else (value,)
+                admitted = self.admits is None or all(map(self.admits.holds, numbers))
         except (TypeError, ValueError, OverflowError):
             admitted = False
-        if not admitted or (self.choices and value not in self.choices):
+        if not admitted:
             raise ConfigError(f"key '{self.name}' must be {self.kind}, got {given!r}")
         if self.needs_one and not value:
             raise ConfigError(f"key '{self.name}' is empty: it needs one entry at least")
