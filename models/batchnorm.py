@@ -32,8 +32,8 @@ def of_all_ranks(values: Tensor) -> Tensor:
 class _BatchNormOfGlobalBatch(torch.autograd.Function):
     """Batch norm on the CPU, where torch has none over processes: every rank's loss depends on every rank's values.
 
-    One process takes it too, without messages: its forward pass then has the same bits as that of many. These exchange
-    one message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
+    One process uses it too, without messages, so that its forward pass has the same bits as that of many. Many exchange
+    one message in the forward and one in the backward pass; torch's kernels for known statistics do the rest.
     """
 
     @staticmethod
@@ -130,11 +130,13 @@ class BatchNorm2d(nn.SyncBatchNorm):
         return y
 
     def of_one_process(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, mean (C,) and unbiased variance (C,) of this process's batch, by torch's kernel."""
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         return y, mean, var
 
     def synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the batch of all processes, on GPUs."""
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
         try:
@@ -193,7 +195,7 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Train-mode forwards within normalise by the batch as always, but leave the running statistics alone."""
+    """Train-mode forwards within normalise by the batch as always, but do not change the running statistics."""
     modules = [module for _, module in batch_norms(model)]
     for module in modules:
         module.frozen = True
@@ -216,7 +218,7 @@ class PooledStatistics:
     """Exact mean and variance of every batch norm's input over all train-mode forwards within the context.
 
     Sums over the forwards are kept in float64, so that the result hardly depends on how the images are batched. Running
-    statistics are left as they were until ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
+    statistics change only by ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from models.batchnorm import recomputed
 
-SIDE = 64  # of the picture that measures an encoder; strides up to this are told apart
+SIDE = 64  # of the picture that measures an encoder, and so the largest stride that it can measure
 
 
 class Copy(nn.Module):
-    """What comes after it may change its input in place."""
+    """Its output is a copy, which the next module may change in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()

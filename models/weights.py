@@ -34,7 +34,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: no such file, one that is damaged (by its checksums too, which torch does not look at), or one
-            that holds something else.
+            that holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,14 +77,14 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def reading(origin: str | Path) -> Iterator[None]:
-    """Whatever goes wrong with what a file holds becomes a WeightsError that names the file."""
+    """An error in the content of a file becomes a WeightsError that names the file."""
     try:
         yield
     except (UserError, OSError):
         raise
     except (RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise WeightsError(f"{origin}: {reason}. It holds something else than it should: get it anew") from error
+        raise WeightsError(f"{origin}: {reason}. Its content is not what is expected: get the file anew") from error
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
@@ -163,7 +163,7 @@ def _read_part(origin: str) -> dict[str, Tensor]:
 
 
 def _load_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
-    """``load_tensors``, less the buffers of the official batch norm, from which its update counts are taken."""
+    """``load_tensors`` without the buffers of the official batch norm, which give its update counts."""
     dropped = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)
     report = load_tensors(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
     suffix = f".{RUNNING_ITER}"

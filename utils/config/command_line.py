@@ -74,10 +74,10 @@ def parse_arguments(
     """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
 
     Args:
-        rest: attribute that gets what is neither the configuration nor ``key=value``; None: there may be no such thing.
+        rest: attribute for the arguments that are neither the configuration nor ``key=value``; None: these are errors.
 
     Raises:
-        ConfigError: an option that is not there, no configuration, or something that is no ``key=value``.
+        ConfigError: an unknown option, no configuration, or an argument that is not ``key=value``.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     overrides = [argument for argument in given if is_override(argument)]
@@ -120,7 +120,7 @@ def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any]
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
-    try:  # what else would only be known at the first validation
+    try:  # else a wrong name would stop the run only at its first validation
         config.class_table.ids(config.test.eval_classes or ())
     except ChoiceError as error:
         raise ConfigError(f"test.eval_classes: {error}") from error
@@ -135,7 +135,7 @@ def load_config(
 
 
 def path(text: str) -> Path:
-    """Path that an option names, with ``~`` as the home folder, which the shell expands in some places only."""
+    """Path that an option names; ``~`` is the home folder, which shells do not expand everywhere."""
     return Path(text).expanduser()
 
 

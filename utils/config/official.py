@@ -54,7 +54,7 @@ DERIVED = {
     "ignore_index": None,
 }
 RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two keys of theirs are one of ours
-# Acted in the released code, but is decided elsewhere here.
+# Keys that acted in the released code; here the following decides.
 ELSEWHERE = {
     "num_gpus": "run.sh starts one process a GPU",
     "com_size": "scores are always at the label's own size",
@@ -92,7 +92,7 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
     """Our dotted keys for the official keys of ``script``, one of ``SCRIPTS``; warns of keys without effect.
 
     Args:
-        common: the official keys, without ``common.``, and what they are as text.
+        common: the official keys, without ``common.``, with their values as text.
         repeated: keys that the file has more than once; the last one wins, as it did.
 
     Raises:
@@ -129,7 +129,7 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
 
 
 def _warn(common: set[str], script: str, unread: frozenset[str], repeated: Sequence[str]) -> None:
-    """One warning of all keys that do nothing, with the reason."""
+    """Warn once of all keys that have no effect, and say why."""
     groups = {
         "dead in the released code too": sorted(DEAD & common),
         f"not read by the released {script}": sorted(unread & common),
@@ -142,7 +142,7 @@ def _warn(common: set[str], script: str, unread: frozenset[str], repeated: Seque
 
 
 def check_complete(config: Config, script: str, present: Collection[str], given: Collection[str], origin: str) -> None:
-    """One warning of all keys that the released ``script`` needs and nobody gives, with what is taken instead.
+    """Warn once of all keys that the released ``script`` needs and nobody gives, and say which default is taken.
 
     Args:
         present: the authors' keys in the files.

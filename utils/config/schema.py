@@ -68,7 +68,7 @@ class Model:
     weights: str | None = key(
         None,
         "start from a run of this project, all of it: run folder (its best.pth, else last.pth) or file; "
-        "scratch: from random weights, which PyCDA does only when told so",
+        "scratch: from random weights, which PyCDA does only with this word",
         path=True,
     )
     weights_encoder: str | None = key(
