@@ -172,8 +172,6 @@ def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool
         momentum: weight m of a new batch once the correction has faded, in (0, 1].
         bias_correction: update t has momentum ``m / (1 - (1 - m) ** (t + 1))``; otherwise m from the start.
     """
-    if not 0 < momentum <= 1:
-        raise ValueError(f"batch-norm momentum is {momentum}, it must be above 0 and at most 1")
     for _, module in batch_norms(model):
         module.base_momentum, module.bias_correction = momentum, bias_correction
 

@@ -124,7 +124,8 @@ def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
             "official files go into model.weights_encoder and model.weights_decoder"
         )
     report = load_tensors(model, content["model"], "network", str(path))
-    _set_updates(model, content["bn_updates"], str(path))
+    with reading(path):
+        set_bn_updates(model, content["bn_updates"])
     return report
 
 
@@ -169,8 +170,8 @@ def _load_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin:
     suffix = f".{RUNNING_ITER}"
     with reading(origin):
         counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
-    if counts:
-        _set_updates(module, counts, origin)
+        if counts:
+            set_bn_updates(module, counts)
     return report
 
 
@@ -186,11 +187,6 @@ def official_part(module: nn.Module) -> dict[str, Tensor]:
             tensors[f"{name}.{running_sum}"] = tensors[f"{name}.{own}"] * total
         tensors[f"{name}.{RUNNING_ITER}"] = torch.tensor([total])
     return tensors
-
-
-def _set_updates(module: nn.Module, counts: dict[str, int], origin: str) -> None:
-    with reading(origin):
-        set_bn_updates(module, counts)
 
 
 def _load_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) -> str:
