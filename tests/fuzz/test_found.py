@@ -10,8 +10,7 @@ from torch import nn
 from dataset.messages import UserError
 from models.weights import WeightsError, load_checkpoint_weights, load_tensors, read_file
 from utils.config.command_line import load_config
-from utils.config.declare import ConfigError
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 from utils.engine.state import load_training_state
 from utils.inference import config_of
 from utils.run_folder.checkpoint import DamagedError, find_state

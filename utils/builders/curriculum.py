@@ -12,8 +12,7 @@ from dataset.reading import read_image
 from utils import distributed
 from utils.builders.data import target_samples
 from utils.builders.limits import check_one_size
-from utils.config.declare import ConfigError
-from utils.config.schema import Config, Size
+from utils.config.schema import Config, ConfigError, Size
 from utils.pycda.curriculum import PyramidCurriculum
 from utils.run_folder.log import RunLog
 

@@ -8,8 +8,7 @@ from dataset.messages import ChoiceError, DataError
 from dataset.reading import read_image, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
-from utils.config.declare import ConfigError
-from utils.config.schema import Config, Domain, Size
+from utils.config.schema import Config, ConfigError, Domain, Size
 
 
 def check_input_sizes(config: Config, model: Segmentor) -> None:

@@ -21,9 +21,8 @@ from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path
-from utils.config.declare import ConfigError
 from utils.config.read import build_config, read_yaml
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 from utils.run_folder.records import RECORDS, read_scalars
 from utils.scoring.pictures import colour_map, legend, stack, titled
 

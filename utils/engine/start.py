@@ -14,8 +14,7 @@ from dataset.reading import read_pair, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.limits import check_batch
-from utils.config.declare import ConfigError
-from utils.config.schema import Config, Size
+from utils.config.schema import Config, ConfigError, Size
 from utils.engine.partwise import check_parts
 from utils.engine.trainer import AUTOCAST
 from utils.engine.validation import Validation
