@@ -11,8 +11,7 @@ from os.path import expanduser
 from dataset.failures import exit_after
 from utils.commands import predict
 from utils.config.command_line import make_parser, parse_arguments, parse_config, path
-from utils.config.declare import ConfigError
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:

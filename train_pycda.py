@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset.failures import exit_after
 from utils.config.command_line import load_config
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 
 if TYPE_CHECKING:
     from utils.engine.experiment import Experiment

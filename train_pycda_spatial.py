@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataset.failures import exit_after
 from train_pycda import DEFAULTS, phases
 from utils.config.command_line import load_config
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 
 DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.batchnorm import BatchNorm2d
-from models.encoder import SIDE, Encoder
-
-COUNTER = "num_batches_tracked"  # torch's batch norm has this key, ours has not
+from models.batchnorm import COUNTER, BatchNorm2d
+from models.encoder import Encoder
 
 
 class NormAndMore(BatchNorm2d):
@@ -80,23 +78,7 @@ class AdoptedEncoder(Encoder):
         _leave_out(network, {module for stage in blocks for block in stage for module in block.modules()})
         for name, child in network.named_children():
             self.add_module(name, child)
-        input_strides: dict[nn.Conv2d, int] = {}
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        hooks = [
-            conv.register_forward_pre_hook(lambda conv, x: input_strides.update({conv: SIDE // x[0].shape[2]}))
-            for conv in convolutions
-        ]
-        self.set_stages(blocks)
-        for hook in hooks:
-            hook.remove()
-        if output_stride is not None:
-            _dilate(input_strides, output_stride)
-            self.measure()
-            if self.strides[-1] != output_stride:
-                raise ValueError(
-                    f"asked for output stride {output_stride}, the network keeps stride {self.strides[-1]}: a layer "
-                    "other than a padded convolution has a stride"
-                )
+        self.set_stages(blocks, output_stride)
         own = self.state_dict()
         self.classifier = (*classifier, *(key for key in published if key not in own))
 
@@ -108,20 +90,3 @@ def _leave_out(module: nn.Module, used: set[nn.Module]) -> None:
             delattr(module, name)
         elif child not in used:
             _leave_out(child, used)
-
-
-def _dilate(input_strides: dict[nn.Conv2d, int], output_stride: int) -> None:
-    """Keep the output stride: a convolution that would go beyond it has a smaller one, those after it are dilated.
-
-    The values at the positions that the undilated network has stay what they were, if no layer averages the whole map.
-
-    Args:
-        input_strides: of what every convolution sees in the undilated network, relative to the image.
-    """
-    for conv, stride in input_strides.items():
-        kept = min(stride, output_stride)
-        conv.stride = tuple(min(stride * s, output_stride) // kept for s in conv.stride)
-        if conv.kernel_size != (1, 1):
-            conv.dilation = tuple(stride // kept * d for d in conv.dilation)
-            if not isinstance(conv.padding, str):  # "same" follows the dilation
-                conv.padding = tuple(stride // kept * p for p in conv.padding)

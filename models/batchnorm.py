@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dataset.messages import ChoiceError, few
+
+COUNTER = "num_batches_tracked"  # torch's batch norm has this key, ours has not
 
 
 def world_size() -> int:
@@ -31,8 +32,8 @@ def of_all_ranks(values: Tensor) -> Tensor:
 class _BatchNormOfGlobalBatch(torch.autograd.Function):
     """Batch norm on the CPU, where torch has none over processes: every rank's loss depends on every rank's values.
 
-    One process takes it too, without messages: its forward pass then has the same bits as that of many. These exchange
-    one message in the forward and one in the backward pass; the rest are torch's kernels for known statistics.
+    One process uses it too, without messages, so that its forward pass has the same bits as that of many. Many exchange
+    one message in the forward and one in the backward pass; torch's kernels for known statistics do the rest.
     """
 
     @staticmethod
@@ -81,10 +82,15 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     return mean, (counts * (variances + (totals / counts - mean).square())).sum(0) / count, count.item()
 
 
+def _without_counter(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Drop the counter that torch's batch norm adds to a state dict that it loads."""
+    tensors.pop(f"{prefix}{COUNTER}", None)
+
+
 class BatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over the global batch with a bias-corrected running average.
 
-    Since the statistics were reset, update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
+    Update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
     counts as t = 0 and early updates weigh as much as later ones (released code, m = 0.001). The state dict has no
     counter, as the official one has none that is needed; ``updates`` is saved beside it. Counter and momentum are
     tensors: as numbers that change with every step they would be compiled anew with every step.
@@ -99,13 +105,11 @@ class BatchNorm2d(nn.SyncBatchNorm):
     def __init__(self, num_features: int, momentum: float = 0.001, bias_correction: bool = True) -> None:
         super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, we average them
         # The native synchronised kernel counts batches; the official state dict does not have that counter.
-        self.register_buffer("num_batches_tracked", torch.tensor(0), persistent=False)
+        self.register_buffer(COUNTER, torch.tensor(0), persistent=False)
         self.register_buffer("updates", torch.tensor(0), persistent=False)
         self.base_momentum, self.bias_correction = momentum, bias_correction
+        self.register_load_state_dict_pre_hook(_without_counter)
         self.frozen = False  # see frozen_statistics
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        nn.Module._load_from_state_dict(self, *args)  # the parent would invent num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values a channel in training."""
@@ -126,11 +130,13 @@ class BatchNorm2d(nn.SyncBatchNorm):
         return y
 
     def of_one_process(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, mean (C,) and unbiased variance (C,) of this process's batch, by torch's kernel."""
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         return y, mean, var
 
     def synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the batch of all processes, on GPUs."""
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
         try:
@@ -166,14 +172,12 @@ def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool
         momentum: weight m of a new batch once the correction has faded, in (0, 1].
         bias_correction: update t has momentum ``m / (1 - (1 - m) ** (t + 1))``; otherwise m from the start.
     """
-    if not 0 < momentum <= 1:
-        raise ValueError(f"batch-norm momentum is {momentum}, it must be above 0 and at most 1")
     for _, module in batch_norms(model):
         module.base_momentum, module.bias_correction = momentum, bias_correction
 
 
 def bn_updates(model: nn.Module) -> dict[str, int]:
-    """Updates since the last reset by module name; belongs into a checkpoint beside the state dict."""
+    """Number of updates by module name; belongs into a checkpoint beside the state dict."""
     return {name: int(module.updates) for name, module in batch_norms(model)}
 
 
@@ -187,17 +191,9 @@ def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
         module.updates.fill_(updates[name])
 
 
-def reset_bn_statistics(model: nn.Module) -> None:
-    """Mean 0, variance 1, no update: as in a new network."""
-    for _, module in batch_norms(model):
-        module.running_mean.zero_()
-        module.running_var.fill_(1)
-        module.updates.zero_()
-
-
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Train-mode forwards within normalise by the batch as always, but leave the running statistics alone."""
+    """Train-mode forwards within normalise by the batch as always, but do not change the running statistics."""
     modules = [module for _, module in batch_norms(model)]
     for module in modules:
         module.frozen = True
@@ -220,21 +216,18 @@ class PooledStatistics:
     """Exact mean and variance of every batch norm's input over all train-mode forwards within the context.
 
     Sums over the forwards are kept in float64, so that the result hardly depends on how the images are batched. Running
-    statistics are left as they were until ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
+    statistics change only by ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(batch_norms(model))
+        self.model, self.modules = model, dict(batch_norms(model))
         self.moments: dict[str, Tensor] = {}  # (3, C) float64: count, sum, sum of squares
 
     def __enter__(self) -> "PooledStatistics":
-        self.before = {
-            name: (module.running_mean.clone(), module.running_var.clone(), module.updates.clone())
-            for name, module in self.modules.items()
-        }
-        self.hooks = [
-            module.register_forward_pre_hook(partial(self._collect, name)) for name, module in self.modules.items()
-        ]
+        self.within = ExitStack()
+        self.within.enter_context(frozen_statistics(self.model))
+        for name, module in self.modules.items():
+            self.within.enter_context(module.register_forward_pre_hook(partial(self._collect, name)))
         return self
 
     def _collect(self, name: str, module: BatchNorm2d, inputs: tuple[Tensor]) -> None:
@@ -246,15 +239,8 @@ class PooledStatistics:
         moments = torch.stack([count, count * mean, count * (var + mean.square())])
         self.moments[name] = self.moments[name] + moments if name in self.moments else moments
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        for name, module in self.modules.items():
-            statistics = module.running_mean, module.running_var, module.updates
-            for statistic, before in zip(statistics, self.before[name], strict=True):
-                statistic.copy_(before)
+    def __exit__(self, *error: object) -> None:
+        self.within.close()
 
     def apply(self) -> None:
         """Write the pooled mean and unbiased variance, over all processes, into the running statistics."""

@@ -1,17 +1,18 @@
 """What every encoder is: stages of blocks, whose widths and strides are measured."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from models.batchnorm import recomputed
 
-SIDE = 64  # of the picture that measures an encoder; strides up to this are told apart
+SIDE = 64  # of the picture that measures an encoder, and so the largest stride that it can measure
 
 
 class Copy(nn.Module):
-    """What comes after it may change its input in place."""
+    """Its output is a copy, which the next module may change in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -33,15 +34,34 @@ class Encoder(nn.Module):
     strides: tuple[int, ...]
     classifier: tuple[str, ...] = ()
 
-    def set_stages(self, stages: Iterable[Iterable[nn.Module]]) -> None:
+    def set_stages(self, stages: Iterable[Iterable[nn.Module]], output_stride: int | None = None) -> None:
         """Say which blocks each stage runs, one after the other, the finest stage first, and measure the stages.
 
         Blocks may be groups of registered modules: the list itself gives the state dict no key. A recomputation goes
         block by block. A block that changes its input in place gets a copy of it: the input may be a feature map for
         the head, and a recomputation starts from it.
+
+        Args:
+            output_stride: strides beyond it become dilation. None: the network stays as it is.
+
+        Raises:
+            ValueError: another layer than a convolution has a stride beyond ``output_stride``.
         """
         self._stages = [list(stage) for stage in stages]
-        self.measure()
+        input_strides: dict[nn.Conv2d, int] = {}
+        with ExitStack() as hooks:
+            for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+                hook = lambda conv, x: input_strides.update({conv: SIDE // x[0].shape[2]})  # noqa: E731
+                hooks.enter_context(conv.register_forward_pre_hook(hook))
+            self._measure()
+        if output_stride is not None:
+            _dilate(input_strides, output_stride)
+            self._measure()
+            if self.strides[-1] != output_stride:
+                raise ValueError(
+                    f"asked for output stride {output_stride}, the network keeps stride {self.strides[-1]}: a layer "
+                    "other than a padded convolution has a stride"
+                )
 
     def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> feature maps, the finest first.
@@ -57,7 +77,7 @@ class Encoder(nn.Module):
         return tuple(features)
 
     @torch.no_grad()
-    def measure(self) -> None:
+    def _measure(self) -> None:
         """Set channels and strides by one small picture, in evaluation: no statistic and no random number moves."""
         self.eval()
         x = torch.linspace(-1, 1, 3 * SIDE**2).view(1, 3, SIDE, SIDE)
@@ -81,3 +101,20 @@ class Encoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def _dilate(input_strides: dict[nn.Conv2d, int], output_stride: int) -> None:
+    """Keep the output stride: a convolution that would go beyond it has a smaller one, those after it are dilated.
+
+    The values at the positions that the undilated network has stay what they were, if no layer averages the whole map.
+
+    Args:
+        input_strides: of what every convolution sees in the undilated network, relative to the image.
+    """
+    for conv, stride in input_strides.items():
+        kept = min(stride, output_stride)
+        conv.stride = tuple(min(stride * s, output_stride) // kept for s in conv.stride)
+        if conv.kernel_size != (1, 1):
+            conv.dilation = tuple(stride // kept * d for d in conv.dilation)
+            if not isinstance(conv.padding, str):  # "same" follows the dilation
+                conv.padding = tuple(stride // kept * p for p in conv.padding)

@@ -5,27 +5,24 @@ from torch import Tensor, nn
 from models.batchnorm import BatchNorm2d
 from models.encoder import Encoder
 
-DILATIONS = {"_dilated8": (1, 1, 2, 4), "_dilated16": (1, 1, 1, 2), "": (1, 1, 1, 1)}  # ending of the name -> stages
 # (input channels, output channels, kernel, stride) of the convolutions before the max-pooling
 DEEP_STEM = ((3, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 1))
 PLAIN_STEM = ((3, 64, 7, 2),)
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 class BasicBlock(nn.Module):
     expansion = 1
 
-    def __init__(
-        self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None
-    ) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, planes, stride, first_dilation)
+        self.conv1 = conv3x3(inputs, planes, stride)
         self.bn1 = BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = conv3x3(planes, planes, 1, dilation)
+        self.conv2 = conv3x3(planes, planes)
         self.bn2 = BatchNorm2d(planes)
         self.downsample = downsample
 
@@ -40,13 +37,11 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, inputs: int, planes: int, stride: int, first_dilation: int, dilation: int, downsample: nn.Module | None
-    ) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = BatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes, stride, first_dilation)
+        self.conv2 = conv3x3(planes, planes, stride)
         self.bn2 = BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(planes * self.expansion)
@@ -75,13 +70,13 @@ class ResNet(Encoder):
 
     Args:
         depth: a name in ``DEPTHS``.
-        dilated: ``_dilated8``, ``_dilated16`` or "".
+        output_stride: see ``Encoder.set_stages``; None: 32.
         deep_stem: three 3x3 convolutions (released code) instead of torchvision's one 7x7.
     """
 
     classifier = ("fc.weight", "fc.bias")  # what an ImageNet file has on top of the encoder
 
-    def __init__(self, depth: str, dilated: str, deep_stem: bool = True) -> None:
+    def __init__(self, depth: str, output_stride: int | None = None, deep_stem: bool = True) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -94,23 +89,18 @@ class ResNet(Encoder):
             stem += [conv, norm, self.relu]
         block, counts = DEPTHS[depth]
         inputs, stages = outputs, []
-        for i, (count, dilation) in enumerate(zip(counts, DILATIONS[dilated], strict=True)):
-            planes = 64 * 2**i
-            stride = 1 if i == 0 or dilation > 1 else 2
-            stages.append(self._stage(block, inputs, planes, count, stride, dilation))
+        for i, count in enumerate(counts):
+            stages.append(_stage(block, inputs, 64 * 2**i, count, stride=1 if i == 0 else 2))
             self.add_module(f"layer{i + 1}", stages[-1])
-            inputs = planes * block.expansion
-        self.set_stages([[nn.Sequential(*stem, self.maxpool), *stages[0]], *stages[1:]])
+            inputs = 64 * 2**i * block.expansion
+        self.set_stages([[nn.Sequential(*stem, self.maxpool), *stages[0]], *stages[1:]], output_stride)
 
-    @staticmethod
-    def _stage(
-        block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, stride: int, dilation: int
-    ) -> nn.Sequential:
-        outputs = planes * block.expansion
-        downsample = None
-        if stride != 1 or inputs != outputs:
-            downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
-        first = max(dilation // 2, 1)  # what was the strided convolution gets half the dilation
-        blocks = [block(inputs, planes, stride, first, dilation, downsample)]
-        blocks += [block(outputs, planes, 1, dilation, dilation, None) for _ in range(count - 1)]
-        return nn.Sequential(*blocks)
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, stride: int
+) -> nn.Sequential:
+    outputs = planes * block.expansion
+    downsample = None
+    if stride != 1 or inputs != outputs:
+        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
+    return nn.Sequential(block(inputs, planes, stride, downsample), *(block(outputs, planes) for _ in range(count - 1)))

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from dataset.messages import ChoiceError, nearest
 from models.encoder import Encoder
 from models.heads import HEADS, Head
-from models.resnet import DEPTHS, DILATIONS, ResNet
-from models.torchvision_networks import OUTPUT_STRIDES, mobilenet_v2, regnet_y_400mf, vgg16
+from models.resnet import DEPTHS, ResNet
+from models.torchvision_networks import mobilenet_v2, regnet_y_400mf, vgg16
 
+OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see Encoder.set_stages
 # "tv_": torchvision's stem, for torchvision's ImageNet weights
 ENCODERS: dict[str, Callable[[], Encoder]] = {
-    f"{stem}{depth}{dilated}": partial(ResNet, depth, dilated, deep_stem=not stem)
+    f"{stem}{depth}{dilated}": partial(ResNet, depth, output_stride, deep_stem=not stem)
     for stem in ("", "tv_")
     for depth in DEPTHS
-    for dilated in DILATIONS
+    for dilated, output_stride in OUTPUT_STRIDES.items()
 }
 ENCODERS |= {
     f"{build.__name__}{dilated}": partial(build, output_stride)

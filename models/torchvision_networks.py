@@ -5,7 +5,6 @@ from torch import nn
 from models.adopted import AdoptedEncoder
 
 # torchvision is imported within the functions: it takes as long as all of torch.
-OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see AdoptedEncoder
 
 
 def mobilenet_v2(output_stride: int | None) -> AdoptedEncoder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.messages import UserError, few
-from models.batchnorm import bn_updates, set_bn_updates
+from models.batchnorm import COUNTER, bn_updates, set_bn_updates
 from models.heads import FCN8s
 from models.segmentor import Segmentor
 
@@ -20,7 +20,6 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 # The official batch norm keeps its running average in these; running_mean and running_var are derived from them.
 RUNNING_SUMS = ("_tmp_running_mean", "_tmp_running_var")
 RUNNING_ITER = "_running_iter"
-COUNTER = "num_batches_tracked"
 OFFICIAL_MOMENTUM = 0.001
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 SHOWN = 8  # keys in an error message, several of which are of one layer
@@ -35,7 +34,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: no such file, one that is damaged (by its checksums too, which torch does not look at), or one
-            that holds something else.
+            that holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,37 +77,34 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def reading(origin: str | Path) -> Iterator[None]:
-    """Whatever goes wrong with what a file holds becomes a WeightsError that names the file."""
+    """An error in the content of a file becomes a WeightsError that names the file."""
     try:
         yield
     except (UserError, OSError):
         raise
     except (RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise WeightsError(f"{origin}: {reason}. It holds something else than it should: get it anew") from error
+        raise WeightsError(f"{origin}: {reason}. Its content is not what is expected: get the file anew") from error
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
     """Copy ``tensors`` into ``module``; the names and shapes must be exactly the module's own.
 
     Returns:
         A line that says how many tensors matched, for the log.
     """
-    own = module.state_dict()
     if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
         raise WeightsError(f"{origin} does not hold named tensors of the {what}")
-    missing = sorted(own.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{key} {_shape(tensors[key])} instead of {_shape(own[key])}"
-        for key in sorted(own.keys() & tensors.keys())
-        if _shape(tensors[key]) != _shape(own[key])
-    ]
-    problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    if missing or unexpected or shapes:
-        found = "; ".join(f"{len(keys)} {kind}: {few(keys, SHOWN)}" for kind, keys in problems if keys)
+    own, found = ({key: _shape(value) for key, value in of.items()} for of in (module.state_dict(), tensors))
+    problems = {
+        "missing": own.keys() - found.keys(),
+        "unexpected": found.keys() - own.keys(),
+        "of another shape": [f"{k} {found[k]} instead of {own[k]}" for k in own if found.get(k, own[k]) != own[k]],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{len(keys)} {kind}: {few(keys, SHOWN)}" for kind, keys in problems.items() if keys)
         raise WeightsError(
-            f"{origin} does not fit the {what}: {found}. Is model.encoder / model.decoder the right one?"
+            f"{origin} does not fit the {what}: {listed}. Is model.encoder / model.decoder the right one?"
         )
     with reading(origin):
         module.load_state_dict(tensors)
@@ -127,15 +123,16 @@ def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
             f"{path} is not a checkpoint of this project (keys: {few(content, SHOWN)}); "
             "official files go into model.weights_encoder and model.weights_decoder"
         )
-    report = fill(model, content["model"], "network", str(path))
-    _set_updates(model, content["bn_updates"], str(path))
+    report = load_tensors(model, content["model"], "network", str(path))
+    with reading(path):
+        set_bn_updates(model, content["bn_updates"])
     return report
 
 
 def load_encoder_decoder(
     model: Segmentor, weights_encoder: str | None = None, weights_decoder: str | None = None
 ) -> str:
-    """Fill the encoder and/or the decoder from a file each. Returns the report.
+    """Load the encoder and/or the decoder from a file each. Returns the report.
 
     Args:
         weights_encoder: ImageNet file (its classifier is left out), encoder file of the official code, or the name of
@@ -149,11 +146,11 @@ def load_encoder_decoder(
     if weights_encoder:
         tensors = _read_part(weights_encoder)
         features = {key: value for key, value in tensors.items() if key not in model.encoder.classifier}
-        reports.append(_fill_part(model.encoder, features, "encoder", weights_encoder))
+        reports.append(_load_part(model.encoder, features, "encoder", weights_encoder))
         if isinstance(model.decoder, FCN8s) and not weights_decoder and len(features) < len(tensors):
-            reports.append(_fill_fully_connected(model.decoder, tensors, weights_encoder))
+            reports.append(_load_fully_connected(model.decoder, tensors, weights_encoder))
     if weights_decoder:
-        reports.append(_fill_part(model.decoder, _read_part(weights_decoder), "decoder", weights_decoder))
+        reports.append(_load_part(model.decoder, _read_part(weights_decoder), "decoder", weights_decoder))
     return "\n".join(reports)
 
 
@@ -166,15 +163,15 @@ def _read_part(origin: str) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _fill_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
-    """``fill``, less the buffers of the official batch norm, from which its update counts are taken."""
+def _load_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
+    """``load_tensors`` without the buffers of the official batch norm, which give its update counts."""
     dropped = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)
-    report = fill(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
+    report = load_tensors(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
     suffix = f".{RUNNING_ITER}"
     with reading(origin):
         counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
-    if counts:
-        _set_updates(module, counts, origin)
+        if counts:
+            set_bn_updates(module, counts)
     return report
 
 
@@ -192,12 +189,7 @@ def official_part(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _set_updates(module: nn.Module, counts: dict[str, int], origin: str) -> None:
-    with reading(origin):
-        set_bn_updates(module, counts)
-
-
-def _fill_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) -> str:
+def _load_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) -> str:
     """fc6 and fc7 from the first two linear layers of VGG-16's classifier, whose inputs are (channel, row, column)."""
     reports = []
     for what, name in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
@@ -205,7 +197,7 @@ def _fill_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) 
         found = {kind: tensors[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in tensors}
         if "weight" in found and found["weight"].numel() == layer.weight.numel():
             found["weight"] = found["weight"].reshape(layer.weight.shape)
-        reports.append(fill(layer, found, what, f"{name} of {origin}"))
+        reports.append(load_tensors(layer, found, what, f"{name} of {origin}"))
     return "\n".join(reports)
 
 

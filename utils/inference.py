@@ -17,7 +17,7 @@ from dataset.messages import ChoiceError
 from dataset.reading import read_image
 from dataset.transforms import normalise, resized_window
 from models.segmentor import Segmentor
-from models.weights import WeightsError, fill, read_file
+from models.weights import WeightsError, load_tensors, read_file
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import Config
@@ -122,7 +122,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
         model = build_network(config, chosen)
-    fill(model, content["model"], "network", str(path))
+    load_tensors(model, content["model"], "network", str(path))
     return Predictor(model, table, config, chosen)
 
 

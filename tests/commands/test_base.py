@@ -127,7 +127,7 @@ def test_missing_base_names_both_files(tmp_path):
     ("text", "message"),
     [
         ("base: [root.yaml, other.yaml]", r"base must be the path of one file, got \['root.yaml', 'other.yaml'\]"),
-        ("base:", "base must be the path of one file, got None"),
+        ("base:", "base must be the path of one file, got ''"),
         ("base: ''", "base must be the path of one file, got ''"),
         ("base: root.yaml\nbase: root.yaml", "key 'base' in line 1 and again in 2"),
         ("model: {base: root.yaml}", "unknown key 'model.base'"),
@@ -148,10 +148,10 @@ def test_base_is_one_path_at_the_top(tmp_path, text, message):
     [
         ("train: {num_steps: many}", "'train.num_steps' must be int"),
         ("train: {num_step: 1}", "unknown key 'train.num_step'"),
-        ("train: {schedule: cosine}", "'train.schedule' is 'cosine'"),
+        ("train: {schedule: cosine}", "'train.schedule' must be poly"),
         ("seed: 1\nseed: 2", "key 'seed' in line"),
         ("common: {ignore_label: 0}", "common.ignore_label is 0"),
-        ("- seed", "expected keys and values, got list"),
+        ("- seed", "expected keys and values"),
     ],
 )
 def test_mistake_is_named_with_the_file_in_which_it_stands(tmp_path, text, message):

@@ -16,7 +16,7 @@ from models import build_segmentor
 from utils.builders import exported
 from utils.builders.exported import ExportError, PoolBySize, compare, export_network, random_pictures
 from utils.commands import export
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 from utils.inference import load
 from utils.run_folder.checkpoint import CheckpointError
 

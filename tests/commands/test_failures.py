@@ -13,7 +13,7 @@ from dataset import failures
 from dataset.folders import DataError
 from dataset.messages import UserError
 from models.weights import WeightsError
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 from utils.run_folder.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[2]

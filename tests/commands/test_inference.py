@@ -15,8 +15,8 @@ import train_source_only
 from dataset.labels import CITYSCAPES
 from models.weights import WeightsError
 from tests.data.test_own_data import keys, own  # noqa: F401 - a fixture
-from utils.config.declare import ConfigError
 from utils.config.read import build_config
+from utils.config.schema import ConfigError
 from utils.inference import load, seen_size
 
 ROOT = Path(__file__).parents[2]

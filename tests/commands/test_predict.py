@@ -15,7 +15,7 @@ import evaluate
 from dataset.labels import CITYSCAPES
 from dataset.messages import DataError
 from utils.commands import predict
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 from utils.inference import load
 from utils.scoring.pictures import with_legend
 from utils.scoring.segment import find_pictures

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dataset.messages import UserError
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data
 from utils.config.command_line import load_config
-from utils.config.declare import ConfigError
-from utils.config.keys import describe_keys
-from utils.config.read import build_config
+from utils.config.read import ConfigError, build_config
+from utils.config.values import KEYS
 
 OUT_OF_RANGE = {
     "seed=-1": "at least 0",
@@ -72,9 +72,8 @@ def test_what_is_out_of_range_is_named_with_its_range(config_file, override, mes
 
 
 def test_every_number_has_a_range():
-    assert [k.name for k in describe_keys() if ("int" in k.type or "float" in k.type) and ", " not in k.type] == []
-    ranged = [k for k in describe_keys() if k.type.startswith(("int", "float", "tuple[int", "tuple[float"))]
-    assert len(ranged) > 40 and all(k.type.endswith(tuple("0123456789")) for k in ranged)
+    numbers = [k for k in KEYS.values() if k.kind.startswith(("int", "float", "tuple[int", "tuple[float"))]
+    assert len(numbers) > 40 and all(k.kind.endswith(tuple("0123456789")) for k in numbers)
 
 
 def test_ends_of_a_range_are_admitted(config_file):
@@ -91,10 +90,11 @@ def test_text_on_the_command_line_is_taken_as_it_is(config_file, word):
 
 def test_words_for_truth_and_nothing(config_file):
     config_file.write_text(
-        "exp_name: no\ntrain: {amp: off}\nsource: {flip: yes, data_dir: 2024-05-01}\ntarget:\nval: {}"
+        "exp_name: no\ntrain: {amp: off}\nsource: {flip: yes, data_dir: 2024-05-01, split: 007}\ntarget:\nval: {}"
     )
     config = build_config(config_file, ["target.flip=on", "tta.flip=NO", "target.data_list=null", "val.data_dir="])
     assert (config.exp_name, config.train.amp, config.source.data_dir) == ("no", "off", "2024-05-01")
+    assert config.source.split == "007"
     assert config.source.flip and config.target.flip and not config.tta.flip
     assert config.target.data_list is None and config.val.data_dir is None
 
@@ -140,26 +140,26 @@ def test_byte_order_mark_is_dropped(config_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seed: 1\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
-        (b"seed: 1\nexp_name: caf\xe9\n", "is not UTF-8 in line 2: save it as UTF-8"),
-        (b"seed: 1\nmodel:\n\tencoder: x\n", "is not YAML, line 3: there is a tab, indent with spaces"),
+        ("seed: 1\n".encode("utf-16"), "is UTF-16 .*save it as UTF-8"),
+        (b"seed: 1\nexp_name: caf\xe9\n", "line 2, is not UTF-8 .*save it as UTF-8"),
+        (b"seed: 1\nmodel:\n\tencoder: x\n", "is not YAML, line 3: .*indent with spaces"),
         (b"seed: [1\n", "is not YAML"),
-        (b"seed: !!timestamp x\n", "is not YAML"),
-        (b"seed: !!float x\n", "is not YAML"),
-        (b"seed: !!python/name:os.system\n", "is not YAML"),
-        (b"a: \x00\n", "is not YAML"),
+        (b"seed: !!python/name:os.system\n", "'seed' must be int"),
+        (b'seed: "\\UFFFFFFFF"\n', "is not YAML"),
+        (b"a: \x00\n", "no text file"),
+        (b"a: \x01\n", "is not YAML"),
         (b"seed: &a {b: *a}\n", "contains itself"),
         (b"[" * 5000, "nested too deeply"),
         (b"seed: {}\n", "'seed' must be int"),
         (b"1: 2\n", "unknown key '1'"),
-        (b"common: 3\n", "common: expected keys and values, got int"),
+        (b"common: 3\n", "common: expected keys and values"),
         (b"common: {1: 2, x: 3}\n", "no key of the released scripts: 1, x"),
-        (b"common: {decrease_lr: x}\n", "common.decrease_lr must be int"),
-        (b"common: {num_steps: 0}\n", "common.num_steps: key 'train.num_steps' must be at least 1"),
+        (b"common: {decrease_lr: x}\n", "common.decrease_lr: key 'train.decrease_lr' must be int"),
+        (b"common: {num_steps: 0}\n", "common.num_steps: key 'train.num_steps' must be int, at least 1"),
     ],
 )
 def test_file_that_is_no_configuration_is_named_on_one_line(config_file, content, message):
     config_file.write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         build_config(config_file, script="train_pycda_spatial")
     assert str(error.value).startswith(str(config_file)) and "\n" not in str(error.value)

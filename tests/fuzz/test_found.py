@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from dataset.messages import UserError
-from models.weights import WeightsError, fill, load_checkpoint_weights, read_file
+from models.weights import WeightsError, load_checkpoint_weights, load_tensors, read_file
 from utils.config.command_line import load_config
-from utils.config.declare import ConfigError
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 from utils.engine.state import load_training_state
 from utils.inference import config_of
 from utils.run_folder.checkpoint import DamagedError, find_state
@@ -51,7 +50,7 @@ def test_file_of_before_the_zip_format_cut_off_within_a_number(tmp_path):
 def test_something_else_than_named_tensors(tensors):
     linear = nn.Linear(2, 1, bias=False)
     with pytest.raises(WeightsError, match="^some.pth") as error:
-        fill(linear, tensors, "network", "some.pth")
+        load_tensors(linear, tensors, "network", "some.pth")
     assert "\n" not in str(error.value)
 
 

@@ -17,7 +17,6 @@ from models.batchnorm import (
     configure_batchnorm,
     frozen_statistics,
     recomputed,
-    reset_bn_statistics,
     set_bn_updates,
 )
 from models.segmentor import set_dropout
@@ -61,19 +60,14 @@ def test_counter_is_beside_the_state_dict():
     other.load_state_dict(dict(net.state_dict()))
     set_bn_updates(other, bn_updates(net))
     assert bn_updates(other) == {"0": 1, "1": 1}
-    reset_bn_statistics(other)
-    assert bn_updates(other) == {"0": 0, "1": 0} and other[0].running_mean.abs().sum() == 0
 
 
-def test_momentum_and_update_counts_are_checked():
+def test_momentum_is_set_and_update_counts_are_checked():
     net = nn.Sequential(BatchNorm2d(2), BatchNorm2d(2))
     configure_batchnorm(net, momentum=0.5, bias_correction=False)
     x = torch.randn(2, 2, 3, 3)
     net(x)
     assert torch.allclose(net[0].running_mean, 0.5 * x.mean((0, 2, 3)))
-    for momentum in (0.0, 1.5):
-        with pytest.raises(ValueError, match="above 0 and at most 1"):
-            configure_batchnorm(net, momentum, True)
     for updates in ({"0": 1}, {"0": 1, "1": 1, "2": 1}):
         with pytest.raises(ValueError, match="do not name"):
             set_bn_updates(net, updates)

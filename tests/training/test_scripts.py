@@ -23,7 +23,7 @@ from dataset.folders import find_samples
 from dataset.labels import id_lookup
 from dataset.reading import read_label
 from models.weights import WeightsError
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 from utils.metrics import ConfusionMatrix
 
 WHOLE = ["target.crop_size=null", "target.input_size=[96, 64]"]

@@ -11,8 +11,7 @@ from dataset import priors
 from dataset.reading import read_image
 from utils import distributed
 from utils.builders.data import Data, check_one_size
-from utils.config.declare import ConfigError
-from utils.config.schema import Curriculum, Size
+from utils.config.schema import ConfigError, Curriculum, Size
 from utils.pycda.curriculum import PyramidCurriculum
 
 

@@ -13,8 +13,7 @@ from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.config.declare import ConfigError
-from utils.config.schema import SCRATCH, Config, Size
+from utils.config.schema import SCRATCH, Config, ConfigError, Size
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 

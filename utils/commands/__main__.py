@@ -7,7 +7,7 @@ from importlib import import_module
 from dataset.failures import exit_after
 from dataset.messages import nearest
 from utils.config.command_line import ROOT
-from utils.config.declare import ConfigError
+from utils.config.schema import ConfigError
 
 COMMANDS = {  # module and function of this package
     "check": "check:main",

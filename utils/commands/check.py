@@ -21,8 +21,7 @@ from dataset.messages import SHOWN, DataError, few
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
 from utils.config.command_line import make_parser, parse_arguments, parse_config
-from utils.config.declare import ConfigError
-from utils.config.schema import Config, Domain, Evaluation
+from utils.config.schema import Config, ConfigError, Domain, Evaluation
 
 ERROR, REMARK = "error", "remark"
 SHOWN_IDS, SHOWN_SIZES = 10, 4

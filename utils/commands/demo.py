@@ -20,8 +20,8 @@ from dataset.failures import exit_after
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path
-from utils.config.declare import ConfigError
 from utils.config.read import build_config
+from utils.config.schema import ConfigError
 from utils.scoring.pictures import colour_map, legend, stack, titled
 
 CONFIGS = ROOT / "cfgs" / "demo"

@@ -12,8 +12,7 @@ from os.path import expanduser
 
 from dataset.failures import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config, path
-from utils.config.declare import ConfigError
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
 UNREADABLE = 1  # exit status

@@ -1,4 +1,7 @@
-"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
+"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it.
+
+Run as a module, this prints the table of keys in ``cfgs/README.md``.
+"""
 
 import argparse
 import os
@@ -9,15 +12,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dataset.messages import ChoiceError, nearest
-from utils.config.declare import ConfigError
-from utils.config.keys import keys_help
 from utils.config.read import build_config, to_yaml
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
+from utils.config.values import KEYS, value_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cfgs"
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 SUFFIX = ".yaml"
+
+
+def keys_markdown() -> str:
+    """The table of keys in ``cfgs/README.md``."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in KEYS.values():
+        kind = key.kind.replace("|", "\\|")
+        lines.append(f"| `{key.name}` | {kind} | `{value_text(key.default)}` | {key.help} |")
+    return "\n".join(lines)
+
+
+def keys_help() -> str:
+    """The same for ``--help``."""
+    entries = (f"  {k.name} ({k.kind}, default {value_text(k.default)})\n      {k.help}" for k in KEYS.values())
+    return "keys:\n" + "\n".join(entries)
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,10 +74,10 @@ def parse_arguments(
     """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
 
     Args:
-        rest: attribute that gets what is neither the configuration nor ``key=value``; None: there may be no such thing.
+        rest: attribute for the arguments that are neither the configuration nor ``key=value``; None: these are errors.
 
     Raises:
-        ConfigError: an option that is not there, no configuration, or something that is no ``key=value``.
+        ConfigError: an unknown option, no configuration, or an argument that is not ``key=value``.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     overrides = [argument for argument in given if is_override(argument)]
@@ -103,16 +120,11 @@ def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any]
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
-    _check_classes(config)
-    return config
-
-
-def _check_classes(config: Config) -> None:
-    """What else would only be known at the first validation. Raises ConfigError."""
-    try:
+    try:  # else a wrong name would stop the run only at its first validation
         config.class_table.ids(config.test.eval_classes or ())
     except ChoiceError as error:
         raise ConfigError(f"test.eval_classes: {error}") from error
+    return config
 
 
 def load_config(
@@ -123,5 +135,9 @@ def load_config(
 
 
 def path(text: str) -> Path:
-    """Path that an option names, with ``~`` as the home folder, which the shell expands in some places only."""
+    """Path that an option names; ``~`` is the home folder, which shells do not expand everywhere."""
     return Path(text).expanduser()
+
+
+if __name__ == "__main__":
+    print(keys_markdown())

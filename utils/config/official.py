@@ -4,25 +4,27 @@ Each released script fixed some of its recipe in code, whatever its YAML said (`
 released code acts here; all others are named in one warning. Own keys beside ``common:`` override the translation.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import Any
 
 from dataset.labels import IGNORE
+from utils.config.schema import SCRATCH, Config, ConfigError
+from utils.config.values import value_text
 
-# Keys that are ours under another name.
-RENAMED = {
-    "exp_name": "exp_name",
-    "snapshot_dir": "snapshot_dir",
-    "num_classes": "num_classes",
+# Keys that have their name here too, by our group; then those that have another name.
+_SAME = {
+    "": "exp_name snapshot_dir num_classes",
+    "model.": "weights_encoder weights_decoder use_aux fc_dim",
+    "source.": "data_dir data_list input_size",
+    "train.": "batch_size iter_size num_workers num_steps print_freq lr_encoder lr_decoder lr_pow weight_decay "
+    "lambda_seg",
+    "curriculum.": "box_size conf_threshold merge_1x1 lambda_pseudo lambda_balance lambda_eq",
+}
+RENAMED = {name: f"{group}{name}" for group, names in _SAME.items() for name in names.split()} | {
     "arch_encoder": "model.encoder",
-    "weights_encoder": "model.weights_encoder",
-    "weights_decoder": "model.weights_decoder",
-    "use_aux": "model.use_aux",
-    "fc_dim": "model.fc_dim",
-    "data_dir": "source.data_dir",
-    "data_list": "source.data_list",
-    "input_size": "source.input_size",
     "input_size_crop": "source.crop_size",
     "data_dir_target": "target.data_dir",
     "data_list_target": "target.data_list",
@@ -36,25 +38,9 @@ RENAMED = {
     "data_list_target_test": "test.data_list",
     "label_path_list_test": "test.label_list",
     "input_size_test": "test.input_size",
-    "batch_size": "train.batch_size",
-    "iter_size": "train.iter_size",
-    "num_workers": "train.num_workers",
-    "num_steps": "train.num_steps",
-    "print_freq": "train.print_freq",
     "save_pred_every": "val.every",
-    "lr_encoder": "train.lr_encoder",
-    "lr_decoder": "train.lr_decoder",
-    "lr_pow": "train.lr_pow",
     "beta1": "train.momentum",
-    "weight_decay": "train.weight_decay",
-    "lambda_seg": "train.lambda_seg",
     "lambda_trade_off": "train.lambda_source",
-    "box_size": "curriculum.box_size",
-    "conf_threshold": "curriculum.conf_threshold",
-    "merge_1x1": "curriculum.merge_1x1",
-    "lambda_pseudo": "curriculum.lambda_pseudo",
-    "lambda_balance": "curriculum.lambda_balance",
-    "lambda_eq": "curriculum.lambda_eq",
 }
 # Keys that are ours in another form; None: they have one legal value.
 DERIVED = {
@@ -68,7 +54,7 @@ DERIVED = {
     "ignore_index": None,
 }
 RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two keys of theirs are one of ours
-# Acted in the released code, but is decided elsewhere here.
+# Keys that acted in the released code; here the following decides.
 ELSEWHERE = {
     "num_gpus": "run.sh starts one process a GPU",
     "com_size": "scores are always at the label's own size",
@@ -79,7 +65,7 @@ DEAD = frozenset(
     "disc reconst lr_disc is_training lambda_adv_target1 lambda_adv_target2 lambda_soft_pseudo box_threshold "
     "lambda_box_pseudo max_num_bbx nms_threshold random_scale random_mirror random_seed restore_from power".split()
 )
-_CURRICULUM = frozenset(name for name, own in RENAMED.items() if own.startswith("curriculum."))
+_CURRICULUM = frozenset(_SAME["curriculum."].split())
 _AUGMENTATION = frozenset({"scale_min", "scale_max", "rotate_min", "rotate_max"})
 _OPTIMISER = frozenset({"beta1", "weight_decay"})
 _CROPS = frozenset({"input_size_crop", "input_size_target_crop"})
@@ -99,100 +85,93 @@ SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "evaluate": ({}, _CURRICULUM | _OPTIMISER | _AUGMENTATION | {"decrease_lr"}),
 }
 
-
 FROM_IMAGENET = ("train_source_only", "train_adabn")  # where empty weights mean ImageNet's
-
-
-class OfficialKeyError(ValueError):
-    """A key below ``common:`` that the released scripts never had, or a value that cannot be taken over."""
 
 
 def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ()) -> dict[str, Any]:
     """Our dotted keys for the official keys of ``script``, one of ``SCRIPTS``; warns of keys without effect.
 
     Args:
-        common: the official keys, without ``common.``.
+        common: the official keys, without ``common.``, with their values as text.
         repeated: keys that the file has more than once; the last one wins, as it did.
 
     Raises:
-        OfficialKeyError: a key that is none of the authors', another type, or another ignored label than 255.
+        ConfigError: a key that is none of the authors', half of a range, or another ignored label than 255.
     """
-    if not isinstance(common, dict):
-        raise OfficialKeyError(f"common: expected keys and values, got {type(common).__name__}")
-    common = {str(name): value for name, value in common.items()}
     unknown = sorted(set(common) - {*RENAMED, *DERIVED, *ELSEWHERE, *DEAD})
     if unknown:
-        raise OfficialKeyError(
-            f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:"
-        )
+        raise ConfigError(f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:")
     fixed, unread = SCRIPTS[script]
-    _warn(common, script, unread, repeated)
+    _warn(set(common), script, unread, repeated)
     live = {name: value for name, value in common.items() if name not in unread}
-    keys = dict(fixed) | {RENAMED[name]: _value(name, value) for name, value in live.items() if name in RENAMED}
-    return keys | _derived(live, script) | (_conversion(live) if script == "test_adabn" else {})
-
-
-def left_open(present: Collection[str], given: Collection[str], script: str) -> dict[str, list[str]]:
-    """Our keys that ``script`` takes from a released file, which none gives: each with the authors' names of it.
-
-    The released scripts need all of these, and stop without one.
-
-    Args:
-        present: the authors' keys in the file.
-        given: our keys that a file or the command line gives.
-    """
-    keys: dict[str, list[str]] = {}
-    for name, own in (RENAMED | DERIVED).items():
-        if own is not None and name not in SCRIPTS[script][1] and name not in present and own not in given:
-            keys.setdefault(own, []).append(name)
-    return keys
-
-
-def _value(name: str, value: Any) -> Any:
-    optional = name.startswith(("weights_", "data_dir_target_")) or "list" in name
-    return None if value == "" and optional else value
-
-
-def _conversion(live: dict[str, Any]) -> dict[str, Any]:
-    """What the released conversion takes from the keys of a training."""
-    own = {"batch_size": "adabn.batch_size", "num_steps": "adabn.num_steps"}
-    keys = {name: live[official] for official, name in own.items() if official in live}
-    if "scale_min" in live and "scale_max" in live:
-        keys["adabn.scale"] = [live["scale_min"], live["scale_max"]]
-    return keys
-
-
-def _derived(live: dict[str, Any], script: str) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
+    keys = fixed | {RENAMED[name]: value for name, value in live.items() if name in RENAMED}
     if "arch_decoder" in live:
         keys["model.decoder"] = str(live["arch_decoder"]).removesuffix("_deepsup")
+    if "decrease_lr" in live:
+        never = re.fullmatch(r"-\d+", str(live["decrease_lr"]))
+        if never and "num_steps" not in live:
+            raise ConfigError("common.decrease_lr below 0 (never) needs common.num_steps in the same file")
+        keys["train.decrease_lr"] = live["num_steps" if never else "decrease_lr"]
     for low, high in RANGES:
         if (low in live) != (high in live):
-            raise OfficialKeyError(f"common.{low} and common.{high} are one range: give both in the same file")
-    if "decrease_lr" in live:
-        if type(live["decrease_lr"]) is not int:
-            raise OfficialKeyError(f"common.decrease_lr must be int, got {live['decrease_lr']!r}")
-        if live["decrease_lr"] < 0 and "num_steps" not in live:
-            raise OfficialKeyError("common.decrease_lr below 0 (never) needs common.num_steps in the same file")
-        keys["train.decrease_lr"] = live["decrease_lr"] if live["decrease_lr"] >= 0 else live["num_steps"]
+            raise ConfigError(f"common.{low} and common.{high} are one range: give both in the same file")
     if "scale_min" in live:
         keys["target.scale"] = keys["source.scale"] = [live["scale_min"], live["scale_max"]]
     if "rotate_min" in live:
         keys["source.rotate"] = [live["rotate_min"], live["rotate_max"]]
+    if script == "test_adabn":  # the released conversion takes these from the keys of a training
+        taken = ("train.batch_size", "train.num_steps", "source.scale")
+        keys |= {f"adabn.{name.split('.')[1]}": keys[name] for name in taken if name in keys}
     for name in ("ignore_label", "ignore_index"):
-        if live.get(name, IGNORE) != IGNORE:
-            raise OfficialKeyError(f"common.{name} is {live[name]}, the ignored label is always {IGNORE}")
+        if str(live.get(name, IGNORE)) != str(IGNORE):
+            raise ConfigError(f"common.{name} is {live[name]}, the ignored label is always {IGNORE}")
     return keys
 
 
-def _warn(common: dict[str, Any], script: str, unread: frozenset[str], repeated: Sequence[str]) -> None:
-    """One warning of all keys that do nothing, with the reason."""
+def _warn(common: set[str], script: str, unread: frozenset[str], repeated: Sequence[str]) -> None:
+    """Warn once of all keys that have no effect, and say why."""
     groups = {
-        "dead in the released code too": sorted(DEAD & set(common)),
-        f"not read by the released {script}": sorted(unread & set(common)),
+        "dead in the released code too": sorted(DEAD & common),
+        f"not read by the released {script}": sorted(unread & common),
         "decided elsewhere here": sorted(f"{name} ({why})" for name, why in ELSEWHERE.items() if name in common),
         "given twice, the last one counts": sorted(repeated),
     }
     lines = [f"  {reason}: {', '.join(names)}" for reason, names in groups.items() if names]
     if lines:
         warnings.warn("keys of common: without effect\n" + "\n".join(lines), stacklevel=2)
+
+
+def check_complete(config: Config, script: str, present: Collection[str], given: Collection[str], origin: str) -> None:
+    """Warn once of all keys that the released ``script`` needs and nobody gives, and say which default is taken.
+
+    Args:
+        present: the authors' keys in the files.
+        given: our keys that a file or the command line gives.
+        origin: the file, for the error.
+
+    Raises:
+        ConfigError: no weights, for a script that starts from ImageNet's in the released code.
+    """
+    model = config.model
+    if script in FROM_IMAGENET and not model.weights and not model.weights_encoder:
+        raise ConfigError(
+            f"{origin}: common.weights_encoder is empty, so the released {script} starts from ImageNet weights: set "
+            f"model.weights_encoder to the file {model.encoder.split('_')[0]}-imagenet.pth, which README.md describes, "
+            f"or model.weights={SCRATCH} to start from random weights"
+        )
+    if script == "evaluate":
+        return
+    lacking: dict[str, list[str]] = {}
+    for name, own in (RENAMED | DERIVED).items():
+        if own and name not in SCRIPTS[script][1] and name not in present and own not in given:
+            lacking.setdefault(own, []).append(name)
+    lines = [f"  {' and '.join(names)}: {own}={value_text(attrgetter(own)(config))}" for own, names in lacking.items()]
+    if lines:
+        lines.insert(0, f"keys that the released {script} needs and common: lacks, with the default that is taken")
+    if script == "train_pycda_spatial" and config.curriculum.spatial_prior is None:
+        lines.append(
+            f"the released {script} reads the prior file local.npy; curriculum.spatial_prior names no file, so a prior "
+            "is computed from the source labels"
+        )
+    if lines:
+        warnings.warn("\n".join(lines), stacklevel=3)

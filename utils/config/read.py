@@ -3,37 +3,22 @@
 A file may begin with ``base: other.yaml``: it inherits what it does not set itself.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from dataset.files import read_text
 from dataset.messages import nearest
-from utils.config.declare import ConfigError
-from utils.config.official import FROM_IMAGENET, RENAMED, OfficialKeyError, left_open, translate
-from utils.config.schema import LIST, SCRATCH, Config
-from utils.config.values import admitted, check_exp_name, from_text, key_types
-from utils.config.yaml_text import parse, read_text
+from utils.config.official import DERIVED, RENAMED, check_complete, translate
+from utils.config.schema import LIST, Config, ConfigError
+from utils.config.values import KEYS
 
-OFFICIAL = "common"  # the group of the authors' keys
-DEFAULTS = "script"  # origin of a script's own defaults
+OFFICIAL = "common."  # the group of the authors' keys
 BASE = "base"  # names the file that this one inherits from
-
-
-def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """(dotted name, line, line of the repetition) of every key that YAML would silently take the last of."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
-        if name in seen:
-            yield name, seen[name], line
-        seen[name] = line
-        yield from _repeated_keys(value_node, f"{name}.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -47,6 +32,51 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    """Errors within name ``origin`` (a file, a key), and the line where the text is not YAML."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: it is nested too deeply, or a key contains itself by a YAML alias") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: an escape that is no character
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        hint = "; indent with spaces" if "'\\t'" in reason else ""
+        raise ConfigError(f"{origin} is not YAML{where}: {reason}{hint}") from error
+
+
+def _content(node: yaml.Node | None) -> Any:
+    """Lists, dicts and texts of a YAML node. A text stays one, also where YAML takes it for a number or a date."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_content(item) for item in node.value]
+    return _entries(node)[0] if isinstance(node, yaml.MappingNode) else node and node.value
+
+
+def _entries(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Content of every key below ``node`` by dotted name, and the authors' keys that stand there twice."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{prefix}expected keys and values")
+    entries: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    repeated = []
+    for key_node, value_node in node.value:
+        name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+        if name in lines and not name.startswith(OFFICIAL):
+            raise ConfigError(f"key '{name}' in line {lines[name]} and again in {line}")
+        repeated += [name.removeprefix(OFFICIAL)] if name in lines else []
+        lines[name] = line
+        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+            below, twice = _entries(value_node, f"{name}.")
+            entries, repeated = entries | below, repeated + twice
+        else:
+            entries[name] = _content(value_node)
+    return entries, repeated
+
+
 @dataclass(frozen=True)
 class YamlFile:
     """What one YAML file says itself, without what it inherits.
@@ -55,18 +85,18 @@ class YamlFile:
         base: the file that it inherits from.
         keys: its values by dotted name, not yet checked; the authors' keys under our names.
         theirs: the authors' name of each of those.
-        official: all of the authors' keys in it; None: it has no ``common:``.
+        official: all of the authors' keys in it.
     """
 
     path: Path
     base: Path | None
     keys: dict[str, Any]
     theirs: dict[str, str]
-    official: frozenset[str] | None = None
+    official: frozenset[str]
 
     def origin(self, name: str) -> str:
         """Where the key ``name`` stands, for messages."""
-        return f"{self.path}, {OFFICIAL}.{self.theirs[name]}" if name in self.theirs else str(self.path)
+        return f"{self.path}, {OFFICIAL}{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
 def read_yaml(path: str | Path, script: str) -> YamlFile:
@@ -74,45 +104,24 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
 
     Raises:
         ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path.
+        DataError: it is not UTF-8.
     """
     path = Path(path)
-    tree, repeated = _load(path)
-    base = _base_of(tree, path)
-    keys: dict[str, Any] = {}
-    if (official := tree.pop(OFFICIAL, None)) is not None:
-        try:
-            keys = translate(official, script, repeated)
-        except OfficialKeyError as error:
-            raise ConfigError(f"{path}: {error}") from error
-    own = flatten(tree)
-    theirs = {RENAMED[name]: name for name in official or () if RENAMED.get(name, "") in keys.keys() - own.keys()}
-    return YamlFile(path, base, keys | own, theirs, None if official is None else frozenset(map(str, official)))
-
-
-def _base_of(tree: dict[str, Any], path: Path) -> Path | None:
-    """The base of the file at ``path``, whose content ``tree`` is; takes it out of there."""
-    if BASE not in tree:
-        return None
-    base = tree.pop(BASE)
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"{path}: {BASE} must be the path of one file, got {base!r}")
-    return path.parent / base
-
-
-def _load(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Content of a YAML file, and the authors' keys that it gives twice (of theirs, the last one counts)."""
-    tree, node = parse(read_text(path), str(path))
-    try:
-        repeated = list(_repeated_keys(node))
-        flatten(tree if isinstance(tree, dict) else {})
-    except RecursionError as error:
-        raise ConfigError(f"{path}: a key contains itself by a YAML alias") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
-    for name, first, second in repeated:
-        if not name.startswith(f"{OFFICIAL}."):
-            raise ConfigError(f"{path}: key '{name}' in line {first} and again in {second}")
-    return tree, [name.removeprefix(f"{OFFICIAL}.") for name, _, _ in repeated]
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}")
+    with _naming(str(path)):
+        entries, repeated = _entries(yaml.compose(read_text(path), Loader=yaml.SafeLoader))
+        base = entries.pop(BASE, None)
+        if base is not None and (not isinstance(base, str) or not base):
+            raise ConfigError(f"{BASE} must be the path of one file, got {base!r}")
+        if OFFICIAL.removesuffix(".") in entries:
+            raise ConfigError(f"{OFFICIAL.removesuffix('.')}: expected keys and values")
+        below = [name for name in entries if name.startswith(OFFICIAL)]
+        official = {name.removeprefix(OFFICIAL): entries.pop(name) for name in below}
+        keys = translate(official, script, repeated) if official else {}
+    named = {own: name for name, own in (RENAMED | DERIVED).items() if name in official}
+    theirs = {own: name for own, name in named.items() if own in keys.keys() - entries.keys()}
+    return YamlFile(path, base and path.parent / base, keys | entries, theirs, frozenset(official))
 
 
 def read_chain(path: str | Path, script: str) -> list[YamlFile]:
@@ -140,44 +149,54 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
 
 
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
-    """Set the dotted key ``name``; ``origin`` (file or command line) goes into the error message.
+    """Set the dotted key ``name`` to what ``value`` (a text or a value) means; errors name ``origin``.
 
     Raises:
         ConfigError: no such key, or a value that it does not admit.
     """
-    known = key_types()
-    if any(key.startswith(f"{name}.") for key in known) and value in (None, {}):
+    if value in (None, "", {}) and any(key.startswith(f"{name}.") for key in KEYS):
         return  # a group of which all keys are left out
-    if name not in known:
-        same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        close = same_leaf[0] if same_leaf else nearest(name, known)
+    if name not in KEYS:
+        same_leaf = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
+        close = same_leaf[0] if same_leaf else nearest(name, KEYS)
         raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{close}'")
-    *groups, leaf = name.split(".")
-    owner = config
-    for group in groups:
-        owner = getattr(owner, group)
-    metadata = next(f for f in fields(owner) if f.name == leaf).metadata
-    try:
-        setattr(owner, leaf, admitted(name, value, known[name], metadata))
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-
-
-def value_text(value: Any) -> str:
-    """``value`` on one line of YAML, as ``parse_overrides`` reads it."""
-    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
-    return text.removesuffix("\n").removesuffix("\n...") or "''"
+    group, _, leaf = name.rpartition(".")
+    with _naming(origin):
+        setattr(getattr(config, group) if group else config, leaf, KEYS[name].value(value))
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["train.num_steps=10"]`` -> ``{"train.num_steps": 10}``; see ``from_text``."""
-    overrides, known = {}, key_types()
+    """``["source.crop_size=[64, 32]"]`` -> ``{"source.crop_size": ["64", "32"]}``.
+
+    Text is taken as it is, unless it is quoted; the value of any other key is YAML.
+
+    Raises:
+        ConfigError: not ``key=value``, or not YAML.
+    """
+    overrides = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"command line: '{pair}' is not key=value")
-        overrides[name] = from_text(name, text, known.get(name))
+        overrides[name] = text
+        if name not in KEYS or KEYS[name].type is not str or text[:1] in ("'", '"'):
+            with _naming(f"command line: key '{name}': {text!r}"):
+                overrides[name] = _content(yaml.compose(text, Loader=yaml.SafeLoader))
     return overrides
+
+
+def check_exp_name(name: str) -> None:
+    """Refuse a run name whose folder would not lie below ``snapshot_dir``, where results may be deleted.
+
+    Raises:
+        ConfigError: an absolute path, or one with ``..``.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ConfigError(
+            f"key 'exp_name' is {name!r}: the run folder snapshot_dir/exp_name must lie below snapshot_dir, "
+            "set that to choose another place"
+        )
 
 
 def build_config(
@@ -190,70 +209,24 @@ def build_config(
     Raises:
         ConfigError: names the key, and the file of the chain in which it stands.
     """
-    config = Config()
-    settings = [(name, value, DEFAULTS) for name, value in (defaults or {}).items()]
-    chain = read_chain(path, script)
-    for file in chain:
-        settings += [(name, value, file.origin(name)) for name, value in file.keys.items()]
+    config, chain = Config(), read_chain(path, script)
+    settings = [(name, value, file.origin(name)) for file in chain for name, value in file.keys.items()]
     settings += [(name, value, "command line") for name, value in parse_overrides(overrides).items()]
-    for name, value, origin in settings:
-        set_key(config, name, value, origin)
     given = {name for name, _, _ in settings}
+    for name, value, origin in [(*default, "script") for default in (defaults or {}).items()] + settings:
+        set_key(config, name, value, origin)
     if not config.exp_name:
         config.exp_name = Path(path).stem
     check_exp_name(config.exp_name)
-    if any(file.official is not None for file in chain):
-        _check_official(config, script, chain, {name for name, _, origin in settings if origin != DEFAULTS})
     config.follow_target()
-    if config.test.dataset == LIST and "test.input_size" not in given:
+    official = {name for file in chain for name in file.official}
+    if official:
+        check_complete(config, script, official, given, str(path))
+    if config.test.dataset == LIST and "test.input_size" not in given | (defaults or {}).keys():
         config.test.input_size = None  # the default is Cityscapes' shape
     return config
 
 
-def _check_official(config: Config, script: str, chain: Sequence[YamlFile], given: set[str]) -> None:
-    """One warning of what a released script needs and the files do not say, with what is taken instead.
-
-    Args:
-        given: our keys that a file or the command line gives.
-
-    Raises:
-        ConfigError: no weights, for a script that starts from ImageNet's in the released code.
-    """
-    m, path = config.model, chain[-1].path
-    if script in FROM_IMAGENET and not m.weights and not m.weights_encoder:
-        raise ConfigError(
-            f"{path}: {OFFICIAL}.weights_encoder is empty, so the released {script} starts from ImageNet weights: set "
-            f"model.weights_encoder to the file {m.encoder.split('_')[0]}-imagenet.pth, which README.md describes, or "
-            f"model.weights={SCRATCH} to start from random weights"
-        )
-    if script == "evaluate":
-        return
-    present = frozenset[str]().union(*(file.official or () for file in chain))
-    values = flatten(asdict(config))
-    lines = [
-        f"  {' and '.join(names)}: {own}={value_text(values[own])}"
-        for own, names in left_open(present, given, script).items()
-    ]
-    if lines:
-        lines.insert(0, f"keys that the released {script} needs and {OFFICIAL}: lacks, with the default that is taken")
-    if script == "train_pycda_spatial" and config.curriculum.spatial_prior is None:
-        lines.append(
-            f"the released {script} reads the prior file local.npy; curriculum.spatial_prior names no file, so a prior "
-            "is computed from the source labels"
-        )
-    if lines:
-        warnings.warn("\n".join(lines), stacklevel=3)
-
-
 def to_yaml(config: Config) -> str:
     """The effective configuration as YAML that ``build_config`` reads back."""
-    tree = asdict(config)
-    plain = {k: [list(v) if isinstance(v, tuple) else v for v in [v]][0] for k, v in flatten(tree).items()}
-    nested: dict[str, Any] = {}
-    for name, value in plain.items():
-        *groups, leaf = name.split(".")
-        owner = nested
-        for group in groups:
-            owner = owner.setdefault(group, {})
-        owner[leaf] = value
-    return yaml.safe_dump(nested, sort_keys=False)
+    return yaml.safe_dump(asdict(config), sort_keys=False)

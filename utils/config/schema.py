@@ -1,22 +1,12 @@
 """Every configuration key: its type, default and meaning. The paper's symbol stands in the help where a key has one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
-from utils.config.declare import (
-    ABOVE_0,
-    ANGLE,
-    CLASSES,
-    COUNT,
-    FRACTION,
-    MOMENTUM,
-    POSITIVE,
-    SHARE,
-    WEIGHT,
-    ConfigError,
-    key,
-)
+from dataset.messages import UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
@@ -26,28 +16,69 @@ Size = tuple[int, int]  # (W, H) in pixels
 Range = tuple[float, float]
 
 
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers that a key admits."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+COUNT = Interval("at least 0", lambda x: x >= 0)
+POSITIVE = Interval("at least 1", lambda x: x >= 1)
+WEIGHT = COUNT  # of a loss, or a rate: 0 switches it off
+ABOVE_0 = Interval("above 0", lambda x: x > 0)
+SHARE = Interval("0 to 1", lambda x: 0 <= x <= 1)
+FRACTION = Interval("at least 0 and below 1", lambda x: 0 <= x < 1)
+MOMENTUM = Interval("above 0 and at most 1", lambda x: 0 < x <= 1)  # of a running average, which never moves by 0
+ANGLE = Interval("-180 to 180", lambda x: -180 <= x <= 180)  # degrees
+CLASSES = Interval("1 to 254", lambda x: 1 <= x <= 254)  # train ids are 8 bits, two of which mean other things
+
+
+def key(
+    default: Any,
+    help: str,
+    admits: Interval | tuple[str, ...] | None = None,
+    *,
+    path: bool = False,
+    needs_one: bool = False,
+) -> Any:
+    """A configuration key with its default and meaning.
+
+    Args:
+        admits: the numbers that it may have, of a tuple each of its entries; or the names that it may have.
+        path: of a file or folder, in which a leading ``~`` is the home folder.
+        needs_one: a tuple that must not be empty.
+    """
+    return field(default=default, metadata={"help": help, "admits": admits, "path": path, "needs_one": needs_one})
+
+
 @dataclass
 class Model:
     encoder: str = key("resnet101_dilated8", "encoder name, see models/segmentor.py")
     decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
     fc_dim: int | None = key(
-        None, "channels of the last encoder stage, to be checked; null: the encoder's own", within=POSITIVE
+        None, "channels of the last encoder stage, to be checked; null: the encoder's own", POSITIVE
     )
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
         None,
         "start from a run of this project, all of it: run folder (its best.pth, else last.pth) or file; "
-        "scratch: from random weights, which PyCDA does only when told so",
+        "scratch: from random weights, which PyCDA does only with this word",
         path=True,
     )
     weights_encoder: str | None = key(
         None, "encoder file: ImageNet or official checkpoint, or torchvision enum name", path=True
     )
     weights_decoder: str | None = key(None, "decoder file of an official checkpoint", path=True)
-    bn_momentum: float = key(0.001, "batch-norm momentum of the running average", within=MOMENTUM)
+    bn_momentum: float = key(0.001, "batch-norm momentum of the running average", MOMENTUM)
     bn_bias_correction: bool = key(True, "t-th update uses momentum m / (1 - (1-m)^(t+1)), as the released code")
     dropout: float | None = key(
-        None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)", within=FRACTION
+        None, "probability of all dropout layers; null: the head's own, 0.1 (fcn8s 0.5)", FRACTION
     )
 
 
@@ -72,9 +103,7 @@ class _Labelled:
 
 @dataclass
 class Domain(_Labelled):
-    dataset: str = key(
-        "cityscapes", "folder layout and label ids; list: own data, named by data_list", choices=DATASETS
-    )
+    dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", DATASETS)
     id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)", path=True)
     data_dir: str = key("", "root folder of the data set", path=True)
     split: str = key("train", "split folder (Cityscapes layout only)")
@@ -84,35 +113,35 @@ class Domain(_Labelled):
     label_list: str | None = key(
         None, "text file with one label path a line, same order; without it by file name", path=True
     )
-    input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size", within=POSITIVE)
-    scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none", within=ABOVE_0)
+    input_size: Size | None = key(None, "resize images to this [W, H]; null keeps the size", POSITIVE)
+    scale: Range | None = key(None, "random scale [min, max] on top of input_size; null: none", ABOVE_0)
     scale_from: str = key(
         "resized",
         "what the random scale resizes: the image at input_size (released), or the original, once and sharper",
-        choices=("resized", "original"),
+        ("resized", "original"),
     )
-    rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none", within=ANGLE)
+    rotate: Range | None = key(None, "random rotation [min, max] in degrees; null: none", ANGLE)
     flip: bool = key(False, "random horizontal flip")
     crop_size: Size | None = key(
-        None, "random crop [W, H], padded where the image is smaller; null: the full image", within=POSITIVE
+        None, "random crop [W, H], padded where the image is smaller; null: the full image", POSITIVE
     )
 
 
 @dataclass
 class Validation:
-    held_out: int = key(500, "target training images held out for model selection; 0: no validation", within=COUNT)
-    held_out_seed: int = key(0, "seed of the fixed choice of the held-out images", within=COUNT)
+    held_out: int = key(500, "target training images held out for model selection; 0: no validation", COUNT)
+    held_out_seed: int = key(0, "seed of the fixed choice of the held-out images", COUNT)
     data_dir: str | None = key(None, "root folder of the images in data_list; null: target.data_dir", path=True)
     data_list: str | None = key(None, "text file of the held-out images instead of the seeded choice", path=True)
     label_list: str | None = key(None, "text file of their labels, same order", path=True)
     label_dir: str | None = key(None, "root folder of the labels in label_list; null: that of the images", path=True)
-    every: int = key(1000, "validate and save after this many iterations", within=POSITIVE)
+    every: int = key(1000, "validate and save after this many iterations", POSITIVE)
 
 
 @dataclass
 class Evaluation(_Labelled):
     dataset: str = key(
-        TARGETS, "folder layout and label ids as of target.dataset; target: the same", choices=(*DATASETS, TARGETS)
+        TARGETS, "folder layout and label ids as of target.dataset; target: the same", (*DATASETS, TARGETS)
     )
     id_table: str | None = key(
         None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table", path=True
@@ -127,15 +156,15 @@ class Evaluation(_Labelled):
     input_size: Size | None = key(
         (1024, 512),
         "network input [W, H]; null keeps the size, as list does unless this is set; scores are at the label's size",
-        within=POSITIVE,
+        POSITIVE,
     )
     upsampling: str = key(
         "released",
         "logits to the label's size: released: to the input's size first, then with align_corners; direct: in one step",
-        choices=("released", "direct"),
+        ("released", "direct"),
     )
     eval_classes: tuple[str, ...] | None = key(None, "score only these classes, by name; null: all", needs_one=True)
-    num_workers: int = key(2, "loader processes of evaluation and validation", within=COUNT)
+    num_workers: int = key(2, "loader processes of evaluation and validation", COUNT)
 
 
 @dataclass
@@ -143,43 +172,39 @@ class AtTestTime:
     """Test-time augmentation; training has its own, see ``Domain``."""
 
     scales: tuple[float, ...] = key(
-        (1.0,), "evaluate at these scales of the input and average the probabilities", within=ABOVE_0, needs_one=True
+        (1.0,), "evaluate at these scales of the input and average the probabilities", ABOVE_0, needs_one=True
     )
     flip: bool = key(False, "... and at each scale its mirror image too")
 
 
 @dataclass
 class Train:
-    num_steps: int = key(35000, "iterations; each is one optimiser step a domain", within=POSITIVE)
-    batch_size: int = key(8, "images of each domain in an iteration, all processes together", within=POSITIVE)
+    num_steps: int = key(35000, "iterations; each is one optimiser step a domain", POSITIVE)
+    batch_size: int = key(8, "images of each domain in an iteration, all processes together", POSITIVE)
     iter_size: int = key(
-        1,
-        "forward a process's images in this many parts: less memory, the same gradients up to batch norm",
-        within=POSITIVE,
+        1, "forward a process's images in this many parts: less memory, the same gradients up to batch norm", POSITIVE
     )
-    num_workers: int = key(4, "loader processes of each domain, per process", within=COUNT)
+    num_workers: int = key(4, "loader processes of each domain, per process", COUNT)
     cache_dir: str | None = key(
         None,
         "keep training images decoded in this folder, 4 bytes a pixel, exactly; null: decode every time",
         path=True,
     )
-    lr_encoder: float = key(0.0016, "initial learning rate of the encoder", within=WEIGHT)
-    lr_decoder: float = key(0.016, "initial learning rate of the decoder", within=WEIGHT)
-    schedule: str = key("poly", "learning-rate schedule", choices=("poly", "drop"))
+    lr_encoder: float = key(0.0016, "initial learning rate of the encoder", WEIGHT)
+    lr_decoder: float = key(0.016, "initial learning rate of the decoder", WEIGHT)
+    schedule: str = key("poly", "learning-rate schedule", ("poly", "drop"))
     lr_pow: float = key(
-        0.9, "poly: iteration i (from 0) has lr * (1 - (i - 1) / num_steps) ^ lr_pow, the first one lr", within=WEIGHT
+        0.9, "poly: iteration i (from 0) has lr * (1 - (i - 1) / num_steps) ^ lr_pow, the first one lr", WEIGHT
     )
-    decrease_lr: int = key(
-        1500, "drop: lr is constant up to this iteration (from 0) and times 0.1 after it", within=COUNT
-    )
-    momentum: float = key(0.9, "SGD momentum", within=FRACTION)
-    weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only", within=WEIGHT)
-    lambda_seg: float = key(0.4, "weight of the auxiliary source loss", within=WEIGHT)
-    lambda_source: float = key(1.0, "weight of the whole source loss, the auxiliary one included", within=WEIGHT)
+    decrease_lr: int = key(1500, "drop: lr is constant up to this iteration (from 0) and times 0.1 after it", COUNT)
+    momentum: float = key(0.9, "SGD momentum", FRACTION)
+    weight_decay: float = key(5e-4, "SGD weight decay, on convolution weights only", WEIGHT)
+    lambda_seg: float = key(0.4, "weight of the auxiliary source loss", WEIGHT)
+    lambda_source: float = key(1.0, "weight of the whole source loss, the auxiliary one included", WEIGHT)
     amp: str = key(
         "off",
         "half precision of the network's training forward, losses stay in float32; for GPUs: most CPUs are slower",
-        choices=("off", "bf16", "fp16"),
+        ("off", "bf16", "fp16"),
     )
     channels_last: bool = key(False, "memory format of images and network; faster where the convolutions prefer it")
     compile: bool = key(False, "torch.compile the network")
@@ -187,31 +212,31 @@ class Train:
         False, "compute the encoder's activations twice instead of keeping them: less memory"
     )
     skip_bad_samples: int = key(
-        0, "unreadable training images that are replaced by the next one before the run stops", within=COUNT
+        0, "unreadable training images that are replaced by the next one before the run stops", COUNT
     )
-    print_freq: int = key(20, "write losses to the logs every this many iterations", within=POSITIVE)
+    print_freq: int = key(20, "write losses to the logs every this many iterations", POSITIVE)
 
 
 @dataclass
 class Curriculum:
     box_size: tuple[int, ...] = key(
-        (4, 8), "sides of the squares of the middle layer, pixels; []: no squares", within=POSITIVE
+        (4, 8), "sides of the squares of the middle layer, pixels; []: no squares", POSITIVE
     )
     use_pixels: bool = key(True, "bottom layer: pixel pseudo-labels")
-    conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this", within=SHARE)
+    conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this", SHARE)
     merge_1x1: bool = key(False, "one mean over pixels and squares together (paper) instead of one mean each, added")
-    lambda_pseudo: float = key(1.0, "weight of pixels and squares", within=WEIGHT)
-    lambda_balance: float = key(1.0, "weight of the image term (top layer)", within=WEIGHT)
-    lambda_eq: float = key(0.0, "weight of the spatial term; 0: off", within=WEIGHT)
-    image_target: str = key("uniform", "histogram the image term aims at", choices=("uniform", "source"))
-    image_loss: str = key("bce", "binary CE of the batch average or CE per image", choices=("bce", "ce"))
-    region_pool: str = key("logits", "what a square averages", choices=("logits", "probs"))
+    lambda_pseudo: float = key(1.0, "weight of pixels and squares", WEIGHT)
+    lambda_balance: float = key(1.0, "weight of the image term (top layer)", WEIGHT)
+    lambda_eq: float = key(0.0, "weight of the spatial term; 0: off", WEIGHT)
+    image_target: str = key("uniform", "histogram the image term aims at", ("uniform", "source"))
+    image_loss: str = key("bce", "binary CE of the batch average or CE per image", ("bce", "ce"))
+    region_pool: str = key("logits", "what a square averages", ("logits", "probs"))
     drop_saturated: bool = key(True, "leave losses that are exactly 0 out of the means (released code)")
     class_prior: str | None = key(
         None, "text or .npy file of class frequencies; null: from the source labels", path=True
     )
     spatial_prior: str | None = key(None, ".npy (H, W, C) prior; null: from the source labels", path=True)
-    prior_sigma: float = key(0.0, "Gaussian smoothing of the spatial prior, sigma in pixels", within=WEIGHT)
+    prior_sigma: float = key(0.0, "Gaussian smoothing of the spatial prior, sigma in pixels", WEIGHT)
 
 
 @dataclass
@@ -219,28 +244,20 @@ class AdaBN:
     mode: str = key(
         "cumulative",
         "cumulative: exact mean and variance of all images; ema: the checkpoint's running average goes on (released)",
-        choices=("cumulative", "ema"),
+        ("cumulative", "ema"),
     )
-    images: str = key(
-        "whole", "whole images, or crops of target.crop_size, not flipped or rotated", choices=("whole", "crops")
-    )
+    images: str = key("whole", "whole images, or crops of target.crop_size, not flipped or rotated", ("whole", "crops"))
     scale: Range | None = key(
-        None,
-        "random scale of the crops; null: that of the training. The released test_adabn: [0.5, 1.5]",
-        within=ABOVE_0,
+        None, "random scale of the crops; null: that of the training. The released test_adabn: [0.5, 1.5]", ABOVE_0
     )
-    domains: str = key("target", "images that give the statistics", choices=("target", "source", "both"))
-    batch_size: int = key(
-        4, "images in a forward pass, all processes together. The released test_adabn: 8", within=POSITIVE
-    )
-    epochs: int = key(1, "passes over the images; crops differ from pass to pass", within=POSITIVE)
+    domains: str = key("target", "images that give the statistics", ("target", "source", "both"))
+    batch_size: int = key(4, "images in a forward pass, all processes together. The released test_adabn: 8", POSITIVE)
+    epochs: int = key(1, "passes over the images; crops differ from pass to pass", POSITIVE)
     num_steps: int | None = key(
-        None, "forward passes in a domain, instead of epochs; null: as many as the epochs take", within=POSITIVE
+        None, "forward passes in a domain, instead of epochs; null: as many as the epochs take", POSITIVE
     )
     score_every: int = key(
-        0,
-        "score after every this many passes too; 0: only before and after. The released test_adabn: 1000",
-        within=COUNT,
+        0, "score after every this many passes too; 0: only before and after. The released test_adabn: 1000", COUNT
     )
     weights: str | None = key(
         None,
@@ -258,9 +275,9 @@ class Config:
         "auto", "auto: go on from the run folder's last checkpoint; off: start anew; or a checkpoint file", path=True
     )
     resume_force: bool = key(False, "go on although the configuration differs from the checkpoint's")
-    seed: int = key(0, "seed of initialisation, data order and augmentation", within=COUNT)
-    num_classes: int = key(19, "classes, C in the paper", within=CLASSES)
-    timeout_minutes: float = key(5.0, "wait of processes for each other before it is an error", within=ABOVE_0)
+    seed: int = key(0, "seed of initialisation, data order and augmentation", COUNT)
+    num_classes: int = key(19, "classes, C in the paper", CLASSES)
+    timeout_minutes: float = key(5.0, "wait of processes for each other before it is an error", ABOVE_0)
     model: Model = field(default_factory=Model)
     source: Domain = field(default_factory=lambda: Domain(dataset="gtav"))
     target: Domain = field(default_factory=Domain)

@@ -1,136 +1,115 @@
-"""Values of the keys: their types, and whether a given value is admitted."""
+"""What each key admits, and the value that a text means for it: the key's type decides, not how YAML reads the text."""
 
 import math
 import os
-import types
 import typing
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import PurePath
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType
 from typing import Any
 
-from utils.config.declare import ConfigError
-from utils.config.schema import Config, Range
-from utils.config.yaml_text import parse
+import yaml
+
+from utils.config.schema import Config, ConfigError, Interval, Range
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+NOTHING = (None, "", "~", "null", "Null", "NULL")  # for a key that may be null
 
 
-def key_types(group: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every key."""
-    types_: dict[str, Any] = {}
-    hints = typing.get_type_hints(group)
-    for f in fields(group):
-        if is_dataclass(hints[f.name]):
-            types_.update(key_types(hints[f.name], f"{prefix}{f.name}."))
-        else:
-            types_[f"{prefix}{f.name}"] = hints[f.name]
-    return types_
+@dataclass(frozen=True)
+class Key:
+    """One key of ``utils/config/schema.py``, by its dotted name; see ``key`` there."""
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    admits: Interval | tuple[str, ...] | None
+    path: bool
+    needs_one: bool
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be null."""
+        return NoneType in typing.get_args(self.hint)
+
+    @property
+    def type(self) -> Any:
+        """Its type, without null."""
+        return typing.get_args(self.hint)[0] if self.optional else self.hint
+
+    @property
+    def kind(self) -> str:
+        """Type and range, for people."""
+        if isinstance(self.admits, tuple):
+            return " | ".join(self.admits)
+        text = self.type.__name__ if isinstance(self.type, type) else str(self.type)
+        return text + " or null" * self.optional + (f", {self.admits.text}" if self.admits else "")
+
+    def value(self, given: Any) -> Any:
+        """The value that ``given`` means: a text, or a value of the key's type.
+
+        Raises:
+            ConfigError: another type, a number out of the key's range, a name that is none of its choices.
+        """
+        if self.optional and given in NOTHING:
+            return None
+        try:
+            value = convert(given, self.type)
+            if isinstance(self.admits, tuple):
+                admitted = value in self.admits
+            else:
+                numbers = value if isinstance(value, tuple) else (value,)
+                admitted = self.admits is None or all(map(self.admits.holds, numbers))
+        except (TypeError, ValueError, OverflowError):
+            admitted = False
+        if not admitted:
+            raise ConfigError(f"key '{self.name}' must be {self.kind}, got {given!r}")
+        if self.needs_one and not value:
+            raise ConfigError(f"key '{self.name}' is empty: it needs one entry at least")
+        if self.type == Range and value[0] > value[1]:
+            raise ConfigError(f"key '{self.name}' is [min, max], got {given!r}: the first number is the smaller one")
+        if isinstance(value, str) and not value.isprintable():
+            raise ConfigError(f"key '{self.name}' has a character that cannot be printed: {value!r}")
+        return os.path.expanduser(value) if self.path else value
 
 
-def type_name(type_: Any) -> str:
-    """``type_`` as people write it."""
-    return (
-        type_.__name__
-        if isinstance(type_, type) and not typing.get_args(type_)
-        else str(type_).replace("NoneType", "null")
-    )
-
-
-def without_none(type_: Any) -> Any:
-    """``T`` of ``T | None``, and of ``T``."""
-    if typing.get_origin(type_) is types.UnionType:
-        return next(a for a in typing.get_args(type_) if a is not type(None))
-    return type_
-
-
-def convert(value: Any, type_: Any) -> Any:
-    """``value`` as ``type_``; raises TypeError or ValueError where it is not one."""
-    if value is None and without_none(type_) is not type_:
-        return None
-    type_ = without_none(type_)
+def convert(given: Any, type_: Any) -> Any:
+    """``given`` as ``type_``; raises TypeError or ValueError where it is not one."""
     if typing.get_origin(type_) is tuple:
-        return _tuple(value, typing.get_args(type_))
-    if type_ is bool and isinstance(value, str) and value.lower() in TRUE + FALSE:
-        return value.lower() in TRUE
-    if type_ is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        number = float(value)  # YAML 1.1 reads 1e-4 as a string
+        items = given.split(",") if isinstance(given, str) else given
+        if not isinstance(items, (list, tuple)):
+            raise TypeError
+        first, *others = typing.get_args(type_)
+        types = [first] * len(items) if others[-1] is Ellipsis else [first, *others]
+        return tuple(convert(item, item_type) for item, item_type in zip(items, types, strict=True))
+    if type_ is bool and isinstance(given, str) and given.lower() in TRUE + FALSE:
+        return given.lower() in TRUE
+    if type_ is float and isinstance(given, (int, float, str)) and not isinstance(given, bool):
+        number = float(given)
         if not math.isfinite(number):
             raise ValueError
         return number
-    if type_ is int and isinstance(value, str):
-        return int(value)
-    if type(value) is not type_:
+    if type_ is int and isinstance(given, str):
+        return int(given)
+    if type(given) is not type_:
         raise TypeError
-    return value
+    return given
 
 
-def _tuple(value: Any, args: tuple) -> tuple:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)):
-        raise TypeError
-    if args[-1] is Ellipsis:
-        return tuple(convert(item, args[0]) for item in items)
-    return tuple(convert(item, arg) for item, arg in zip(items, args, strict=True))
+def value_text(value: Any) -> str:
+    """``value`` on one line of YAML, as the command line takes it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
-def from_text(name: str, text: str, type_: Any) -> Any:
-    """Value of a key on the command line: text is taken as it is, all else is YAML.
-
-    Raises:
-        ConfigError: not YAML.
-    """
-    if without_none(type_) is not str or text[:1] in ("'", '"'):
-        return parse(text, f"command line: key '{name}': {text!r}")[0]
-    optional = type_ is not str
-    return None if text == "null" or (optional and text in ("", "~")) else text
+def _keys(group: Any, prefix: str = "") -> Iterator[Key]:
+    hints = typing.get_type_hints(type(group))
+    for f in fields(group):
+        name, value = f"{prefix}{f.name}", getattr(group, f.name)
+        if is_dataclass(value):
+            yield from _keys(value, f"{name}.")
+        else:
+            yield Key(name, hints[f.name], value, **f.metadata)
 
 
-def admitted(name: str, value: Any, type_: Any, metadata: Mapping[str, Any]) -> Any:
-    """``value`` of the key ``name`` as ``type_``.
-
-    Raises:
-        ConfigError: another type, a number out of the key's range, a name that is none of its choices.
-    """
-    try:
-        value = convert(value, type_)
-    except (TypeError, ValueError, OverflowError):
-        quotes = ": put it into quotes" if without_none(type_) is str and isinstance(value, (int, float)) else ""
-        raise ConfigError(
-            f"key '{name}' must be {type_name(type_)}, got {value!r} ({type(value).__name__}){quotes}"
-        ) from None
-    if metadata["choices"] and value not in metadata["choices"]:
-        raise ConfigError(f"key '{name}' is {value!r}; choose one of {', '.join(metadata['choices'])}")
-    if metadata["needs_one"] and value == ():
-        raise ConfigError(f"key '{name}' is empty: it needs one entry at least")
-    _check_limits(name, value, type_, metadata)
-    if isinstance(value, str) and not value.isprintable():
-        raise ConfigError(f"key '{name}' has a character that cannot be printed: {value!r}")
-    return os.path.expanduser(value) if metadata["path"] and value else value
-
-
-def _check_limits(name: str, value: Any, type_: Any, metadata: Mapping[str, Any]) -> None:
-    limits = metadata["within"]
-    if limits is None or value is None:
-        return
-    numbers = value if isinstance(value, tuple) else (value,)
-    if any(number not in limits for number in numbers):
-        each = "each number of " if isinstance(value, tuple) else ""
-        shown = list(value) if isinstance(value, tuple) else value
-        raise ConfigError(f"{each}key '{name}' must be {limits}, got {shown}")
-    if without_none(type_) == Range and numbers[0] > numbers[1]:
-        raise ConfigError(f"key '{name}' is [min, max], got {list(numbers)}: the first number is the smaller one")
-
-
-def check_exp_name(name: str) -> None:
-    """Refuse a run name whose folder would not lie below ``snapshot_dir``, where results may be deleted.
-
-    Raises:
-        ConfigError: an absolute path, or one with ``..``.
-    """
-    path = PurePath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ConfigError(
-            f"key 'exp_name' is {name!r}: the run folder snapshot_dir/exp_name must lie below snapshot_dir, "
-            "set that to choose another place"
-        )
+KEYS = {key.name: key for key in _keys(Config())}  # by dotted name, in the order of the schema

@@ -15,8 +15,7 @@ from dataset.reading import OTHER_SIZES, read_pair, resized_pairs, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.network import check_batch
-from utils.config.declare import ConfigError
-from utils.config.schema import SCRATCH, Config, Model, Size
+from utils.config.schema import SCRATCH, Config, ConfigError, Model, Size
 from utils.engine.losses import check_parts
 from utils.engine.trainer import AUTOCAST
 from utils.engine.validation import Validation

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.batchnorm import set_bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, fill
+from models.weights import WeightsError, load_tensors
 from utils.run_folder.checkpoint import CheckpointError
 
 
@@ -40,7 +40,7 @@ def load_training_state(
         CheckpointError: it is of another network or optimiser.
     """
     try:
-        fill(model, state["model"], "network", "the checkpoint")
+        load_tensors(model, state["model"], "network", "the checkpoint")
         set_bn_updates(model, state["bn_updates"])
         settings = [group.copy() for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])

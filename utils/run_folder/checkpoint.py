@@ -15,7 +15,6 @@ from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file, reading
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
-from utils.config.yaml_text import parse
 from utils.run_folder.classes import class_entry
 from utils.run_folder.identity import config_changes, data_changes, git_revision
 
@@ -59,11 +58,13 @@ def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]
     """The configuration of a checkpoint, which ``model_state`` wrote, by dotted key.
 
     Raises:
-        WeightsError, ConfigError: it is none; the message names ``origin``.
+        WeightsError: it is none; the message names ``origin``.
     """
-    tree, _ = parse(content["config"], f"the configuration in {origin}")
     with reading(origin):
-        return flatten(tree)
+        try:
+            return flatten(yaml.safe_load(content["config"]))
+        except yaml.YAMLError as error:
+            raise ValueError("its configuration is not YAML") from error
 
 
 def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:

@@ -20,8 +20,7 @@ from dataset.reading import prediction_kind, read_image, read_label, read_raw_la
 from utils import distributed
 from utils.builders.data import Data
 from utils.builders.network import load_network
-from utils.config.declare import ConfigError
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents, data_facts, start_facts
