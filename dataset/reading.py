@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from dataset import png16
 from dataset.labels import IGNORE, UNKNOWN, id_lookup, is_id_table, known_ids, look_like_train_ids, refuse_train_ids
 from dataset.messages import DataError, few
 
@@ -23,6 +22,7 @@ UPRIGHT = 1
 MAX_ASPECT = 0.02  # by which width to height of image and label may differ, natural logarithm
 OTHER_SIZES = "have another size than their images; both are resized, each by itself (released code)"
 HEADERS = 16  # that are read at a time
+COLOUR16 = ("RGB;16B", "RGBA;16B")  # raw modes of PNGs of 16 bits a channel
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of 2 and 4 bits by, so that they reach 255
 
 
@@ -99,14 +99,27 @@ def read_raw_label(path: Path, kind: str) -> np.ndarray:
         DataError: an unreadable file; colours, lossy compression or other values instead of ids.
     """
     with _naming("label", path):
-        if kind == "synthia" and png16.is_colour16(path):
-            return png16.read_first_channel(path)
         with Image.open(path) as image:
+            if kind == "synthia" and _raw_mode(image) in COLOUR16:
+                return _first_channel16(path)
             if kind == "synthia" and image.mode not in ("1", "L", "I", "I;16"):
                 raise DataError(
                     f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids"
                 )
             return _read_ids(image, path, kind)
+
+
+def _first_channel16(path: Path) -> np.ndarray:
+    """First channel, uint16 (H, W), of a PNG in colours of 16 bits, of which Pillow itself keeps the high bytes."""
+    with Image.open(path) as image:
+        image.verify()  # all checksums, which decoding does not compare
+    halves = []
+    for order in ("B", "L"):  # the high bytes of big-endian values; read as little-endian ones, the low bytes
+        picture: Any  # a tile is a plain tuple before Pillow 11
+        with Image.open(path) as picture:
+            picture.tile = [(*tile[:3], f"{picture.mode};16{order}") for tile in picture.tile]
+            halves.append(np.asarray(picture.getchannel(0), np.uint16))
+    return (halves[0] << 8) | halves[1]
 
 
 def _read_ids(image: ImageFile.ImageFile, path: Path, kind: str) -> np.ndarray:
@@ -233,8 +246,8 @@ def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = Fa
         return []
     unique = list({(sample.image, sample.label): sample for sample in samples if sample.label}.values())
     with ThreadPoolExecutor(HEADERS) as pool:  # files may lie far away
-        images = list(pool.map(_header_size, (sample.image for sample in unique)))
-        labels = list(pool.map(_header_size, (sample.label_file for sample in unique)))
+        images = list(pool.map(_size_if_readable, (sample.image for sample in unique)))
+        labels = list(pool.map(_size_if_readable, (sample.label_file for sample in unique)))
     found = []
     for sample, size, label_size in zip(unique, images, labels, strict=True):
         if size is None or label_size is None or size == label_size:
@@ -246,15 +259,10 @@ def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = Fa
     return found
 
 
-def _header_size(path: Path) -> tuple[int, int] | None:
-    """(W, H) as stored, of a PNG in a tenth of Pillow's time; None for what cannot be read."""
+def _size_if_readable(path: Path) -> tuple[int, int] | None:
     try:
-        with open(path, "rb") as stream:
-            head = stream.read(24)
-        if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and len(head) == 24:
-            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
         return stored_size(path)
-    except (OSError, DataError):
+    except DataError:
         return None
 
 
