@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataset.folders import find_samples
+from dataset.folders import find_samples, read_list
 from dataset.id_table import parse_id_table
 from dataset.labels import read_id_table
-from dataset.lists import read_list
 from dataset.priors import load_class_prior
 from tests.fuzz.mutations import SNIPPETS, TREES, damaged_bytes, damaged_text, encoded, hypothesis, limited, reads, st
 from utils.config.command_line import ROOT, load_config
