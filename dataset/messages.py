@@ -44,10 +44,6 @@ class DataError(UserError, RuntimeError):
     """A data set that cannot be used as it is; the message names the file and says what to do."""
 
 
-class IdTableError(DataError, ValueError):
-    """A YAML id table that cannot be used; the message names the file."""
-
-
 def few(names: Iterable[object], shown: int = SHOWN) -> str:
     """The first ``shown`` of ``names``, in order, and how many more there are."""
     ordered = sorted(map(str, names))

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from dataset.folders import find_samples, read_list
-from dataset.id_table import parse_id_table
 from dataset.labels import read_id_table
 from dataset.priors import load_class_prior
 from tests.fuzz.mutations import SNIPPETS, TREES, damaged_bytes, damaged_text, encoded, hypothesis, limited, reads, st
@@ -125,7 +124,6 @@ def test_values_of_released_keys(place, keys, script):
 def test_id_table(place, text):
     path = place / "table.yaml"
     path.write_bytes(text)
-    reads(lambda: parse_id_table(path), path)
     reads(lambda: read_id_table.__wrapped__(str(path)), path)
 
 

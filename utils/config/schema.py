@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
+from dataset.messages import DataError
 from utils.config.declare import (
     ABOVE_0,
     ANGLE,
@@ -295,7 +296,7 @@ class Config:
             try:
                 kind = options.label_kind
                 tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
-            except ValueError as error:
+            except DataError as error:
                 raise ConfigError(f"{name}.id_table: {error}") from error
         for name, table in tables.items():
             if table.names != tables["source"].names:
