@@ -1,5 +1,6 @@
 """Joint operations on an image and its label. Padding is told by an explicit mask, never by label 255."""
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # of image, valid mask and label
 CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
 FILTERS = (BILINEAR, NEAREST, NEAREST)  # the same three when rotated
+EXACT = 2**24  # whole numbers up to here are exact in float32
 SCALE_FROM = ("resized", "original")
 
 
@@ -40,7 +42,7 @@ def normalise(image: Image.Image) -> Tensor:
 
 
 def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
-    """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H); rows are computed for its columns alone.
+    """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H); of its columns alone where that is exact.
 
     Columns are resampled first, then rows, as Pillow did before version 13, which chooses by the sizes; the order
     decides how values are rounded.
@@ -51,7 +53,11 @@ def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if image.size == size:
         return image if window == (0, 0, *size) else image.crop(window)
-    columns = image.resize((size[0], image.height), BILINEAR).crop((left, 0, right, image.height))
+    parts = size[0] // math.gcd(image.width, size[0])
+    # Only where the edges are exact in float32, in which Pillow keeps the box, a part has the same bits as the whole.
+    start, stop = (left, right) if parts.bit_count() == 1 and image.width * parts <= EXACT else (0, size[0])
+    box = (start * image.width / size[0], 0, stop * image.width / size[0], image.height)
+    columns = image.resize((stop - start, image.height), BILINEAR, box).crop((left - start, 0, right - start, box[3]))
     return columns.resize((columns.width, size[1]), BILINEAR).crop((0, top, columns.width, bottom))
 
 

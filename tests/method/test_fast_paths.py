@@ -54,7 +54,8 @@ def test_resized_window_is_cut_out_of_the_resized_picture():
     rng = random()
     for turn in range(600):
         own, size = (tuple(int(side) for side in rng.integers(1, 130, 2)) for _ in range(2))
-        size = (own, (size[0], own[1]), (own[0], size[1]), size)[turn % 4]
+        halved = (own[0] // 2 + 1, own[1] // 2 + 1)
+        own, size = ((own, own), (own, (size[0], own[1])), ((2 * halved[0], own[1]), halved), (own, size))[turn % 4]
         pixels = rng.integers(0, 256, (own[1], own[0], 3), np.uint8)
         whole = Image.fromarray(pixels).resize((size[0], own[1]), BILINEAR).resize(size, BILINEAR)
         window = random_window(size, rng)
