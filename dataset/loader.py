@@ -119,41 +119,21 @@ class EndlessBatchSampler(Sampler[list[Key]]):
             step += 1
 
 
-class EpochBatchSampler(Sampler[list[Key]]):
-    """Every sample once an epoch, in batches whose sizes differ by at most one, each shared out over the ranks."""
-
-    def __init__(
-        self, num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        per_epoch = math.ceil(num_samples / batch_size)
-        if num_samples // per_epoch < world_size:
-            raise ChoiceError(
-                f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
-            )
-        self.batches = []
-        for epoch in range(epochs):
-            keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
-            for batch in np.array_split(np.array(keys), per_epoch):
-                self.batches.append([(int(i), int(p)) for i, p in np.array_split(batch, world_size)[rank]])
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class ShardSampler(Sampler[int]):
-    """Indices rank, rank + world_size, ...: together every sample once, without padding."""
-
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
+def epoch_batches(
+    num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
+) -> list[list[Key]]:
+    """Every sample once an epoch, in batches whose sizes differ by at most one; of each the share of one rank."""
+    per_epoch = math.ceil(num_samples / batch_size)
+    if num_samples // per_epoch < world_size:
+        raise ChoiceError(
+            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
+        )
+    batches = []
+    for epoch in range(epochs):
+        keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
+        for batch in np.array_split(np.array(keys), per_epoch):
+            batches.append([(int(i), int(p)) for i, p in np.array_split(batch, world_size)[rank]])
+    return batches
 
 
 def _prepare_worker(worker: int) -> None:
@@ -199,50 +179,32 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: MapDataset,
-    batch_size: int,
-    *,
-    seed: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset: MapDataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
     """Endless batches of this rank; ``batch_size`` is the global one."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
 
-def epoch_loader(
+def finite_loader(
     dataset: MapDataset,
     batch_size: int,
     *,
+    steps: int | None,
     epochs: int,
     seed: int,
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
-    sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
-
-
-def step_loader(
-    dataset: MapDataset,
-    batch_size: int,
-    *,
-    steps: int,
-    seed: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader:
-    """The first ``steps`` batches of ``train_loader``."""
-    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), collate_fn=_batch, **_options(num_workers))
+    """The first ``steps`` batches of ``train_loader``; None: batches that hold every sample ``epochs`` times."""
+    if steps is None:
+        batches = epoch_batches(len(dataset), batch_size, epochs, seed, rank, world_size)
+    else:
+        batches = list(islice(EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size), steps))
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_batch, **_options(num_workers))
 
 
 def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Single images of this rank's shard, in order."""
-    sampler = ShardSampler(len(dataset), rank, world_size)
-    return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))
+    """Single images in order: of this rank every ``world_size``-th, so that no rank repeats one of another."""
+    return DataLoader(dataset, sampler=range(rank, len(dataset), world_size), **_options(num_workers))

@@ -14,9 +14,8 @@ from dataset.labels import DATA_SETS, IGNORE
 from dataset.loader import (
     EndlessBatchSampler,
     SegmentationDataset,
-    epoch_loader,
     eval_loader,
-    step_loader,
+    finite_loader,
     train_loader,
 )
 from dataset.messages import DataError
@@ -261,6 +260,4 @@ def statistics_loader(config: Config, domain: int, samples: Sequence[Sample]) ->
     dataset = domain_dataset(config, domain, samples, statistics_only=True)
     options = {"seed": config.seed, "num_workers": config.test.num_workers}
     options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    if a.num_steps is not None:
-        return step_loader(dataset, a.batch_size, steps=a.num_steps, **options)
-    return epoch_loader(dataset, a.batch_size, epochs=a.epochs, **options)
+    return finite_loader(dataset, a.batch_size, steps=a.num_steps, epochs=a.epochs, **options)
