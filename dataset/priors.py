@@ -3,10 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.files import file_version, read_text, write_whole
@@ -16,34 +20,7 @@ from dataset.messages import DataError
 from dataset.progress import Progress
 from dataset.reading import read_label
 
-CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
-
-
-class _Chunks(Dataset):
-    """Sums over ``CHUNK`` label files after another, and what is wrong with unreadable ones: only they travel between
-    the processes.
-
-    Args:
-        zeros: the sum of no file.
-        add: adds the train ids (H, W) of a file to a sum, in place.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]
-    ) -> None:
-        self.samples, self.kind, self.zeros, self.add = samples, kind, zeros, add
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.samples) / CHUNK)
-
-    def __getitem__(self, chunk: int) -> tuple[np.ndarray, list[str]]:
-        total, bad = self.zeros.copy(), []
-        for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
-            try:
-                self.add(total, read_label(sample.label_file, self.kind))
-            except DataError as error:
-                bad.append(str(error))
-        return total, bad
+CHUNK = 16  # label files that a loader process adds up at a time; below 256, as positions are counted in uint8
 
 
 def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, limit: int) -> np.ndarray | None:
@@ -63,6 +40,9 @@ def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, lim
     return seen
 
 
+Add = Callable[[np.ndarray, np.ndarray], None]  # adds the train ids (H, W) of a label to a sum, in place
+
+
 def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
     total += Image.fromarray(label).histogram()[: len(total)]  # less than half the time of numpy's
 
@@ -74,20 +54,35 @@ def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
         total[c] += small == c
 
 
-def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray, skip_bad: int) -> np.ndarray:
-    """``total`` plus the sums of all chunks, in place; its type holds them all.
+def _sum_of_some(samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Add) -> tuple[Tensor, list[str]]:
+    """``zeros`` plus all labels that can be read, and what is wrong with the others."""
+    total, bad = zeros.copy(), []
+    for sample in samples:
+        try:
+            add(total, read_label(sample.label_file, kind))
+        except DataError as error:
+            bad.append(str(error))
+    return torch.from_numpy(total), bad  # of shared memory, which a process does not copy
+
+
+def _sum(
+    samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Add, title: str, num_workers: int, skip_bad: int
+) -> np.ndarray:
+    """float64 sum of all labels. Only the sums of ``CHUNK`` files, of the type of ``zeros``, leave a process.
 
     Raises:
         DataError: more than ``skip_bad`` labels are unreadable; the first of them.
     """
-    loader = DataLoader(chunks, batch_size=None, num_workers=num_workers)
-    bad: list[str] = []
+    some = partial(_sum_of_some, kind=kind, zeros=zeros, add=add)
+    loader = DataLoader(cast(Dataset, samples), CHUNK, collate_fn=some, num_workers=num_workers)
+    total = zeros.astype(np.float64)  # exact up to 2**53
+    bad: dict[str, None] = {}
     for part, messages in Progress(loader, title, unit=f"{CHUNK} labels"):
-        total += np.asarray(part)
-        bad += messages
-        if len(set(bad)) > skip_bad:
-            raise DataError(bad[0])
-    for message in dict.fromkeys(bad):
+        total += part.numpy()
+        bad |= dict.fromkeys(messages)
+        if len(bad) > skip_bad:
+            raise DataError(next(iter(bad)))
+    for message in bad:
         print(f"left out of the {title}: {message}")
     return total
 
@@ -101,7 +96,7 @@ def class_histogram(
         skip_bad: unreadable labels that are left out before it is an error.
     """
     zeros = np.zeros(num_classes, np.int64)
-    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy(), skip_bad)
+    counts = _sum(samples, kind, zeros, _add_classes, "class histogram", num_workers, skip_bad)
     if not counts.sum():
         raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
     return counts / counts.sum()
@@ -126,8 +121,7 @@ def spatial_histogram(
     Sums to 1 over the classes; to 0 at a position that is never labelled.
     """
     zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
-    chunks = _Chunks(samples, kind, zeros, _add_positions)
-    counts = _sum(chunks, num_workers, "spatial prior", zeros.astype(np.float32), skip_bad)
+    counts = _sum(samples, kind, zeros, _add_positions, "spatial prior", num_workers, skip_bad).astype(np.float32)
     if sigma:
         from scipy.ndimage import gaussian_filter  # a quarter of a second, which only this needs
 

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -24,7 +23,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-class Progress(Generic[T]):
+class Progress(tqdm, Generic[T]):
     """Iterate over ``items`` and show on stderr how far it is.
 
     Args:
@@ -48,20 +47,25 @@ class Progress(Generic[T]):
         lines: bool = True,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self.title, self.start, self.report = title, start, report if enabled else None
-        self.total = start + len(items) if isinstance(items, Sized) else None
         terminal = sys.stderr.isatty()
+        self.title, self.start, self.report = title, start, report if enabled else None
         self.lines = lines and enabled and not terminal
+        options: dict[str, Any] = {
+            "initial": start,
+            "unit": unit,
+            "leave": leave,
+            "disable": not (enabled and terminal),
+        }
+        options |= {"bar_format": FORMAT, "dynamic_ncols": True, "mininterval": REDRAW}
         short = title if len(title) <= TITLE_WIDTH else f"..{title[2 - TITLE_WIDTH :]}"
-        options: dict[str, Any] = {"initial": start, "total": self.total, "unit": unit, "leave": leave, "disable": True}
-        if enabled and terminal:
-            options |= {"disable": False, "bar_format": FORMAT, "dynamic_ncols": True, "mininterval": REDRAW}
-        self.bar = tqdm(items, desc=short, **options)
+        total = start + len(items) if isinstance(items, Sized) else None
+        super().__init__(items, short, total, **options)
+        self.total = total  # tqdm, where disabled, does not keep it
 
     def __iter__(self) -> Iterator[T]:
         spoken = started = time.monotonic()
         first = None  # when the first item was done, which takes longer than others
-        for done, item in enumerate(self.bar, start=self.start + 1):
+        for done, item in enumerate(super().__iter__(), start=self.start + 1):
             yield item
             now = time.monotonic()
             first = first or now
@@ -77,12 +81,4 @@ class Progress(Generic[T]):
 
     def note(self, text: str) -> None:
         """Show ``text`` in the bar."""
-        self.bar.set_postfix_str(text, refresh=False)
-
-    def __enter__(self) -> "Progress[T]":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.close()
+        self.set_postfix_str(text, refresh=False)
