@@ -12,7 +12,6 @@ import numpy as np
 from dataset.files import read_text
 from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
 from dataset.messages import DataError, few
-from dataset.reading import read_image as read_image  # reads what is found here; people import it from here
 
 
 @dataclass(frozen=True)

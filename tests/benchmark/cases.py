@@ -198,8 +198,8 @@ def prior_case(folder: Path) -> Case:
     cores = usable_cores()
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        histogram = priors.class_histogram(samples, "gtav", C, num_workers=cores)
-        return histogram, priors.spatial_histogram(samples, "gtav", C, size, num_workers=cores)
+        histogram = priors.class_prior(samples, "gtav", C, num_workers=cores)
+        return histogram, priors.spatial_prior(samples, "gtav", C, size, num_workers=cores)
 
     def theirs() -> tuple[np.ndarray, np.ndarray]:
         counts, spatial = np.zeros(C), np.zeros((C, size[1], size[0]))
