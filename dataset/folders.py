@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -89,8 +89,7 @@ def find_samples(
     if labels == "required":
         _refuse_missing(images, found, image_dir, label_dir)
     names = _names(images, (image_dir, root), layout.image_suffix, repeats)
-    files = zip(names, images, found, strict=True)
-    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
+    return list(map(Sample, names, images, [label if label.is_file() else None for label in found]))
 
 
 def _refuse_missing(images: Sequence[Path], labels: Sequence[Path], image_dir: Path, label_dir: Path) -> None:
@@ -120,10 +119,8 @@ def _names(images: Sequence[Path], roots: Sequence[Path], suffix: str | None, re
     """
     paths = [_path_below(image, roots) for image in images]
     if suffix is None:
-        endless = defaultdict(set)
-        for path in paths:
-            endless[path.with_suffix("")].add(path)
-        names = [str(path if len(endless[path.with_suffix("")]) > 1 else path.with_suffix("")) for path in paths]
+        images_called = Counter(path.with_suffix("") for path in set(paths))
+        names = [str(path if images_called[path.with_suffix("")] > 1 else path.with_suffix("")) for path in paths]
     else:
         names = [_without_city(str(path).removesuffix(suffix)) for path in paths]
     first: dict[str, Path] = {}
@@ -190,12 +187,11 @@ def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats:
     images, found = [], []
     for line in read_list(data_list, repeats=repeats):
         image, label = split_pair(line, lambda path: os.path.isfile(root / path), data_list)
-        images.append(_locate(image, root, root, data_list))
-        found.append(_locate(label, root, root, data_list) if label else None)
         if label is None and labels == "required":
             raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed")
-    names = _names(images, (root,), None, repeats)
-    return [Sample(*files) for files in zip(names, images, found, strict=True)]
+        images.append(_locate(image, root, root, data_list))
+        found.append(_locate(label, root, root, data_list) if label else None)
+    return list(map(Sample, _names(images, (root,), None, repeats), images, found))
 
 
 def split_pair(line: str, exists: Callable[[str], bool], list_file: str | Path) -> tuple[str, str | None]:
@@ -212,21 +208,14 @@ def split_pair(line: str, exists: Callable[[str], bool], list_file: str | Path) 
         if len(parts) != 2:
             raise DataError(f"{list_file} has the line {line!r}: one tab separates the image from its label")
         return parts[0], parts[1]
-    ways: list[tuple[str, str | None]] = [(line, None)] if exists(line) else []
-    ways += [cut for cut in _cuts(line) if exists(cut[0]) and exists(cut[1])]
+    whole: list[tuple[str, str | None]] = [(line, None)]
+    cuts = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
+    ways = [cut for cut in [*whole, *cuts] if all(exists(part) for part in cut if part is not None)]
     if len(ways) > 1:
         raise DataError(f"{list_file} has the line {line!r}, which can be read in {len(ways)} ways: put a tab between")
-    if ways:
-        return ways[0]
-    cuts = list(_cuts(line))
     # What is named as missing: the parts of the only cut, or of a cut whose image or label exists, or the whole line.
     likely = cuts if len(cuts) == 1 else [cut for cut in cuts if exists(cut[0]) or exists(cut[1])]
-    return likely[0] if likely else (line, None)
-
-
-def _cuts(line: str) -> Iterator[tuple[str, str]]:
-    for gap in re.finditer(r"\s+", line):
-        yield line[: gap.start()], line[gap.end() :]
+    return [*ways, *likely, *whole][0]
 
 
 def _locate(line: str, folder: Path, root: Path, list_file: str | Path) -> Path:

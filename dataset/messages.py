@@ -15,9 +15,8 @@ def of_loader(text: str) -> str:
 
 def printable(text: str) -> str:
     """``text`` on one line, every character of which can be printed."""
-    lines = text.splitlines()
-    joined = text if lines == [text] else " ".join(filter(None, map(str.strip, lines)))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    line = " ".join(filter(None, map(str.strip, text.splitlines())))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class UserError(Exception):

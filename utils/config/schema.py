@@ -296,7 +296,7 @@ class Config:
             try:
                 kind = options.label_kind
                 tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
-            except DataError as error:
+            except (DataError, ValueError) as error:
                 raise ConfigError(f"{name}.id_table: {error}") from error
         for name, table in tables.items():
             if table.names != tables["source"].names:
