@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dataset.cores import loader_processes
-from dataset.failures import SCHEDULERS
 from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.messages import ChoiceError, DataError
+from dataset.program import SCHEDULERS, loader_processes
 from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 

@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 class UserError(Exception):
     """What the user can mend. The message is one line that names the file, key or image, and says what to do.
 
-    A program that ends by it prints that line, without a traceback (``dataset.failures``). What a message quotes from
+    A program that ends by it prints that line, without a traceback (``dataset.program``). What a message quotes from
     a file or a command line may be anything: line ends become spaces, what cannot be printed its escape sequence.
 
     Attributes:

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.cores import usable_cores
-from dataset.failures import exit_after
 from dataset.labels import CITYSCAPES, DATA_SETS
+from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
 from dataset.toy_scene import render_scene
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dataset import priors
 from dataset.cache import PictureCache
-from dataset.cores import usable_cores
 from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.program import usable_cores
 from dataset.reading import look_up, read_pair
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dataset.cores import loader_processes
 from dataset.folders import Sample
 from dataset.messages import few
 from dataset.priors import labelled_classes
+from dataset.program import loader_processes
 from dataset.reading import OTHER_SIZES, resized_pairs
 from utils import distributed
 from utils.builders import data, network
