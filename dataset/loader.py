@@ -4,8 +4,8 @@ import math
 import os
 import signal
 import threading
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from typing import Any
 
@@ -24,17 +24,15 @@ from dataset.transforms import Picture, Transform
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
-class MapDataset(Dataset):
+class MapDataset(Dataset, Sized):
     """A data set that knows its size."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
 
-
+@dataclass(eq=False)
 class SegmentationDataset(MapDataset):
     """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
 
-    Args:
+    Attributes:
         kind: how labels are encoded, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
         skip_bad: give the next readable sample instead of one that cannot be read, and say so under ``skipped``; of
@@ -42,19 +40,14 @@ class SegmentationDataset(MapDataset):
         read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        kind: str,
-        transform: Transform,
-        *,
-        seed: int,
-        domain: int,
-        skip_bad: int = 0,
-        read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
-    ) -> None:
-        self.samples, self.kind, self.transform, self.read = list(samples), kind, transform, read
-        self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
+    samples: Sequence[Sample]
+    kind: str
+    transform: Transform
+    _: KW_ONLY
+    seed: int
+    domain: int
+    skip_bad: int = 0
+    read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,6 +1,7 @@
 """Joint operations on an image and its label. Padding is told by an explicit mask, never by label 255."""
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,6 @@ FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # of image, valid mask and label
 CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
 FILTERS = (BILINEAR, NEAREST, NEAREST)  # the same three when rotated
 EXACT = 2**24  # whole numbers up to here are exact in float32
-SCALE_FROM = ("resized", "original")
 
 
 class Transform(Protocol):
@@ -66,11 +66,11 @@ def _size(picture: Picture) -> Size:
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
 
 
+@dataclass(frozen=True)
 class EvalTransform:
     """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size and is uint8."""
 
-    def __init__(self, size: Size | None) -> None:
-        self.size = size
+    size: Size | None
 
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
         own = _size(image)
@@ -79,6 +79,7 @@ class EvalTransform:
         return normalise(resized_window(image, size, (0, 0, *size))), ids, torch.ones(own[::-1], dtype=torch.bool)
 
 
+@dataclass(frozen=True)
 class JointTransform:
     """Resize, random scale, rotate, flip and crop of image and label together, in this order, as the released code.
 
@@ -86,7 +87,7 @@ class JointTransform:
     the picture has colour (123, 116, 103), label 255 and valid False. All random numbers are drawn first, so that only
     the pixels of the crop need to be computed; a rotation needs the whole picture.
 
-    Args:
+    Attributes:
         size: (W, H) to resize to before the random scale; None keeps the image's size.
         scale: range of one random factor for both sides, which become int(side * factor).
         rotate: range of the angle in degrees.
@@ -95,27 +96,14 @@ class JointTransform:
             both sides by half of what is missing, rounded down at the left or top, up at the right or bottom.
         scale_from: what the random scale resizes: ``resized``, the picture that was resized to ``size`` (as released),
             or ``original``, the picture as it was: one resampling instead of two, which stays sharper.
-
-    Raises:
-        ValueError: a range is reversed, or ``scale_from`` is neither.
     """
 
-    def __init__(
-        self,
-        size: Size | None = None,
-        scale: tuple[float, float] | None = None,
-        rotate: tuple[float, float] | None = None,
-        flip: bool = False,
-        crop: Size | None = None,
-        scale_from: str = "resized",
-    ) -> None:
-        for name, bounds in (("scale", scale), ("rotate", rotate)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name} is {bounds}: the first number is the smaller one")
-        if scale_from not in SCALE_FROM:
-            raise ValueError(f"scale_from is {scale_from!r}; choose one of {', '.join(SCALE_FROM)}")
-        self.size, self.scale, self.rotate, self.flip, self.crop = size, scale, rotate, flip, crop
-        self.scale_from = scale_from
+    size: Size | None = None
+    scale: tuple[float, float] | None = None
+    rotate: tuple[float, float] | None = None
+    flip: bool = False
+    crop: Size | None = None
+    scale_from: str = "resized"
 
     @property
     def fixed_size(self) -> Size | None:
