@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import KW_ONLY, dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -85,30 +85,32 @@ def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
     return [(int(orders[p // num_samples][p % num_samples]), p) for p in positions]
 
 
+@dataclass(eq=False)
 class EndlessBatchSampler(Sampler[list[Key]]):
     """Batches of one rank, without end: rank r has a contiguous slice of every global batch.
 
-    Args:
+    Attributes:
         batch_size: of the global batch.
         start_step: first batch, to go on after a stop.
     """
 
-    def __init__(
-        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
-    ) -> None:
-        if batch_size % world_size:
-            raise ChoiceError(
-                f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC"
-            )
-        self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
-        self.local, self.rank = batch_size // world_size, rank
+    num_samples: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            text = f"a batch of {self.batch_size} does not divide by {self.world_size} processes"
+            raise ChoiceError(f"{text}: change train.batch_size or NPROC")
 
     def __iter__(self) -> Iterator[list[Key]]:
-        step = self.start_step
-        while True:
-            first = step * self.batch_size + self.rank * self.local
-            yield _stream_keys(range(first, first + self.local), self.num_samples, self.seed)
-            step += 1
+        local = self.batch_size // self.world_size
+        for step in count(self.start_step):
+            first = step * self.batch_size + self.rank * local
+            yield _stream_keys(range(first, first + local), self.num_samples, self.seed)
 
 
 def epoch_batches(
