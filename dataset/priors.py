@@ -179,7 +179,7 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
 def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str], None] = print) -> np.ndarray:
     """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W).
 
-    Of a file with more classes the first C are taken (released code), which ``report`` is told.
+    Of a file with more classes the first C are taken (released code); ``report`` gets a line about it.
     """
     path = Path(path)
     if not path.is_file():

@@ -13,7 +13,7 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt
 TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
 REDRAW = 0.5  # seconds between two states of a bar
 LINE_EVERY = 60  # seconds between two lines where there is no terminal
-KNOWN_AFTER = 10  # items, and seconds: then it is told how long the rest will take
+KNOWN_AFTER = 10  # items, and seconds: from then on the time that is left can be estimated
 
 
 def duration(seconds: float) -> str:
@@ -27,11 +27,11 @@ class Progress(tqdm, Generic[T]):
     """Iterate over ``items`` and show on stderr how far it is.
 
     Args:
-        start: of how many items before these the total consists too, in a run that goes on.
+        start: number of items before these that count too, in a run that goes on.
         unit: what an item is.
         enabled: False shows nothing (all processes but the first).
         leave: keep the finished bar.
-        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: nothing, somebody else does.
+        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: write nothing, as a log does.
         report: called once, as soon as it can be estimated, with how long the rest will take.
     """
 

@@ -221,7 +221,7 @@ def resized_pairs(samples: Sequence[Sample], kind: str, *, skip_bad: bool = Fals
     """The samples whose labels ``may_be_resized`` in training, by the headers of all files.
 
     Args:
-        skip_bad: a pair that cannot be used is left to who reads it; so is a file that cannot be read.
+        skip_bad: leave out a pair that cannot be used, as the loader replaces it; no error.
 
     Raises:
         DataError: image and label differ in another way.

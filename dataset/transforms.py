@@ -1,4 +1,4 @@
-"""Joint operations on an image and its label. Padding is told by an explicit mask, never by label 255."""
+"""Joint operations on an image and its label. A mask of its own says what is padding, label 255 never does."""
 
 import math
 from dataclasses import dataclass
