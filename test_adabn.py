@@ -7,7 +7,7 @@ adabn_encoder.pth and adabn_decoder.pth too.
 
 from collections.abc import Sequence
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from utils.config.command_line import load_config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from utils.config.command_line import load_config
 from utils.config.schema import ConfigError
 

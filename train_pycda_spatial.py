@@ -5,7 +5,7 @@ Positions only mean something in whole images, so the target is not cropped, sca
 
 from collections.abc import Sequence
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from train_pycda import DEFAULTS, phases
 from utils.config.command_line import load_config
 from utils.config.schema import ConfigError

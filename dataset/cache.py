@@ -49,13 +49,11 @@ class PictureCache:
         return record["image"], None if sample.label is None else record["label"]
 
     def _path(self, sample: Sample, kind: str) -> Path:
-        files = [
-            (os.path.abspath(path), file_version(path)) for path in (sample.image, sample.label) if path is not None
-        ]
-        tables = id_lookup(kind).tobytes() + known_ids(kind).tobytes()
-        return (
-            self.folder / f"{hashlib.sha256(repr((DECODING, files, self.size)).encode() + tables).hexdigest()[:24]}.npy"
-        )
+        paths = [path for path in (sample.image, sample.label) if path is not None]
+        files = [(os.path.abspath(path), file_version(path)) for path in paths]
+        digest = hashlib.sha256(repr((DECODING, files, self.size)).encode())
+        digest.update(id_lookup(kind).tobytes() + known_ids(kind).tobytes())
+        return self.folder / f"{digest.hexdigest()[:24]}.npy"
 
     def _decode(self, sample: Sample, kind: str) -> np.ndarray:
         image, label = read_pair(sample, kind, resizable=True)
@@ -63,13 +61,10 @@ class PictureCache:
             if label is not None:
                 label = np.asarray(Image.fromarray(label).resize(self.size, NEAREST))
             image = resized_window(image, self.size, (0, 0, *self.size))
-        fields: list[tuple[str, type, tuple[int, ...]]] = [("image", np.uint8, (image.height, image.width, 3))]
-        if label is not None:
-            fields.append(("label", np.uint8, label.shape))
-        record = np.empty((), fields)
-        record["image"] = image
-        if label is not None:
-            record["label"] = label
+        layers = {"image": np.asarray(image)} | ({} if label is None else {"label": label})
+        record = np.empty((), [(name, np.uint8, layer.shape) for name, layer in layers.items()])
+        for name, layer in layers.items():
+            record[name] = layer
         return record
 
 

@@ -1,6 +1,5 @@
 """Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
 
-import codecs
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -48,21 +47,17 @@ def check_writable(folder: str | Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Content of a UTF-8 text file, without the byte order mark that some editors put first.
+    """Content of a UTF-8 text file, without a byte order mark; every line ends with "\\n", whatever the file has.
 
     Raises:
         DataError: another encoding, which would garble names.
     """
-    content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
-        raise DataError(f"{path} is UTF-16 or no text file: save it as UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line}, is not UTF-8 (byte 0x{content[error.start]:02x}; Latin-1?): save it as UTF-8"
-        ) from error
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = f"byte 0x{error.object[error.start]:02x}"
+        raise DataError(f"{path}, line {line}, is not UTF-8 ({byte}; UTF-16 or Latin-1?): save it as UTF-8") from error
 
 
 def file_version(path: Path) -> tuple[int, int] | None:

@@ -1,18 +1,17 @@
-"""Find image/label pairs in the folder layouts of ``dataset.labels.DATA_SETS``, with or without list files."""
+"""Find image/label pairs: in the folder layouts of ``dataset.labels.DATA_SETS``, with or without list files."""
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
 
-from dataset import lists
+from dataset.files import read_text
 from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
-from dataset.lists import read_list
 from dataset.messages import DataError, few
-from dataset.reading import read_image as read_image  # reads what is found here; people import it from here
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Sample:
 
 def write_list(samples: Sequence[Sample], path: Path, root: str | Path) -> None:
     """Write the samples' image paths relative to ``root``, one a line, so that ``find_samples`` reads them back."""
-    lists.write_list([sample.image for sample in samples], path, root)
+    lines = "".join(f"{os.path.relpath(sample.image, root)}\n" for sample in samples)
+    path.write_text(lines, encoding="utf-8", errors="surrogateescape")
 
 
 def find_samples(
@@ -57,7 +57,7 @@ def find_samples(
         dataset: "gtav", "synthia" or "cityscapes": the layout below ``data_dir``; or "list": what ``data_list`` says.
         split: sub-folder of the Cityscapes layout; the others have none.
         data_list: text file with one image path a line, relative to ``data_dir`` or to the layout's image folder.
-            Without it the folder is scanned. For "list", lines as ``dataset.lists.split_pair`` reads them.
+            Without it the folder is scanned. For "list", lines as ``split_pair`` reads them.
         label_list: text file with the label paths in the same order, relative to ``label_root`` or to the label folder.
         label_root: None: ``data_dir``.
         labels: "required": an image without label is an error; "optional": its label is None.
@@ -89,8 +89,7 @@ def find_samples(
     if labels == "required":
         _refuse_missing(images, found, image_dir, label_dir)
     names = _names(images, (image_dir, root), layout.image_suffix, repeats)
-    files = zip(names, images, found, strict=True)
-    return [Sample(name, image, label if label.is_file() else None) for name, image, label in files]
+    return list(map(Sample, names, images, [label if label.is_file() else None for label in found]))
 
 
 def _refuse_missing(images: Sequence[Path], labels: Sequence[Path], image_dir: Path, label_dir: Path) -> None:
@@ -108,21 +107,6 @@ def known_labels(dataset: str, data_dir: str | Path, split: str) -> set[Path]:
     return set((Path(data_dir) / layout.labels.format(split=split)).glob(layout.depth + layout.label_suffix))
 
 
-def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats: bool) -> list[Sample]:
-    """Pairs of a list file, with paths relative to ``root`` or absolute."""
-    if data_list is None:
-        raise DataError("dataset list needs a data_list: a text file of 'image_path label_path' lines")
-    images, found = [], []
-    for line in read_list(data_list, repeats=repeats):
-        image, label = lists.split_pair(line, lambda path: os.path.isfile(root / path), data_list)
-        images.append(_locate(image, root, root, data_list))
-        found.append(_locate(label, root, root, data_list) if label else None)
-        if label is None and labels == "required":
-            raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed")
-    names = _names(images, (root,), None, repeats)
-    return [Sample(*files) for files in zip(names, images, found, strict=True)]
-
-
 def _names(images: Sequence[Path], roots: Sequence[Path], suffix: str | None, repeats: bool) -> list[str]:
     """A name for every image, see ``Sample``.
 
@@ -135,10 +119,8 @@ def _names(images: Sequence[Path], roots: Sequence[Path], suffix: str | None, re
     """
     paths = [_path_below(image, roots) for image in images]
     if suffix is None:
-        endless = defaultdict(set)
-        for path in paths:
-            endless[path.with_suffix("")].add(path)
-        names = [str(path if len(endless[path.with_suffix("")]) > 1 else path.with_suffix("")) for path in paths]
+        images_called = Counter(path.with_suffix("") for path in set(paths))
+        names = [str(path if images_called[path.with_suffix("")] > 1 else path.with_suffix("")) for path in paths]
     else:
         names = [_without_city(str(path).removesuffix(suffix)) for path in paths]
     first: dict[str, Path] = {}
@@ -173,6 +155,67 @@ def _scan(image_dir: Path, layout: DataSet, dataset: str) -> list[Path]:
     if not images:
         raise DataError(f"no image in {image_dir}; {expected}")
     return images
+
+
+def read_list(path: str | Path, *, repeats: bool = False) -> list[str]:
+    """Lines of a list file, without blank ones.
+
+    Args:
+        repeats: whether a line may be there several times, as people write who want rare classes seen more often.
+
+    Raises:
+        DataError: no such file, no line, not UTF-8, or a line that is repeated although it may not be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no list file {path}")
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    repeated = [line for line, count in Counter(lines).items() if count > 1]
+    if repeated and not repeats:
+        raise DataError(
+            f"{path} lists {few(repeated)} more than once: remove the repetition (only training lists may repeat)"
+        )
+    if not lines:
+        raise DataError(f"{path} lists no file")
+    return lines
+
+
+def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats: bool) -> list[Sample]:
+    """Pairs of a list file, with paths relative to ``root`` or absolute."""
+    if data_list is None:
+        raise DataError("dataset list needs a data_list: a text file of 'image_path label_path' lines")
+    images, found = [], []
+    for line in read_list(data_list, repeats=repeats):
+        image, label = split_pair(line, lambda path: os.path.isfile(root / path), data_list)
+        if label is None and labels == "required":
+            raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed")
+        images.append(_locate(image, root, root, data_list))
+        found.append(_locate(label, root, root, data_list) if label else None)
+    return list(map(Sample, _names(images, (root,), None, repeats), images, found))
+
+
+def split_pair(line: str, exists: Callable[[str], bool], list_file: str | Path) -> tuple[str, str | None]:
+    """(image, label) of a line of a pair list, the label None where the line is an image alone.
+
+    A tab separates. Without one, the line is an image alone where such a file exists, and is otherwise cut at the white
+    space that leaves two files; paths may have spaces.
+
+    Raises:
+        DataError: more than one tab, or several ways to cut the line.
+    """
+    if "\t" in line:
+        parts = [part.strip() for part in line.split("\t") if part.strip()]
+        if len(parts) != 2:
+            raise DataError(f"{list_file} has the line {line!r}: one tab separates the image from its label")
+        return parts[0], parts[1]
+    whole: list[tuple[str, str | None]] = [(line, None)]
+    cuts = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
+    ways = [cut for cut in [*whole, *cuts] if all(exists(part) for part in cut if part is not None)]
+    if len(ways) > 1:
+        raise DataError(f"{list_file} has the line {line!r}, which can be read in {len(ways)} ways: put a tab between")
+    # What is named as missing: the parts of the only cut, or of a cut whose image or label exists, or the whole line.
+    likely = cuts if len(cuts) == 1 else [cut for cut in cuts if exists(cut[0]) or exists(cut[1])]
+    return [*ways, *likely, *whole][0]
 
 
 def _locate(line: str, folder: Path, root: Path, list_file: str | Path) -> Path:

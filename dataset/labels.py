@@ -4,18 +4,22 @@ A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, s
 how labels are encoded: the name of an entry, or the path of such a file.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
-from dataset.id_table import parse_id_table
-from dataset.messages import ChoiceError, DataError, nearest
+from dataset.files import read_text
+from dataset.messages import ChoiceError, DataError, few, nearest
 
 IGNORE = 255  # train id of what is not scored and not trained on
 UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
+_SHAPE = "it needs classes: [{name: road, colour: [128, 64, 128], ids: [7]}, ...] and, optionally, void: [...]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,13 @@ class ClassTable:
                 close = nearest(str(c), self.names)
                 raise ChoiceError(f"unknown class {c!r}; the nearest is {close!r}, all are: {', '.join(self.names)}")
         return tuple(found)
+
+
+def _export_ids(raw_ids: Sequence[int]) -> np.ndarray:
+    """``ClassTable.export_ids`` of the raw id of each class."""
+    ids = np.zeros(256, np.uint8)
+    ids[: len(raw_ids)] = raw_ids
+    return ids
 
 
 # name, raw Cityscapes id, colour; in train-id order
@@ -124,17 +135,10 @@ DATA_SETS = {
 }
 
 
-def _export_ids() -> np.ndarray:
-    ids = np.zeros(256, np.uint8)
-    for raw, train in _CITYSCAPES_IDS.items():
-        ids[train] = raw
-    return ids
-
-
 CITYSCAPES = ClassTable(
     names=tuple(name for name, _, _ in _CITYSCAPES),
     palette=np.array([colour for _, _, colour in _CITYSCAPES], np.uint8),
-    export_ids=_export_ids(),
+    export_ids=_export_ids([raw for _, raw, _ in _CITYSCAPES]),
 )
 
 _ALL = tuple(range(len(_CITYSCAPES)))
@@ -154,23 +158,7 @@ def id_lookup(kind: str) -> np.ndarray:
     Returns:
         uint8 (65536,) for synthia, whose labels are 16-bit, else (256,).
     """
-    if is_id_table(kind):
-        return read_id_table(kind)[1]
-    data_set = _data_set(kind)
-    return _lookup(2**data_set.bits, data_set.train_ids)
-
-
-def _data_set(kind: str) -> DataSet:
-    if kind not in DATA_SETS:
-        raise ValueError(f"no label kind {kind!r}: choose one of {', '.join(DATA_SETS)}, or a YAML file")
-    return DATA_SETS[kind]
-
-
-def _lookup(size: int, ids: dict[int, int]) -> np.ndarray:
-    table = np.full(size, IGNORE, np.uint8)
-    for raw, train in ids.items():
-        table[raw] = train
-    return table
+    return _tables(kind)[0]
 
 
 def known_ids(kind: str) -> np.ndarray:
@@ -178,17 +166,39 @@ def known_ids(kind: str) -> np.ndarray:
 
     A YAML table defines the ids that it names, and 255.
     """
+    return _tables(kind)[1]
+
+
+def _tables(kind: str) -> tuple[np.ndarray, np.ndarray]:
     if is_id_table(kind):
-        return read_id_table(kind)[2]
-    data_set = _data_set(kind)
-    known = np.zeros(2**data_set.bits, bool)
-    known[sorted(data_set.known_ids)] = True
-    return known
+        return read_id_table(kind)[1:]
+    if kind not in DATA_SETS:
+        raise ValueError(f"no label kind {kind!r}: choose one of {', '.join(DATA_SETS)}, or a YAML file")
+    data_set = DATA_SETS[kind]
+    return _arrays(data_set.bits, data_set.train_ids, data_set.known_ids)
+
+
+def _arrays(bits: int, train_ids: dict[int, int], known_ids: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The look-up uint8 (2**bits,) of raw ids, and bool (2**bits,), True for the known ones."""
+    lookup, known = np.full(2**bits, IGNORE, np.uint8), np.zeros(2**bits, bool)
+    lookup[list(train_ids)] = list(train_ids.values())
+    known[list(known_ids)] = True
+    return lookup, known
 
 
 def is_id_table(kind: str) -> bool:
     """Whether a label kind is the path of a YAML id table instead of a data set's name."""
     return kind.endswith((".yaml", ".yml"))
+
+
+class _Strings(yaml.BaseLoader):
+    """Strings, lists and mappings are all there is: a class called ``no`` is no boolean."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        repeated = _repeated(str(key.value) for key, _ in node.value)
+        if repeated:
+            raise DataError(f"line {node.start_mark.line + 1} on has {few(repeated)} more than once")
+        return super().construct_mapping(node, deep)
 
 
 @cache
@@ -203,16 +213,86 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
         classes, look-up uint8 (256,) of raw ids, and bool (256,), True for a raw id that the table names.
 
     Raises:
-        IdTableError: see ``dataset.id_table.parse_id_table``.
+        DataError: no such file, not YAML, a key that is unknown, missing or repeated, two classes of one name, an id
+            named twice, or an id or colour out of range; the message is one line and names the file.
     """
-    classes, void = parse_id_table(path)
-    palette = np.array([c.colour for c in classes], np.uint8)
-    export = np.zeros(256, np.uint8)
-    export[: len(classes)] = [c.ids[0] for c in classes]
-    lookup = _lookup(256, {raw: train for train, c in enumerate(classes) for raw in c.ids})
-    known = np.zeros(256, bool)
-    known[[raw for c in classes for raw in c.ids] + void + [IGNORE]] = True
-    return ClassTable(tuple(c.name for c in classes), palette, export), lookup, known
+    if not Path(path).is_file():
+        raise DataError(f"no id table {path}")
+    text = read_text(Path(path))
+    try:
+        # Not safe_load, which would turn names into booleans and numbers; this loader makes strings only.
+        classes, void = _parse(yaml.load(text, Loader=_Strings))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise DataError(f"{path}{where}, is not YAML: {problem}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply: {_SHAPE}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    names, colours, ids = zip(*classes, strict=True)
+    train_ids = {raw: train for train, raws in enumerate(ids) for raw in raws}
+    table = ClassTable(names, np.array(colours, np.uint8), _export_ids([raws[0] for raws in ids]))
+    return table, *_arrays(8, train_ids, [*train_ids, *void, IGNORE])
+
+
+_Class = tuple[str, list[int], list[int]]  # name, colour, raw ids
+
+
+def _parse(content: Any) -> tuple[list[_Class], list[int]]:
+    """The classes of an id table, and the raw ids that are void."""
+    _check_keys(content, "the table", {"classes"}, {"void"})
+    if not isinstance(content["classes"], list) or not content["classes"]:
+        raise DataError(f"classes is no list of classes: {_SHAPE}")
+    classes = [_parse_class(entry, f"class {number}") for number, entry in enumerate(content["classes"], start=1)]
+    void = _numbers(content.get("void") or [], "void")
+    if twice := _repeated(name for name, _, _ in classes):
+        raise DataError(f"two classes are called {few(twice)}: every name once")
+    if len(classes) > UNKNOWN:
+        raise DataError(f"{len(classes)} classes, at most {UNKNOWN} are possible")
+    raw_ids = [raw for _, _, ids in classes for raw in ids] + void
+    wrong, twice = sorted({raw for raw in raw_ids if not 0 <= raw <= 255}), sorted(_repeated(raw_ids))
+    if wrong or twice:
+        raise DataError(f"each raw id once and in 0..255; wrong: {wrong or 'none'}, more than once: {twice or 'none'}")
+    return classes, void
+
+
+def _parse_class(entry: Any, what: str) -> _Class:
+    _check_keys(entry, what, {"name", "colour", "ids"}, set())
+    name = entry["name"]
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"the name of {what} is {name!r}: it must be a word")
+    colour = _numbers(entry["colour"], f"the colour of {name}")
+    if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+        raise DataError(f"the colour of {name} is {colour}: it must be [R, G, B], each in 0..255")
+    ids = _numbers(entry["ids"], f"the ids of {name}")
+    if not ids:
+        raise DataError(f"{name} has no ids: every class needs at least one raw id")
+    return name, colour, ids
+
+
+def _check_keys(content: Any, what: str, required: set[str], optional: set[str]) -> None:
+    if not isinstance(content, dict):
+        raise DataError(f"{what} is no mapping: {_SHAPE}")
+    for name in content.keys() - required - optional:
+        close = nearest(str(name), sorted(required | optional))
+        raise DataError(f"{what} has the unknown key {str(name)!r}; the nearest is {close!r}")
+    if missing := required - content.keys():
+        raise DataError(f"{what} has no {few(missing)}: {_SHAPE}")
+
+
+def _numbers(values: Any, what: str) -> list[int]:
+    try:
+        if not isinstance(values, list):
+            raise TypeError
+        return [int(value) for value in values]
+    except (TypeError, ValueError):
+        raise DataError(f"{what} must be a list of whole numbers, got {values!r}") from None
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def class_table(kind: str) -> ClassTable:

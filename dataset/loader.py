@@ -4,9 +4,9 @@ import math
 import os
 import signal
 import threading
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import KW_ONLY, dataclass
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dataset.cores import loader_processes
-from dataset.failures import SCHEDULERS
 from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.messages import ChoiceError, DataError
+from dataset.program import SCHEDULERS, loader_processes
 from dataset.reading import read_pair
 from dataset.transforms import Picture, Transform
 
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
-class MapDataset(Dataset):
+class MapDataset(Dataset, Sized):
     """A data set that knows its size."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
 
-
+@dataclass(eq=False)
 class SegmentationDataset(MapDataset):
     """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
 
-    Args:
+    Attributes:
         kind: how labels are encoded, see ``dataset.labels``.
         domain: number that keeps the random numbers of source and target apart.
         skip_bad: give the next readable sample instead of one that cannot be read, and say so under ``skipped``; of
@@ -43,19 +40,14 @@ class SegmentationDataset(MapDataset):
         read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        kind: str,
-        transform: Transform,
-        *,
-        seed: int,
-        domain: int,
-        skip_bad: int = 0,
-        read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair,
-    ) -> None:
-        self.samples, self.kind, self.transform, self.read = list(samples), kind, transform, read
-        self.seed, self.domain, self.skip_bad = seed, domain, skip_bad
+    samples: Sequence[Sample]
+    kind: str
+    transform: Transform
+    _: KW_ONLY
+    seed: int
+    domain: int
+    skip_bad: int = 0
+    read: Callable[[Sample, str], tuple[Picture, np.ndarray | None]] = read_pair
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,67 +85,49 @@ def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
     return [(int(orders[p // num_samples][p % num_samples]), p) for p in positions]
 
 
+@dataclass(eq=False)
 class EndlessBatchSampler(Sampler[list[Key]]):
     """Batches of one rank, without end: rank r has a contiguous slice of every global batch.
 
-    Args:
+    Attributes:
         batch_size: of the global batch.
         start_step: first batch, to go on after a stop.
     """
 
-    def __init__(
-        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
-    ) -> None:
-        if batch_size % world_size:
-            raise ChoiceError(
-                f"a batch of {batch_size} does not divide by {world_size} processes: change train.batch_size or NPROC"
-            )
-        self.num_samples, self.batch_size, self.seed, self.start_step = num_samples, batch_size, seed, start_step
-        self.local, self.rank = batch_size // world_size, rank
+    num_samples: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            text = f"a batch of {self.batch_size} does not divide by {self.world_size} processes"
+            raise ChoiceError(f"{text}: change train.batch_size or NPROC")
 
     def __iter__(self) -> Iterator[list[Key]]:
-        step = self.start_step
-        while True:
-            first = step * self.batch_size + self.rank * self.local
-            yield _stream_keys(range(first, first + self.local), self.num_samples, self.seed)
-            step += 1
+        local = self.batch_size // self.world_size
+        for step in count(self.start_step):
+            first = step * self.batch_size + self.rank * local
+            yield _stream_keys(range(first, first + local), self.num_samples, self.seed)
 
 
-class EpochBatchSampler(Sampler[list[Key]]):
-    """Every sample once an epoch, in batches whose sizes differ by at most one, each shared out over the ranks."""
-
-    def __init__(
-        self, num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        per_epoch = math.ceil(num_samples / batch_size)
-        if num_samples // per_epoch < world_size:
-            raise ChoiceError(
-                f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
-            )
-        self.batches = []
-        for epoch in range(epochs):
-            keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
-            for batch in np.array_split(np.array(keys), per_epoch):
-                self.batches.append([(int(i), int(p)) for i, p in np.array_split(batch, world_size)[rank]])
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class ShardSampler(Sampler[int]):
-    """Indices rank, rank + world_size, ...: together every sample once, without padding."""
-
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
+def epoch_batches(
+    num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
+) -> list[list[Key]]:
+    """Every sample once an epoch, in batches whose sizes differ by at most one; of each the share of one rank."""
+    per_epoch = math.ceil(num_samples / batch_size)
+    if num_samples // per_epoch < world_size:
+        raise ChoiceError(
+            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
+        )
+    batches = []
+    for epoch in range(epochs):
+        keys = _stream_keys(range(epoch * num_samples, (epoch + 1) * num_samples), num_samples, seed)
+        for batch in np.array_split(np.array(keys), per_epoch):
+            batches.append([(int(i), int(p)) for i, p in np.array_split(batch, world_size)[rank]])
+    return batches
 
 
 def _prepare_worker(worker: int) -> None:
@@ -199,50 +173,32 @@ def _options(num_workers: int) -> dict:
 
 
 def train_loader(
-    dataset: MapDataset,
-    batch_size: int,
-    *,
-    seed: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset: MapDataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
     """Endless batches of this rank; ``batch_size`` is the global one."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
 
-def epoch_loader(
+def finite_loader(
     dataset: MapDataset,
     batch_size: int,
     *,
+    steps: int | None,
     epochs: int,
     seed: int,
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Finite batches that hold every sample ``epochs`` times over all ranks; ``batch_size`` is the global one."""
-    sampler = EpochBatchSampler(len(dataset), batch_size, epochs, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
-
-
-def step_loader(
-    dataset: MapDataset,
-    batch_size: int,
-    *,
-    steps: int,
-    seed: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader:
-    """The first ``steps`` batches of ``train_loader``."""
-    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=list(islice(sampler, steps)), collate_fn=_batch, **_options(num_workers))
+    """The first ``steps`` batches of ``train_loader``; None: batches that hold every sample ``epochs`` times."""
+    if steps is None:
+        batches = epoch_batches(len(dataset), batch_size, epochs, seed, rank, world_size)
+    else:
+        batches = list(islice(EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size), steps))
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_batch, **_options(num_workers))
 
 
 def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Single images of this rank's shard, in order."""
-    sampler = ShardSampler(len(dataset), rank, world_size)
-    return DataLoader(dataset, batch_size=1, sampler=sampler, **_options(num_workers))
+    """Single images in order: of this rank every ``world_size``-th, so that no rank repeats one of another."""
+    return DataLoader(dataset, sampler=range(rank, len(dataset), world_size), **_options(num_workers))

@@ -15,15 +15,14 @@ def of_loader(text: str) -> str:
 
 def printable(text: str) -> str:
     """``text`` on one line, every character of which can be printed."""
-    lines = text.splitlines()
-    joined = text if lines == [text] else " ".join(filter(None, map(str.strip, lines)))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    line = " ".join(filter(None, map(str.strip, text.splitlines())))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class UserError(Exception):
     """What the user can mend. The message is one line that names the file, key or image, and says what to do.
 
-    A program that ends by it prints that line, without a traceback (``dataset.failures``). What a message quotes from
+    A program that ends by it prints that line, without a traceback (``dataset.program``). What a message quotes from
     a file or a command line may be anything: line ends become spaces, what cannot be printed its escape sequence.
 
     Attributes:
@@ -42,10 +41,6 @@ class ChoiceError(UserError, ValueError):
 
 class DataError(UserError, RuntimeError):
     """A data set that cannot be used as it is; the message names the file and says what to do."""
-
-
-class IdTableError(DataError, ValueError):
-    """A YAML id table that cannot be used; the message names the file."""
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:

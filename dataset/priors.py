@@ -3,10 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.files import file_version, read_text, write_whole
@@ -16,34 +20,7 @@ from dataset.messages import DataError
 from dataset.progress import Progress
 from dataset.reading import read_label
 
-CHUNK = 16  # label files that a loader process adds up; below 256, as positions are counted in uint8
-
-
-class _Chunks(Dataset):
-    """Sums over ``CHUNK`` label files after another, and what is wrong with unreadable ones: only they travel between
-    the processes.
-
-    Args:
-        zeros: the sum of no file.
-        add: adds the train ids (H, W) of a file to a sum, in place.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], kind: str, zeros: np.ndarray, add: Callable[[np.ndarray, np.ndarray], None]
-    ) -> None:
-        self.samples, self.kind, self.zeros, self.add = samples, kind, zeros, add
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.samples) / CHUNK)
-
-    def __getitem__(self, chunk: int) -> tuple[np.ndarray, list[str]]:
-        total, bad = self.zeros.copy(), []
-        for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
-            try:
-                self.add(total, read_label(sample.label_file, self.kind))
-            except DataError as error:
-                bad.append(str(error))
-        return total, bad
+CHUNK = 16  # label files that a loader process adds up at a time; below 256, as positions are counted in uint8
 
 
 def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, limit: int) -> np.ndarray | None:
@@ -63,77 +40,121 @@ def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, lim
     return seen
 
 
-def _add_classes(total: np.ndarray, label: np.ndarray) -> None:
-    total += Image.fromarray(label).histogram()[: len(total)]  # less than half the time of numpy's
-
-
-def _add_positions(total: np.ndarray, label: np.ndarray) -> None:
-    num_classes, height, width = total.shape
-    small = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
-    for c in range(num_classes):
+def _add(total: np.ndarray, label: np.ndarray) -> None:
+    """Count the train ids (H, W) of a label, in place: by class in (C,), by class and position in (C, h, w)."""
+    picture = Image.fromarray(label)
+    if total.ndim == 1:
+        total += picture.histogram()[: len(total)]  # less than half the time of numpy's
+        return
+    small = np.asarray(picture.resize(total.shape[:0:-1], Image.Resampling.NEAREST))
+    for c in range(len(total)):
         total[c] += small == c
 
 
-def _sum(chunks: _Chunks, num_workers: int, title: str, total: np.ndarray, skip_bad: int) -> np.ndarray:
-    """``total`` plus the sums of all chunks, in place; its type holds them all.
+def _sum_of_some(samples: Sequence[Sample], kind: str, zeros: np.ndarray) -> tuple[Tensor, list[str]]:
+    """``zeros`` plus all labels that can be read, and what is wrong with the others."""
+    total, bad = zeros.copy(), []
+    for sample in samples:
+        try:
+            _add(total, read_label(sample.label_file, kind))
+        except DataError as error:
+            bad.append(str(error))
+    return torch.from_numpy(total), bad  # of shared memory, which a process does not copy
+
+
+def _sum(
+    samples: Sequence[Sample], kind: str, zeros: np.ndarray, title: str, num_workers: int, skip_bad: int
+) -> np.ndarray:
+    """float64 sum of all labels. Only the sums of ``CHUNK`` files, of the type of ``zeros``, leave a process.
 
     Raises:
         DataError: more than ``skip_bad`` labels are unreadable; the first of them.
     """
-    loader = DataLoader(chunks, batch_size=None, num_workers=num_workers)
-    bad: list[str] = []
+    some = partial(_sum_of_some, kind=kind, zeros=zeros)
+    loader = DataLoader(cast(Dataset, samples), CHUNK, collate_fn=some, num_workers=num_workers)
+    total = zeros.astype(np.float64)  # exact up to 2**53
+    bad: dict[str, None] = {}
     for part, messages in Progress(loader, title, unit=f"{CHUNK} labels"):
-        total += np.asarray(part)
-        bad += messages
-        if len(set(bad)) > skip_bad:
-            raise DataError(bad[0])
-    for message in dict.fromkeys(bad):
+        total += part.numpy()
+        bad |= dict.fromkeys(messages)
+        if len(bad) > skip_bad:
+            raise DataError(next(iter(bad)))
+    for message in bad:
         print(f"left out of the {title}: {message}")
     return total
 
 
-def class_histogram(
-    samples: Sequence[Sample], kind: str, num_classes: int, *, num_workers: int = 0, skip_bad: int = 0
+def class_prior(
+    samples: Sequence[Sample],
+    kind: str,
+    num_classes: int,
+    *,
+    cache_dir: Path | None = None,
+    num_workers: int = 0,
+    skip_bad: int = 0,
 ) -> np.ndarray:
     """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1.
 
     Args:
+        cache_dir: folder that keeps it as a text file for the next time; None: it is computed.
         skip_bad: unreadable labels that are left out before it is an error.
+
+    Raises:
+        DataError: nothing is labelled, or more than ``skip_bad`` labels are unreadable.
     """
-    zeros = np.zeros(num_classes, np.int64)
-    counts = _sum(_Chunks(samples, kind, zeros, _add_classes), num_workers, "class histogram", zeros.copy(), skip_bad)
-    if not counts.sum():
-        raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
-    return counts / counts.sum()
+    path = cache_dir and cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
+    if path is None or not path.is_file():
+        counts = _sum(samples, kind, np.zeros(num_classes, np.int64), "class histogram", num_workers, skip_bad)
+        if not counts.sum():
+            raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
+        prior = counts / counts.sum()
+        if path is None:
+            return prior
+        write_whole(path, lambda stream: np.savetxt(stream, prior))
+    return load_class_prior(path, num_classes)
 
 
-def spatial_histogram(
+def spatial_prior(
     samples: Sequence[Sample],
     kind: str,
     num_classes: int,
     size: tuple[int, int],
     *,
     sigma: float = 0.0,
+    cache_dir: Path | None = None,
     num_workers: int = 0,
     skip_bad: int = 0,
 ) -> np.ndarray:
     """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
 
+    Sums to 1 over the classes; to 0 at a position that is never labelled.
+
     Args:
         sigma: Gaussian smoothing of the counts, in pixels of ``size``; 0: none.
-        skip_bad: as of ``class_histogram``.
-
-    Sums to 1 over the classes; to 0 at a position that is never labelled.
+        cache_dir: folder that keeps it as .npy (H, W, C) for the next time; None: it is computed.
+        skip_bad: as of ``class_prior``.
     """
-    zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
-    chunks = _Chunks(samples, kind, zeros, _add_positions)
-    counts = _sum(chunks, num_workers, "spatial prior", zeros.astype(np.float32), skip_bad)
-    if sigma:
-        from scipy.ndimage import gaussian_filter  # a quarter of a second, which only this needs
+    path = cache_dir and cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
+    if path is None or not path.is_file():
+        zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
+        counts = _sum(samples, kind, zeros, "spatial prior", num_workers, skip_bad).astype(np.float32)
+        if sigma:
+            from scipy.ndimage import gaussian_filter  # a quarter of a second, which only this needs
 
-        counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
-    total = counts.sum(0)
-    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+            counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
+        total = counts.sum(0)
+        prior = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+        if path is None:
+            return prior
+        write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
+    return load_spatial_prior(path, num_classes)
+
+
+def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
+    """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
+    labels = [(str(sample.label), file_version(sample.label_file)) for sample in samples]
+    text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
@@ -158,7 +179,7 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
 def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str], None] = print) -> np.ndarray:
     """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W).
 
-    Of a file with more classes the first C are taken (released code), which ``report`` is told.
+    Of a file with more classes the first C are taken (released code); ``report`` gets a line about it.
     """
     path = Path(path)
     if not path.is_file():
@@ -183,42 +204,3 @@ def _load_array(path: Path) -> np.ndarray:
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
     return array
-
-
-def class_prior(
-    samples: Sequence[Sample], kind: str, num_classes: int, *, cache_dir: Path, num_workers: int = 0, skip_bad: int = 0
-) -> np.ndarray:
-    """``class_histogram``, kept as a text file in ``cache_dir`` for the next time."""
-    path = cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
-    if not path.is_file():
-        histogram = class_histogram(samples, kind, num_classes, num_workers=num_workers, skip_bad=skip_bad)
-        write_whole(path, lambda stream: np.savetxt(stream, histogram))
-    return load_class_prior(path, num_classes)
-
-
-def spatial_prior(
-    samples: Sequence[Sample],
-    kind: str,
-    num_classes: int,
-    size: tuple[int, int],
-    *,
-    cache_dir: Path,
-    sigma: float = 0.0,
-    num_workers: int = 0,
-    skip_bad: int = 0,
-) -> np.ndarray:
-    """``spatial_histogram``, kept as .npy (H, W, C) in ``cache_dir`` for the next time."""
-    path = cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
-    if not path.is_file():
-        prior = spatial_histogram(
-            samples, kind, num_classes, size, sigma=sigma, num_workers=num_workers, skip_bad=skip_bad
-        )
-        write_whole(path, lambda stream: np.save(stream, prior.transpose(1, 2, 0)))
-    return load_spatial_prior(path, num_classes)
-
-
-def _digest(samples: Sequence[Sample], kind: str, *settings: object) -> str:
-    """Names a cache file by all that its content depends on; a label file that was edited in place is another one."""
-    labels = [(str(sample.label), file_version(sample.label_file)) for sample in samples]
-    text = repr((kind, id_lookup(kind).tobytes(), *settings, labels))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -14,7 +13,7 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt
 TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
 REDRAW = 0.5  # seconds between two states of a bar
 LINE_EVERY = 60  # seconds between two lines where there is no terminal
-KNOWN_AFTER = 10  # items, and seconds: then it is told how long the rest will take
+KNOWN_AFTER = 10  # items, and seconds: from then on the time that is left can be estimated
 
 
 def duration(seconds: float) -> str:
@@ -24,15 +23,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-class Progress(Generic[T]):
+class Progress(tqdm, Generic[T]):
     """Iterate over ``items`` and show on stderr how far it is.
 
     Args:
-        start: of how many items before these the total consists too, in a run that goes on.
+        start: number of items before these that count too, in a run that goes on.
         unit: what an item is.
         enabled: False shows nothing (all processes but the first).
         leave: keep the finished bar.
-        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: nothing, somebody else does.
+        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: write nothing, as a log does.
         report: called once, as soon as it can be estimated, with how long the rest will take.
     """
 
@@ -48,20 +47,25 @@ class Progress(Generic[T]):
         lines: bool = True,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self.title, self.start, self.report = title, start, report if enabled else None
-        self.total = start + len(items) if isinstance(items, Sized) else None
         terminal = sys.stderr.isatty()
+        self.title, self.start, self.report = title, start, report if enabled else None
         self.lines = lines and enabled and not terminal
+        options: dict[str, Any] = {
+            "initial": start,
+            "unit": unit,
+            "leave": leave,
+            "disable": not (enabled and terminal),
+        }
+        options |= {"bar_format": FORMAT, "dynamic_ncols": True, "mininterval": REDRAW}
         short = title if len(title) <= TITLE_WIDTH else f"..{title[2 - TITLE_WIDTH :]}"
-        options: dict[str, Any] = {"initial": start, "total": self.total, "unit": unit, "leave": leave, "disable": True}
-        if enabled and terminal:
-            options |= {"disable": False, "bar_format": FORMAT, "dynamic_ncols": True, "mininterval": REDRAW}
-        self.bar = tqdm(items, desc=short, **options)
+        total = start + len(items) if isinstance(items, Sized) else None
+        super().__init__(items, short, total, **options)
+        self.total = total  # tqdm, where disabled, does not keep it
 
     def __iter__(self) -> Iterator[T]:
         spoken = started = time.monotonic()
         first = None  # when the first item was done, which takes longer than others
-        for done, item in enumerate(self.bar, start=self.start + 1):
+        for done, item in enumerate(super().__iter__(), start=self.start + 1):
             yield item
             now = time.monotonic()
             first = first or now
@@ -77,12 +81,4 @@ class Progress(Generic[T]):
 
     def note(self, text: str) -> None:
         """Show ``text`` in the bar."""
-        self.bar.set_postfix_str(text, refresh=False)
-
-    def __enter__(self) -> "Progress[T]":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.close()
+        self.set_postfix_str(text, refresh=False)

@@ -6,23 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from dataset import png16
+from dataset.folders import Sample
 from dataset.labels import IGNORE, UNKNOWN, id_lookup, is_id_table, known_ids, look_like_train_ids, refuse_train_ids
 from dataset.messages import DataError, few
 
-if TYPE_CHECKING:
-    from dataset.folders import Sample
-
-ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 are turned or mirrored
-UPRIGHT = 1
+UPRIGHT = 1  # value of the EXIF orientation; 2 to 8 are turned or mirrored
 MAX_ASPECT = 0.02  # by which width to height of image and label may differ, natural logarithm
 OTHER_SIZES = "have another size than their images; both are resized, each by itself (released code)"
 HEADERS = 16  # that are read at a time
+COLOUR16 = ("RGB;16B", "RGBA;16B")  # raw modes of PNGs of 16 bits a channel
 STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of 2 and 4 bits by, so that they reach 255
 
 
@@ -49,20 +46,14 @@ def read_image(path: Path) -> Image.Image:
     """
     with _naming("image", path), Image.open(path) as image:
         image.load()
-        upright = _upright(image)
-        if upright.mode == "RGB":
-            return upright  # converting RGB to RGB would copy it
-        if upright.mode == "F" or (upright.mode == "I" and image.format != "PNG"):  # old Pillow: PNGs of 16 bits are I
-            raise DataError(f"{path} has 32-bit values ({upright.mode}), of unknown range: save it with 8 or 16 bits")
-        if upright.mode.startswith("I"):
-            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
-        return upright.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT:
-        return image
-    return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "RGB":
+            return image  # converting RGB to RGB would copy it
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # old Pillow: PNGs of 16 bits are I
+            raise DataError(f"{path} has 32-bit values ({image.mode}), of unknown range: save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
 
 
 def stored_size(path: Path, *, verify: bool = False) -> tuple[int, int]:
@@ -85,7 +76,7 @@ def is_turned(path: Path) -> bool:
     """Whether the EXIF orientation of an image changes how it is read; False for what is no image."""
     try:
         with Image.open(path) as image:
-            return image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT
+            return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
     except Exception:  # as in _naming
         return False
 
@@ -99,14 +90,27 @@ def read_raw_label(path: Path, kind: str) -> np.ndarray:
         DataError: an unreadable file; colours, lossy compression or other values instead of ids.
     """
     with _naming("label", path):
-        if kind == "synthia" and png16.is_colour16(path):
-            return png16.read_first_channel(path)
         with Image.open(path) as image:
+            if kind == "synthia" and _raw_mode(image) in COLOUR16:
+                return _first_channel16(path)
             if kind == "synthia" and image.mode not in ("1", "L", "I", "I;16"):
                 raise DataError(
                     f"{path} is an 8-bit picture, SYNTHIA labels are 16-bit: it was saved again and lost its ids"
                 )
             return _read_ids(image, path, kind)
+
+
+def _first_channel16(path: Path) -> np.ndarray:
+    """First channel, uint16 (H, W), of a PNG in colours of 16 bits, of which Pillow itself keeps the high bytes."""
+    with Image.open(path) as image:
+        image.verify()  # all checksums, which decoding does not compare
+    halves = []
+    for order in ("B", "L"):  # the high bytes of big-endian values; read as little-endian ones, the low bytes
+        picture: Any  # a tile is a plain tuple before Pillow 11
+        with Image.open(path) as picture:
+            picture.tile = [(*tile[:3], f"{picture.mode};16{order}") for tile in picture.tile]
+            halves.append(np.asarray(picture.getchannel(0), np.uint16))
+    return (halves[0] << 8) | halves[1]
 
 
 def _read_ids(image: ImageFile.ImageFile, path: Path, kind: str) -> np.ndarray:
@@ -118,7 +122,8 @@ def _read_ids(image: ImageFile.ImageFile, path: Path, kind: str) -> np.ndarray:
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise DataError(f"{path} is a colour picture ({image.mode}), {kind} labels hold ids: use the labelIds files")
     image.load()
-    ids = np.array(_upright(image))
+    ImageOps.exif_transpose(image, in_place=True)
+    ids = np.array(image)
     if image.mode.startswith("I") and not 0 <= ids.min() <= ids.max() <= IGNORE:
         raise DataError(
             f"{path} holds values from {ids.min()} to {ids.max()}, {kind} ids are at most {IGNORE}: use the labelIds "
@@ -135,19 +140,11 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return first if isinstance(first, str) else ""
 
 
-def read_prediction(path: Path, kind: str) -> np.ndarray:
-    """Train ids uint8 (H, W) of a PNG of label ids that a network predicted; 255 where the id is no class.
-
-    Predictions on SYNTHIA have Cityscapes' ids, as ``utils.scoring.pictures.label_id_map`` writes them.
-
-    Raises:
-        DataError: as ``read_label``.
-    """
-    return train_ids(read_raw_label(path, prediction_kind(kind)), path, prediction_kind(kind))
-
-
 def prediction_kind(kind: str) -> str:
-    """The label kind of predictions for labels of ``kind``."""
+    """The label kind of predictions for labels of ``kind``: those for SYNTHIA have Cityscapes' ids.
+
+    ``utils.scoring.pictures.label_id_map`` writes them so.
+    """
     return "cityscapes" if kind == "synthia" else kind
 
 
@@ -190,7 +187,7 @@ def look_up(raw: np.ndarray, table: np.ndarray) -> np.ndarray:
     return table.take(raw)
 
 
-def read_pair(sample: "Sample", kind: str, *, resizable: bool = False) -> tuple[Image.Image, np.ndarray | None]:
+def read_pair(sample: Sample, kind: str, *, resizable: bool = False) -> tuple[Image.Image, np.ndarray | None]:
     """RGB image and train ids uint8 (H, W) of a sample, None where it has no label.
 
     Args:
@@ -220,11 +217,11 @@ def may_be_resized(kind: str, size: tuple[int, int], label_size: tuple[int, int]
     return kind == "gtav" and abs(aspects) <= MAX_ASPECT
 
 
-def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = False) -> list["Sample"]:
+def resized_pairs(samples: Sequence[Sample], kind: str, *, skip_bad: bool = False) -> list[Sample]:
     """The samples whose labels ``may_be_resized`` in training, by the headers of all files.
 
     Args:
-        skip_bad: a pair that cannot be used is left to who reads it; so is a file that cannot be read.
+        skip_bad: leave out a pair that cannot be used, as the loader replaces it; no error.
 
     Raises:
         DataError: image and label differ in another way.
@@ -233,11 +230,10 @@ def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = Fa
         return []
     unique = list({(sample.image, sample.label): sample for sample in samples if sample.label}.values())
     with ThreadPoolExecutor(HEADERS) as pool:  # files may lie far away
-        images = list(pool.map(_header_size, (sample.image for sample in unique)))
-        labels = list(pool.map(_header_size, (sample.label_file for sample in unique)))
+        sizes = list(pool.map(_stored_sizes, unique))
     found = []
-    for sample, size, label_size in zip(unique, images, labels, strict=True):
-        if size is None or label_size is None or size == label_size:
+    for sample, (size, label_size) in zip(unique, sizes, strict=True):
+        if size == label_size:
             continue
         if may_be_resized(kind, size, label_size):
             found.append(sample)
@@ -246,16 +242,12 @@ def resized_pairs(samples: Sequence["Sample"], kind: str, *, skip_bad: bool = Fa
     return found
 
 
-def _header_size(path: Path) -> tuple[int, int] | None:
-    """(W, H) as stored, of a PNG in a tenth of Pillow's time; None for what cannot be read."""
+def _stored_sizes(sample: Sample) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(W, H) of image and label; equal ones where one of the two cannot be read, which its reader says."""
     try:
-        with open(path, "rb") as stream:
-            head = stream.read(24)
-        if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and len(head) == 24:
-            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        return stored_size(path)
-    except (OSError, DataError):
-        return None
+        return stored_size(sample.image), stored_size(sample.label_file)
+    except DataError:
+        return (1, 1), (1, 1)
 
 
 def turned(path: Path) -> str:

@@ -8,7 +8,7 @@ import argparse
 import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.cores import usable_cores
-from dataset.failures import exit_after
-from dataset.labels import CITYSCAPES, IGNORE, id_lookup
+from dataset.labels import CITYSCAPES, DATA_SETS
+from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
 from dataset.toy_scene import render_scene
 
@@ -57,7 +56,7 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
             return
         problem = f"{root} holds a toy city of another plan, see {marker}"
         raise FileExistsError(f"{problem}: delete it or choose another folder")
-    scenes = _scenes(root, plan)
+    scenes = list(_scenes(root, plan))
     processes = min(usable_cores(), 1 + len(scenes) // CHUNK)  # all of a pool start at once, however little there is
     with ProcessPoolExecutor(processes) as pool, Progress(scenes, "toy city") as progress:
         for _ in zip(progress, pool.map(_write, scenes, chunksize=CHUNK), strict=True):
@@ -77,28 +76,25 @@ class _Scene:
     save_label: Callable[[Path, np.ndarray], None]
 
 
-def _scenes(root: Path, plan: Plan) -> list[_Scene]:
+def _scenes(root: Path, plan: Plan) -> Iterator[_Scene]:
     """Every picture of ``plan``."""
-    scenes = []
 
-    def add(stream: int, domain: str, index: int, image: Path, label: Path, save: Callable = _save_ids) -> None:
-        scenes.append(_Scene((plan.seed, stream, index), domain, plan.size, image, label, save))
+    def scene(stream: int, index: int, image: str, label: str, save: Callable = _save_ids) -> _Scene:
+        domain = "source" if stream in (SOURCE, SOURCE_VAL) else "target"
+        return _Scene((plan.seed, stream, index), domain, plan.size, root / image, root / label, save)
 
     for folder, stream, count in (("gtav", SOURCE, plan.num_source), ("gtav_val", SOURCE_VAL, plan.num_source_val)):
         for i in range(count):
-            name = f"{i + 1:05d}.png"
-            add(stream, "source", i, root / folder / "images" / name, root / folder / "labels" / name)
-    images, labels = root / "cityscapes/leftImg8bit", root / "cityscapes/gtFine"
+            yield scene(stream, i, f"{folder}/images/{i + 1:05d}.png", f"{folder}/labels/{i + 1:05d}.png")
     train, val = (TARGET, plan.num_target, TRAIN_CITIES), (TARGET_VAL, plan.num_target_val, VAL_CITIES)
     for split, (stream, count, cities) in (("train", train), ("val", val)):
         for i in range(count):
             city = cities[i % len(cities)]
             stem = f"{split}/{city}/{city}_{i:06d}_000019"
-            add(stream, "target", i, images / f"{stem}_leftImg8bit.png", labels / f"{stem}_gtFine_labelIds.png")
+            image, label = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
+            yield scene(stream, i, f"cityscapes/{image}", f"cityscapes/{label}")
     for i in range(plan.num_source if plan.synthia else 0):
-        files = root / f"synthia/RGB/{i:07d}.png", root / f"synthia/GT/LABELS/{i:07d}.png"
-        add(SOURCE, "source", i, *files, _save_synthia)
-    return scenes
+        yield scene(SOURCE, i, f"synthia/RGB/{i:07d}.png", f"synthia/GT/LABELS/{i:07d}.png", _save_synthia)
 
 
 def _write(scene: _Scene) -> None:
@@ -115,9 +111,8 @@ def _save_ids(path: Path, labels: np.ndarray) -> None:
 
 def _save_synthia(path: Path, labels: np.ndarray) -> None:
     raw = np.zeros(256, np.uint16)  # 0 is SYNTHIA's void; terrain, which it does not score, becomes that
-    for synthia_id, train_id in reversed(list(enumerate(id_lookup("synthia")))):
-        if train_id != IGNORE:
-            raw[train_id] = synthia_id
+    ids = DATA_SETS["synthia"].train_ids
+    raw[list(ids.values())] = list(ids)
     pixels = np.zeros((*labels.shape, 3), np.uint16)
     pixels[..., 0] = raw[labels]
     pixels[..., 1] = labels == CITYSCAPES.ids(["car"])[0]  # an instance number, as the original has

@@ -5,28 +5,116 @@ they differ in palette, light, texture, haze, blur, sensor noise and in how ofte
 do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from dataset.labels import CITYSCAPES, IGNORE
-from dataset.toy_styles import STYLES, Colour, Style
 
+Colour = tuple[int, int, int]
 Point = tuple[float, float]
 ID = {name: index for index, name in enumerate(CITYSCAPES.names)}
 ROAD, WALK = 0.42, 0.24  # half width of the road and width of a sidewalk at the bottom of the picture, in widths
 
 
+@dataclass(frozen=True)
+class Style:
+    """How a domain looks, and what it is made of."""
+
+    palette: dict[str, tuple[Colour, ...]]  # base colours by class
+    jitter: float  # deviation of a surface's colour, 0..255
+    texture: dict[str, float]  # deviation of fine texture by class, 0..255; "" is every other class
+    saturation: float  # factor on the chroma
+    gain: tuple[float, float]  # range of the exposure
+    tint: tuple[float, float, float]  # of the light, by channel
+    contrast: float
+    haze: tuple[float, float]  # range of the share of haze at the horizon
+    blur: float  # radius in pixels
+    noise: float  # deviation of the sensor noise
+    counts: dict[str, float]  # mean numbers of things
+    open_side: float  # chance of a side with terrain, fence and trees instead of buildings
+    building_height: tuple[float, float]
+    horizon: tuple[float, float]
+
+
+SOURCE = Style(
+    palette={
+        "road": ((92, 92, 104), (104, 102, 108)),
+        "sidewalk": ((196, 176, 160), (184, 184, 190)),
+        "building": ((206, 130, 96), (222, 196, 150), (150, 160, 190), (180, 90, 80)),
+        "fence": ((214, 186, 150), (230, 230, 226)),
+        "pole": ((60, 62, 70),),
+        "traffic light": ((40, 44, 40),),
+        "traffic sign": ((30, 90, 220), (230, 40, 40)),
+        "vegetation": ((52, 150, 50), (80, 170, 60)),
+        "terrain": ((140, 196, 90), (170, 200, 110)),
+        "sky": ((104, 170, 245), (130, 190, 250)),
+        "person": ((220, 80, 60), (60, 80, 200), (240, 210, 80)),
+        "car": ((210, 30, 36), (30, 60, 200), (240, 240, 244), (240, 190, 30)),
+        "bus": ((240, 160, 20), (30, 160, 120)),
+        "bicycle": ((40, 30, 40), (180, 30, 40)),
+    },
+    jitter=8.0,
+    texture={"": 3.0, "vegetation": 12.0, "terrain": 7.0},
+    saturation=1.1,
+    gain=(0.95, 1.1),
+    tint=(1.0, 1.0, 1.0),
+    contrast=1.0,
+    haze=(0.0, 0.12),
+    blur=0.0,
+    noise=1.5,
+    counts={"tree": 2.0, "post": 3.0, "person": 2.0, "bicycle": 1.4, "car": 3.0, "bus": 0.6},
+    open_side=0.3,
+    building_height=(0.5, 0.95),
+    horizon=(0.42, 0.5),
+)
+TARGET = Style(
+    palette={
+        "road": ((112, 108, 104), (84, 86, 92)),
+        "sidewalk": ((160, 158, 150), (206, 200, 188)),
+        "building": ((150, 120, 100), (196, 190, 176), (120, 116, 120), (210, 170, 110)),
+        "fence": ((150, 140, 130), (120, 96, 70)),
+        "pole": ((110, 112, 110),),
+        "traffic light": ((44, 48, 46),),
+        "traffic sign": ((41, 86, 185), (199, 50, 48)),
+        "vegetation": ((70, 110, 44), (110, 130, 60), (50, 100, 70)),
+        "terrain": ((160, 150, 90), (120, 150, 70)),
+        "sky": ((150, 190, 235), (200, 214, 228)),
+        "person": ((60, 60, 72), (150, 70, 60), (90, 110, 80)),
+        "car": ((40, 42, 48), (170, 174, 180), (110, 30, 36), (40, 60, 120)),
+        "bus": ((190, 60, 40), (220, 190, 60)),
+        "bicycle": ((60, 60, 70), (120, 50, 40)),
+    },
+    jitter=10.0,
+    texture={"": 6.0, "vegetation": 26.0, "terrain": 16.0, "road": 8.0, "sidewalk": 11.0, "building": 13.0},
+    saturation=0.95,
+    gain=(0.85, 1.15),
+    tint=(0.98, 1.0, 0.99),
+    contrast=0.98,
+    haze=(0.02, 0.16),
+    blur=0.7,
+    noise=6.0,
+    counts={"tree": 3.5, "post": 3.5, "person": 3.0, "bicycle": 2.0, "car": 4.5, "bus": 0.5},
+    open_side=0.45,
+    building_height=(0.35, 0.7),
+    horizon=(0.38, 0.46),
+)
+STYLES = {"source": SOURCE, "target": TARGET}
+
+
 class Canvas:
-    """Colours, train ids and depth of a scene under construction; later shapes hide earlier ones."""
+    """Colours, train ids and nearness of a scene under construction; later shapes hide earlier ones.
+
+    Nearness is 0 at the vanishing point and 1 at the bottom of the picture.
+    """
 
     def __init__(self, rng: np.random.Generator, style: Style, size: tuple[int, int]) -> None:
         self.rng, self.style, self.size = rng, style, size
-        self.colour = Image.new("RGB", size)
-        self.label = Image.new("L", size, IGNORE)
-        self.near = Image.new("F", size, 0.0)  # 0 at the vanishing point, 1 at the bottom of the picture
+        self.colour, self.label, self.near = Image.new("RGB", size), Image.new("L", size, IGNORE), Image.new("F", size)
+        self.pens = [ImageDraw.Draw(layer) for layer in (self.colour, self.label, self.near)]
         self.vanishing = (size[0] * rng.uniform(0.36, 0.64), size[1] * rng.uniform(*style.horizon))
 
     def pick(self, name: str) -> Colour:
@@ -46,17 +134,27 @@ class Canvas:
         """``ground`` of several points, each (u, s) or (u, s, height)."""
         return [self.ground(*corner) for corner in corners]
 
+    def fills(self, name: str, colour: Colour, near: float) -> Iterator[tuple[ImageDraw.ImageDraw, Colour | float]]:
+        """Each layer's pen with what it draws of a shape."""
+        values: list[Colour | float] = [colour, ID[name], near]
+        return zip(self.pens, values, strict=True)
+
     def polygon(self, points: Sequence[Point], name: str, colour: Colour, near: float) -> None:
-        for image, fill in ((self.colour, colour), (self.label, ID[name]), (self.near, near)):
-            ImageDraw.Draw(image).polygon(points, fill=fill)
+        for pen, fill in self.fills(name, colour, near):
+            pen.polygon(points, fill=fill)
 
     def ellipse(self, box: tuple[float, float, float, float], name: str, colour: Colour, near: float) -> None:
-        for image, fill in ((self.colour, colour), (self.label, ID[name]), (self.near, near)):
-            ImageDraw.Draw(image).ellipse(box, fill=fill)
+        for pen, fill in self.fills(name, colour, near):
+            pen.ellipse(box, fill=fill)
+
+    def disc(self, u: float, s: float, height: float, radius: float, name: str, colour: Colour) -> None:
+        """Disc around the point (u, s, height), ``radius`` in heights of the picture."""
+        (x, y), r = self.ground(u, s, height), s * self.size[1] * radius
+        self.ellipse((x - r, y - r, x + r, y + r), name, colour, s)
 
     def detail(self, points: Sequence[Point], colour: Colour) -> None:
         """Colour only: windows, lamps, lane markings."""
-        ImageDraw.Draw(self.colour).polygon(points, fill=colour)
+        self.pens[0].polygon(points, fill=colour)
 
     def box(self, u: float, s: float, width: float, bottom: float, top: float, name: str, colour: Colour) -> None:
         """Upright rectangle at (u, s), ``width`` wide, from ``bottom`` to ``top`` above ground."""
@@ -132,9 +230,8 @@ def _tree(c: Canvas, u: float, s: float) -> None:
     c.box(u, s, 0.03, 0.0, 0.35, "vegetation", (88, 66, 46))
     colour = c.pick("vegetation")
     for _ in range(7):
-        x, y = c.ground(u + c.rng.normal(0, 0.06), s, c.rng.uniform(0.32, 0.62))
-        r = s * c.size[1] * c.rng.uniform(0.1, 0.18)
-        c.ellipse((x - r, y - r, x + r, y + r), "vegetation", _shade(colour, c.rng.uniform(0.8, 1.2)), s)
+        where, radius = (u + c.rng.normal(0, 0.06), s, c.rng.uniform(0.32, 0.62)), c.rng.uniform(0.1, 0.18)
+        c.disc(*where, radius, "vegetation", _shade(colour, c.rng.uniform(0.8, 1.2)))
 
 
 def _post(c: Canvas, u: float, s: float) -> None:
@@ -159,9 +256,7 @@ def _vehicle(name: str, c: Canvas, u: float, s: float) -> None:
     c.box(u, s, width * (0.78 if name == "car" else 1.0), height * 0.6, height, name, _shade(colour, 0.92))
     c.detail(c.corners(u, s, width * 0.66, height * 0.62, height * 0.92), (58, 66, 78))
     for wheel in (-0.36, 0.36):
-        x, y = c.ground(u + wheel * width, s, 0.02)
-        r = s * c.size[1] * 0.025
-        c.ellipse((x - r, y - r, x + r, y + r), name, (26, 26, 28), s)
+        c.disc(u + wheel * width, s, 0.02, 0.025, name, (26, 26, 28))
         c.detail(c.corners(u + wheel * width, s, width * 0.16, height * 0.3, height * 0.42), (200, 60, 50))
 
 
@@ -169,24 +264,20 @@ def _person(c: Canvas, u: float, s: float) -> None:
     clothes = c.pick("person")
     c.box(u, s, 0.08, 0.0, 0.19, "person", _shade(clothes, 0.55))
     c.box(u, s, 0.1, 0.19, 0.36, "person", clothes)
-    x, y = c.ground(u, s, 0.4)
-    r = s * c.size[1] * 0.045
-    c.ellipse((x - r, y - r, x + r, y + r), "person", (196, 156, 130), s)
+    c.disc(u, s, 0.4, 0.045, "person", (196, 156, 130))
 
 
 def _bicycle(c: Canvas, u: float, s: float) -> None:
     colour = c.pick("bicycle")
     frame = c.outline((u - 0.09, s, 0.09), (u + 0.09, s, 0.09), (u + 0.05, s, 0.24), (u - 0.06, s, 0.22))
     c.polygon(frame, "bicycle", colour, s)
-    r = s * c.size[1] * 0.09
     for offset in (-0.08, 0.08):
-        x, y = c.ground(u + offset, s, 0.09)
-        c.ellipse((x - r, y - r, x + r, y + r), "bicycle", _shade(colour, 0.6), s)
+        c.disc(u + offset, s, 0.09, 0.09, "bicycle", _shade(colour, 0.6))
 
 
 def _things(c: Canvas) -> None:
     """What stands or moves on the street, from far to near."""
-    rng, style = c.rng, c.style
+    rng, counts = c.rng, c.style.counts
 
     def side() -> int:
         return rng.choice([-1, 1])
@@ -194,16 +285,13 @@ def _things(c: Canvas) -> None:
     def beside() -> float:
         return side() * (ROAD + rng.uniform(0.05, WALK))
 
-    def lane() -> float:
-        return side() * rng.uniform(0.12, ROAD - 0.08)
-
-    things = [(rng.uniform(0.3, 1.0), _tree, side() * (ROAD + WALK)) for _ in range(rng.poisson(style.trees))]
-    things += [(rng.uniform(0.4, 1.0), _post, side() * (ROAD + 0.03)) for _ in range(rng.poisson(style.posts))]
-    things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(style.persons))]
-    things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(style.bicycles))]
-    for name, count in (("car", rng.poisson(style.cars)), ("bus", rng.poisson(style.buses))):
-        vehicle = partial(_vehicle, name)
-        things += [(rng.uniform(0.18, 0.8), vehicle, lane()) for _ in range(count)]
+    things = [(rng.uniform(0.3, 1.0), _tree, side() * (ROAD + WALK)) for _ in range(rng.poisson(counts["tree"]))]
+    things += [(rng.uniform(0.4, 1.0), _post, side() * (ROAD + 0.03)) for _ in range(rng.poisson(counts["post"]))]
+    things += [(rng.uniform(0.25, 0.95), _person, beside()) for _ in range(rng.poisson(counts["person"]))]
+    things += [(rng.uniform(0.35, 0.95), _bicycle, beside()) for _ in range(rng.poisson(counts["bicycle"]))]
+    vehicles = [(partial(_vehicle, name), rng.poisson(counts[name])) for name in ("car", "bus")]
+    for vehicle, count in vehicles:
+        things += [(rng.uniform(0.18, 0.8), vehicle, side() * rng.uniform(0.12, ROAD - 0.08)) for _ in range(count)]
     for s, draw, u in sorted(things, key=lambda thing: thing[0]):
         draw(c, u, s)
 
@@ -218,7 +306,7 @@ def _photograph(c: Canvas) -> np.ndarray:
     """The picture as the domain's camera takes it: texture, light, haze, blur, noise. uint8 (H, W, 3)."""
     rng, style = c.rng, c.style
     labels, near = np.asarray(c.label), np.asarray(c.near)[..., None]
-    strength = np.array([style.texture.get(name, style.default_texture) for name in CITYSCAPES.names], np.float32)
+    strength = np.array([style.texture.get(name, style.texture[""]) for name in CITYSCAPES.names], np.float32)
     texture = 0.6 * rng.standard_normal(labels.shape, np.float32) + 0.8 * _smooth_noise(rng, c.size, 3)
     pixels = np.asarray(c.colour, np.float32) + (strength[labels] * texture)[..., None]
     grey = pixels.mean(2, keepdims=True)

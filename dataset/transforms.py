@@ -1,7 +1,7 @@
-"""Joint operations on an image and its label. Padding is told by an explicit mask, never by label 255."""
+"""Joint operations on an image and its label. A mask of its own says what is padding, label 255 never does."""
 
 import math
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +21,6 @@ Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly
 Size = tuple[int, int]  # (W, H)
 Fill = int | tuple[int, int, int]
 Window = tuple[int, int, int, int]  # left, top, right, bottom
-Stretch = tuple[int, ...]  # of a window along one axis: first pixel, one past the last
 Tensors = tuple[Tensor, Tensor | None, Tensor]
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
@@ -29,7 +28,6 @@ NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # of image, valid mask and label
 CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
 FILTERS = (BILINEAR, NEAREST, NEAREST)  # the same three when rotated
-SCALE_FROM = ("resized", "original")
 EXACT = 2**24  # whole numbers up to here are exact in float32
 
 
@@ -43,88 +41,24 @@ def normalise(image: Image.Image) -> Tensor:
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
 
-def resized_window(picture: Picture, size: Size, window: Window, via: Size | None = None) -> Image.Image:
-    """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H), bit for bit, without computing the rest.
+def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
+    """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H); of its columns alone where that is exact.
 
-    With ``via`` (W, H) the picture is resized to that first, and the result, rounded to uint8, to ``size``: each step
-    computes only what the window of the next one needs.
-
-    Columns are resampled first, then rows, as Pillow did before version 13, which chooses by the sizes and would choose
-    otherwise for a window than for the whole picture; the order decides how values are rounded.
+    Columns are resampled first, then rows, as Pillow did before version 13, which chooses by the sizes; the order
+    decides how values are rounded.
     """
-    own = _size(picture)
-    steps = [step for step in pairwise((own, via or own, size)) if step[0] != step[1]]
-    windows = [window]  # of the picture before each step and after the last one
-    for before, after in reversed(steps):
-        windows.insert(0, _needed(windows[0], before, after))
-    if isinstance(picture, Image.Image) and not steps:
-        return _crop(picture, window)
-    if isinstance(picture, Image.Image):
-        image, windows[0] = picture, (0, 0, *own)  # to cut it would take as long as it saves
-    else:
-        left, top, right, bottom = windows[0]
-        image = Image.fromarray(picture[top:bottom, left:right])  # of a memory map nothing else is read
-    for (before, after), (held, wanted) in zip(steps, pairwise(windows), strict=True):
-        for axis in (0, 1):
-            image = _resampled(image, axis, held[axis::2], wanted[axis::2], before[axis], after[axis])
-    return image
-
-
-def nearest_window(label: np.ndarray, size: Size, window: Window, via: Size | None = None) -> np.ndarray:
-    """The same for a ``label`` (H, W), resized by nearest neighbour; the result has the dtype of the label."""
-    own = label.shape[1::-1]
-    indices = []
-    for axis in (0, 1):
-        before, between, after = own[axis], (via or own)[axis], size[axis]
-        start, stop = window[axis::2]
-        indices.append(_nearest(before, between)[_nearest(between, after)[start:stop]])
-    columns, rows = indices
-    return label[rows][:, columns]
-
-
-def _nearest(source: int, target: int) -> np.ndarray:
-    """int32 (target,): which of ``source`` pixels each is. Resizing their numbers rounds as resizing a label does."""
-    numbers = Image.fromarray(np.arange(source, dtype=np.int32)[None])
-    return np.asarray(numbers.resize((target, 1), NEAREST))[0]
-
-
-def _crop(image: Image.Image, window: tuple[float, float, float, float]) -> Image.Image:
-    """What is beyond the image is black."""
-    return image if window == (0, 0, *image.size) else image.crop(window)
-
-
-def _needed(window: Window, own: Size, size: Size) -> Window:
-    """The pixels of a picture of ``own`` size that have a weight in ``window`` of the picture resized to ``size``."""
-    starts, stops = [], []
-    for start, stop, source, target in zip(window[:2], window[2:], own, size, strict=True):
-        ratio = source / target
-        reach = max(ratio, 1.0)  # of the bilinear filter, from a pixel's centre
-        starts.append(max(0, math.floor((start + 0.5) * ratio - reach)))
-        stops.append(min(source, math.ceil((stop - 0.5) * ratio + reach)))
-    return starts[0], starts[1], stops[0], stops[1]
-
-
-def _resampled(image: Image.Image, axis: int, held: Stretch, wanted: Stretch, source: int, target: int) -> Image.Image:
-    """The stretch ``wanted`` of ``target`` pixels along one axis (0: of columns), resampled from ``source`` pixels.
-
-    ``image`` has the stretch ``held`` of those. The bits are the same only where Pillow computes its weights from the
-    same numbers: for the whole axis, where pixels that are not held may be anything, as they have no weight in what is
-    wanted; or for a stretch whose ends and ratio are exact, also in float32, in which Pillow keeps the box of a resize.
-    """
-    denominator = target // math.gcd(source, target)
-    exact = denominator & (denominator - 1) == 0 and source * denominator <= EXACT  # halves, quarters, ...; not thirds
-    first, last = held if exact else (0, source)
-    start, stop = wanted if exact else (0, target)
-    image = _crop(image, _box(image, axis, first - held[0], last - held[0]))
-    box = _box(image, axis, start * source / target - first, stop * source / target - first)
-    size = (stop - start, image.height) if axis == 0 else (image.width, stop - start)
-    image = image.resize(size, BILINEAR, box)
-    return _crop(image, _box(image, axis, wanted[0] - start, wanted[1] - start))
-
-
-def _box(image: Image.Image, axis: int, start: float, stop: float) -> tuple[float, float, float, float]:
-    """The whole image but for start..stop along one axis."""
-    return (start, 0, stop, image.height) if axis == 0 else (0, start, image.width, stop)
+    left, top, right, bottom = window
+    if _size(picture) == size and isinstance(picture, np.ndarray):
+        return Image.fromarray(picture[top:bottom, left:right])  # of a memory map nothing else is read
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if image.size == size:
+        return image if window == (0, 0, *size) else image.crop(window)
+    parts = size[0] // math.gcd(image.width, size[0])
+    # Only where the edges are exact in float32, in which Pillow keeps the box, a part has the same bits as the whole.
+    start, stop = (left, right) if parts.bit_count() == 1 and image.width * parts <= EXACT else (0, size[0])
+    box = (start * image.width / size[0], 0, stop * image.width / size[0], image.height)
+    columns = image.resize((stop - start, image.height), BILINEAR, box).crop((left - start, 0, right - start, box[3]))
+    return columns.resize((columns.width, size[1]), BILINEAR).crop((0, top, columns.width, bottom))
 
 
 def _size(picture: Picture) -> Size:
@@ -132,11 +66,11 @@ def _size(picture: Picture) -> Size:
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
 
 
+@dataclass(frozen=True)
 class EvalTransform:
     """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size and is uint8."""
 
-    def __init__(self, size: Size | None) -> None:
-        self.size = size
+    size: Size | None
 
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
         own = _size(image)
@@ -145,6 +79,7 @@ class EvalTransform:
         return normalise(resized_window(image, size, (0, 0, *size))), ids, torch.ones(own[::-1], dtype=torch.bool)
 
 
+@dataclass(frozen=True)
 class JointTransform:
     """Resize, random scale, rotate, flip and crop of image and label together, in this order, as the released code.
 
@@ -152,7 +87,7 @@ class JointTransform:
     the picture has colour (123, 116, 103), label 255 and valid False. All random numbers are drawn first, so that only
     the pixels of the crop need to be computed; a rotation needs the whole picture.
 
-    Args:
+    Attributes:
         size: (W, H) to resize to before the random scale; None keeps the image's size.
         scale: range of one random factor for both sides, which become int(side * factor).
         rotate: range of the angle in degrees.
@@ -161,27 +96,14 @@ class JointTransform:
             both sides by half of what is missing, rounded down at the left or top, up at the right or bottom.
         scale_from: what the random scale resizes: ``resized``, the picture that was resized to ``size`` (as released),
             or ``original``, the picture as it was: one resampling instead of two, which stays sharper.
-
-    Raises:
-        ValueError: a range is reversed, or ``scale_from`` is neither.
     """
 
-    def __init__(
-        self,
-        size: Size | None = None,
-        scale: tuple[float, float] | None = None,
-        rotate: tuple[float, float] | None = None,
-        flip: bool = False,
-        crop: Size | None = None,
-        scale_from: str = "resized",
-    ) -> None:
-        for name, bounds in (("scale", scale), ("rotate", rotate)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name} is {bounds}: the first number is the smaller one")
-        if scale_from not in SCALE_FROM:
-            raise ValueError(f"scale_from is {scale_from!r}; choose one of {', '.join(SCALE_FROM)}")
-        self.size, self.scale, self.rotate, self.flip, self.crop = size, scale, rotate, flip, crop
-        self.scale_from = scale_from
+    size: Size | None = None
+    scale: tuple[float, float] | None = None
+    rotate: tuple[float, float] | None = None
+    flip: bool = False
+    crop: Size | None = None
+    scale_from: str = "resized"
 
     @property
     def fixed_size(self) -> Size | None:
@@ -195,13 +117,16 @@ class JointTransform:
         mirrored = self.flip and rng.random() < 0.5
         window = self._window(size, mirrored, rng)
         seen = window if angle is None else (0, 0, *size)  # a rotation brings in what is beyond the window
-        resized = resized_window(image, size, seen, self.fixed_size)
+        first = self.fixed_size or _size(image)
+        if first != size:
+            image = resized_window(image, first, (0, 0, *first))
+        resized = resized_window(image, size, seen)
         layers = [resized, Image.new("L", resized.size, 255)]
         if label is not None:
-            layers.append(Image.fromarray(nearest_window(label, size, seen, self.fixed_size)))
+            layers.append(Image.fromarray(label).resize(first, NEAREST).resize(size, NEAREST).crop(seen))
         if angle is not None:
             ways = zip(layers, FILTERS[: len(layers)], CORNER_FILLS[: len(layers)], strict=True)
-            layers = [_crop(layer.rotate(angle, how, fillcolor=fill), window) for layer, how, fill in ways]
+            layers = [layer.rotate(angle, how, fillcolor=fill).crop(window) for layer, how, fill in ways]
         if mirrored:
             layers = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in layers]
         if self.crop is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.cores import usable_cores
+from dataset.program import usable_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the tests has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the tests has a core
 import torch  # noqa: E402, takes its number of threads from the environment
 
 import train_source_only  # noqa: E402
-from dataset.failures import SCHEDULERS  # noqa: E402
+from dataset.program import SCHEDULERS  # noqa: E402
 from dataset.toy_city import Plan, write_toy_city  # noqa: E402
 
 MOST_PROCESSES = 8  # of tests: each takes about 1 GB

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dataset.failures import one_line
 from dataset.messages import UserError
+from dataset.program import one_line
 
 T = TypeVar("T")
 SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own

@@ -15,8 +15,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from dataset.failures import exit_after, one_line, say
 from dataset.messages import MENDABLE
+from dataset.program import exit_after, one_line, say
 from utils.distributed import CAUSES, LostError
 from utils.signals import STOPPED, stop_signals
 

@@ -5,7 +5,7 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-from dataset.failures import SCHEDULERS, TORCHRUN
+from dataset.program import SCHEDULERS, TORCHRUN
 
 STOPPED = 75  # exit status of a run that was stopped and can go on (EX_TEMPFAIL)
 HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows; the terminal was closed, or ssh lost

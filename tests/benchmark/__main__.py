@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dataset import priors
 from dataset.cache import PictureCache
-from dataset.cores import usable_cores
 from dataset.folders import Sample
 from dataset.labels import id_lookup
+from dataset.program import usable_cores
 from dataset.reading import look_up, read_pair
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor
@@ -198,8 +198,8 @@ def prior_case(folder: Path) -> Case:
     cores = usable_cores()
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        histogram = priors.class_histogram(samples, "gtav", C, num_workers=cores)
-        return histogram, priors.spatial_histogram(samples, "gtav", C, size, num_workers=cores)
+        histogram = priors.class_prior(samples, "gtav", C, num_workers=cores)
+        return histogram, priors.spatial_prior(samples, "gtav", C, size, num_workers=cores)
 
     def theirs() -> tuple[np.ndarray, np.ndarray]:
         counts, spatial = np.zeros(C), np.zeros((C, size[1], size[0]))

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset.cores import usable_cores
 from dataset.messages import UserError
+from dataset.program import usable_cores
 from tests.benchmark import recipes, runs
 from tests.benchmark.cases import (
     Case,

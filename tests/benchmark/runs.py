@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.cores import usable_cores
+from dataset.program import usable_cores
 from dataset.toy_city import Plan, write_toy_city
 from tests.benchmark.cases import iteration_case
 

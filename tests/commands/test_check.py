@@ -42,9 +42,9 @@ def test_sound_data(command, data, capsys):
 
 
 @pytest.mark.slow
-def test_older_name_and_several_processes_that_read(command, data):
+def test_several_processes_that_read(command, data):
     arguments = command(data, "x", f"source.data_dir={data}/gtav", f"target.data_dir={data}/cityscapes")
-    program = [sys.executable, "-m", "dataset.check", *arguments, "--workers", "2"]
+    program = [sys.executable, "-m", "utils.commands", "check", *arguments, "--workers", "2"]
     root = Path(__file__).parents[2]
     result = subprocess.run(program, env=os.environ, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and result.stdout.endswith("0 errors, 0 remarks\n"), result.stderr

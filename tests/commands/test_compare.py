@@ -15,7 +15,7 @@ import train_pycda
 import train_source_only
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
-from dataset.priors import class_histogram
+from dataset.priors import class_prior
 from utils.commands.report import compare
 from utils.run_folder import facts
 from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores, describe
@@ -52,7 +52,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     assert list(found) == list(CITYSCAPES.names) and "on 4 of 9 unlabelled target training images" in text
     source, before, after, labels = np.array(list(found.values())).T
     assert np.allclose([source.sum(), before.sum(), after.sum(), labels.sum()], 100, atol=0.2)
-    expected = 100 * class_histogram(find_samples("gtav", city / "gtav"), "gtav", 19)
+    expected = 100 * class_prior(find_samples("gtav", city / "gtav"), "gtav", 19)
     assert np.allclose(source, expected, atol=0.006)
     assert re.search(r"mIoU on 4 of 6 source images: .*source_only \d+.*They were trained on all of them", text)
     assert CAVEAT in text

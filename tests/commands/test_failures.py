@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset import failures
+from dataset import program
 from dataset.folders import DataError
 from dataset.messages import UserError
 from models.weights import WeightsError
@@ -24,7 +24,7 @@ COMMANDS = [["-m", "utils.commands", name] for name in ("demo", "check", "report
 def ended(main, capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:
     """Status and last words of a program that is ``main``."""
     with pytest.raises(SystemExit) as stopped:
-        failures.exit_after(main, "program")
+        program.exit_after(main, "program")
     return stopped.value.code, capsys.readouterr().err
 
 
@@ -49,7 +49,7 @@ def test_expected_error_is_one_line(kind, capsys, monkeypatch):
     )
     monkeypatch.setenv("PYCDA_TRACEBACK", "1")
     with pytest.raises(kind):
-        failures.exit_after(raising(kind("x")))
+        program.exit_after(raising(kind("x")))
 
 
 def test_other_endings(capsys, monkeypatch):
@@ -65,7 +65,7 @@ def test_other_endings(capsys, monkeypatch):
     assert status == 2 and "train.batch_size" in text and text.count("\n") == 1
     for bug in (KeyError("x"), ValueError("x"), RuntimeError("x")):
         with pytest.raises(type(bug)):
-            failures.exit_after(raising(bug))
+            program.exit_after(raising(bug))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert ended(raising(DataError("no image")), capsys) == (2, "program: rank 1: error: no image\n")

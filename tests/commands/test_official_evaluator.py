@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dataset.labels import CITYSCAPES
-from dataset.reading import read_label, read_prediction
+from dataset.reading import read_label
 from utils.metrics import ConfusionMatrix
 
 official = pytest.importorskip(
@@ -50,7 +50,7 @@ def test_iou_and_mean_are_those_of_the_official_evaluator(tmp_path):
 def compare(pairs: list[tuple[Path, Path]]) -> None:
     matrix = ConfusionMatrix(19)
     for label, prediction in pairs:
-        labels, predictions = read_label(label, "cityscapes"), read_prediction(prediction, "cityscapes")
+        labels, predictions = read_label(label, "cityscapes"), read_label(prediction, "cityscapes")
         matrix.update(torch.from_numpy(labels), torch.from_numpy(predictions))
     theirs, mean = official_iou(pairs)
     ours = dict(zip(CITYSCAPES.names, matrix.iou().tolist(), strict=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch.utils.data import Dataset
 
-from dataset import cores
-from dataset.cores import cgroup_quota, loader_processes, share_cores, usable_cores
+from dataset import program
 from dataset.loader import eval_loader
+from dataset.program import cgroup_quota, loader_processes, share_cores, usable_cores
 
 TREES = {  # name -> files of /proc and /sys, CPUs that they allow
     "no cgroups": ({}, math.inf),
@@ -22,22 +22,6 @@ TREES = {  # name -> files of /proc and /sys, CPUs that they allow
             "sys/fs/cgroup/job/step/cpu.max": "max 100000\n",
         },
         3,
-    ),
-    "version 1": (
-        {
-            "proc/self/cgroup": "12:memory:/x\n4:cpu,cpuacct:/docker/abc\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-        },
-        1.5,
-    ),
-    "version 1, no limit": (
-        {
-            "proc/self/cgroup": "4:cpu:/\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-        },
-        math.inf,
     ),
 }
 
@@ -55,7 +39,7 @@ def test_quota_of_a_container(files, expected, tmp_path):
 def four_cores_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container with a quota on a large host, in which nobody has set anything."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(cores, "cgroup_quota", lambda: 4.5)
+    monkeypatch.setattr(program, "cgroup_quota", lambda: 4.5)
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NPROC", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)

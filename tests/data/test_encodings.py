@@ -7,7 +7,7 @@ from PIL import Image, PngImagePlugin
 from dataset.folders import Sample, find_samples
 from dataset.loader import SegmentationDataset
 from dataset.messages import DataError
-from dataset.reading import read_image, read_label, read_pair, read_prediction, read_raw_label
+from dataset.reading import prediction_kind, read_image, read_label, read_pair, read_raw_label
 from dataset.transforms import EvalTransform
 from tests.data.png import chunk, grey
 
@@ -77,9 +77,11 @@ def test_files_of_train_ids_are_refused_by_name(tmp_path):
 def test_prediction_of_an_undefined_id_is_refused(tmp_path):
     Image.fromarray(np.array([[7, 77]], np.uint8)).save(tmp_path / "p.png")
     with pytest.raises(DataError, match="p.png has ids that cityscapes does not define: 77"):
-        read_prediction(tmp_path / "p.png", "cityscapes")
+        read_label(tmp_path / "p.png", prediction_kind("cityscapes"))
     Image.fromarray(np.array([[7, 23, 0]], np.uint8)).save(tmp_path / "p.png")
-    assert read_prediction(tmp_path / "p.png", "synthia").tolist() == [[0, 10, 255]]  # Cityscapes' ids, as written
+    assert read_label(tmp_path / "p.png", prediction_kind("synthia")).tolist() == [
+        [0, 10, 255]
+    ]  # Cityscapes' ids, as written
 
 
 def bomb(path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dataset.labels import id_lookup, known_ids, read_id_table
-from dataset.messages import IdTableError
+from dataset.messages import DataError
 
 A, B = "{name: a, colour: [0, 0, 0], ids: [0]}", "{name: b, colour: [9, 0, 0], ids: [1]}"
 
@@ -36,7 +36,7 @@ A, B = "{name: a, colour: [0, 0, 0], ids: [0]}", "{name: b, colour: [9, 0, 0], i
 def test_what_is_wrong_is_named(tmp_path, text, message):
     path = tmp_path / "t.yaml"
     path.write_text(text)
-    with pytest.raises(IdTableError, match=message) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         read_id_table(str(path))
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
@@ -55,7 +55,7 @@ def test_byte_order_mark_and_empty_void_are_fine(tmp_path, content):
 
 def test_another_encoding_is_named(tmp_path):
     (tmp_path / "t.yaml").write_bytes(f"classes: [{A.replace('name: a', 'name: ä')}]".encode("latin-1"))
-    with pytest.raises(IdTableError, match="t.yaml, line 1, is not UTF-8"):
+    with pytest.raises(DataError, match="t.yaml, line 1, is not UTF-8"):
         read_id_table(str(tmp_path / "t.yaml"))
 
 

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from dataset.folders import find_samples, hold_out, write_list
-from dataset.lists import read_list
+from dataset.folders import find_samples, hold_out, read_list, write_list
 from dataset.messages import DataError
 from utils.builders.data import Data
 from utils.config.schema import Config

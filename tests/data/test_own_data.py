@@ -96,7 +96,7 @@ def test_ids_become_classes_and_unknown_ones_are_named(city, own):
 )
 def test_bad_id_table_is_named(tmp_path, change, message):
     (tmp_path / "bad.yaml").write_text(TABLE.replace(*change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         read_id_table(str(tmp_path / "bad.yaml"))
 
 

@@ -26,7 +26,7 @@ def samples(tmp_path: Path) -> list:
 
 
 def test_class_histogram_is_the_share_of_labelled_pixels(samples):
-    histogram = priors.class_histogram(samples, "gtav", C)
+    histogram = priors.class_prior(samples, "gtav", C)
     expected = np.zeros(C)
     expected[list(CITYSCAPES.ids(["road", "sky", "building"]))] = 1 / 3
     assert np.allclose(histogram, expected)
@@ -34,7 +34,7 @@ def test_class_histogram_is_the_share_of_labelled_pixels(samples):
 
 def test_spatial_prior_counts_by_position(samples):
     road, building, sky = CITYSCAPES.ids(["road", "building", "sky"])
-    prior = priors.spatial_histogram(samples, "gtav", C, (4, 2))
+    prior = priors.spatial_prior(samples, "gtav", C, (4, 2))
     assert prior.shape == (C, 2, 4) and prior.dtype == np.float32
     assert np.allclose(prior[[road, building], :, :2], 0.5) and np.allclose(prior[sky, :, 2:], 1.0)
     assert np.allclose(prior.sum(0), 1)
@@ -45,16 +45,16 @@ def test_files_are_counted_once_however_they_are_divided(samples, num_workers):
     many = samples * 20 + samples[:1]  # three chunks, the last one not full
     assert len(many) > 2 * priors.CHUNK
     road, building, sky = CITYSCAPES.ids(["road", "building", "sky"])
-    spatial = priors.spatial_histogram(many, "gtav", C, (4, 2), num_workers=num_workers)
+    spatial = priors.spatial_prior(many, "gtav", C, (4, 2), num_workers=num_workers)
     assert np.allclose(spatial[road, :, :2], 21 / 41) and np.allclose(spatial[building, :, :2], 20 / 41)
-    classes = priors.class_histogram(many, "gtav", C, num_workers=num_workers)
+    classes = priors.class_prior(many, "gtav", C, num_workers=num_workers)
     assert np.allclose(classes[[road, sky, building]], np.array([21, 21, 20]) / 62)
 
 
 def test_position_never_labelled_is_zero_and_smoothing_fills_it_from_its_neighbours(samples):
     only_second = samples[1:]
-    assert priors.spatial_histogram(only_second, "gtav", C, (8, 4))[:, :, 4:].sum() == 0
-    smooth = priors.spatial_histogram(only_second, "gtav", C, (8, 4), sigma=1.0)
+    assert priors.spatial_prior(only_second, "gtav", C, (8, 4))[:, :, 4:].sum() == 0
+    smooth = priors.spatial_prior(only_second, "gtav", C, (8, 4), sigma=1.0)
     assert np.allclose(smooth.sum(0)[:, :6], 1) and np.isfinite(smooth).all()
 
 
@@ -122,12 +122,12 @@ def test_bad_files_are_named(tmp_path):
 
 def test_unreadable_labels_are_left_out_as_far_as_a_training_tolerates_them(samples, tmp_path, capsys):
     samples[1].label.write_bytes(samples[1].label.read_bytes()[:50])
-    expected = priors.class_histogram(samples[:1], "gtav", C)
-    assert np.array_equal(priors.class_histogram(samples * 2, "gtav", C, skip_bad=1), expected)
+    expected = priors.class_prior(samples[:1], "gtav", C)
+    assert np.array_equal(priors.class_prior(samples * 2, "gtav", C, skip_bad=1), expected)
     assert capsys.readouterr().out.count(f"left out of the class histogram: cannot read label {samples[1].label}") == 1
-    assert priors.spatial_histogram(samples, "gtav", C, (4, 2), skip_bad=1)[:, 0].sum() == 4
+    assert priors.spatial_prior(samples, "gtav", C, (4, 2), skip_bad=1)[:, 0].sum() == 4
     with pytest.raises(DataError, match="2.png"):
-        priors.class_histogram(samples, "gtav", C)
+        priors.class_prior(samples, "gtav", C)
 
 
 def test_damaged_and_strange_prior_files_are_named(tmp_path):

@@ -190,13 +190,3 @@ def test_unlabelled_image():
 def test_evaluation_resizes_the_image_only():
     image, label, _ = EvalTransform((30, 20))(*picture(), np.random.default_rng(0))
     assert image.shape == (3, 20, 30) and label.shape == (40, 60)
-
-
-def test_reversed_range_is_refused():
-    with pytest.raises(ValueError, match="scale"):
-        JointTransform(scale=(2.0, 1.0))
-
-
-def test_unknown_scale_from_is_refused():
-    with pytest.raises(ValueError, match="'once'; choose one of resized, original"):
-        JointTransform(scale_from="once")

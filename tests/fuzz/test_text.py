@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataset.folders import find_samples
-from dataset.id_table import parse_id_table
+from dataset.folders import find_samples, read_list
 from dataset.labels import read_id_table
-from dataset.lists import read_list
 from dataset.priors import load_class_prior
 from tests.fuzz.mutations import SNIPPETS, TREES, damaged_bytes, damaged_text, encoded, hypothesis, limited, reads, st
 from utils.config.command_line import ROOT, load_config
@@ -125,7 +123,6 @@ def test_values_of_released_keys(place, keys, script):
 def test_id_table(place, text):
     path = place / "table.yaml"
     path.write_bytes(text)
-    reads(lambda: parse_id_table(path), path)
     reads(lambda: read_id_table.__wrapped__(str(path)), path)
 
 

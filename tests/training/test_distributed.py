@@ -235,7 +235,7 @@ def test_the_first_process_may_take_longer_than_the_others_wait_for_a_message(tm
     script = tmp_path / "waiting.py"
     script.write_text(
         "import time, torch\n"
-        "from dataset.failures import exit_after\n"
+        "from dataset.program import exit_after\n"
         "from dataset.messages import DataError\n"
         "from utils import distributed\n"
         "def slow():\n"

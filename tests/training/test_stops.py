@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train_source_only
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
 from utils import signals
 from utils.builders import data

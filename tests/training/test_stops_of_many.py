@@ -22,7 +22,7 @@ LIMIT = 120.0  # seconds that a condition may take on a busy machine
 GATED = """
 import os, pathlib, sys, time
 import train_source_only
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from utils import distributed
 from utils.engine.trainer import Trainer
 
@@ -176,7 +176,7 @@ def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):
     script = tmp_path / "mendable.py"
     script.write_text(
         "import os, pathlib, time\n"
-        "from dataset.failures import exit_after\n"
+        "from dataset.program import exit_after\n"
         "from utils.signals import Unwinding\n"
         "ready = pathlib.Path(__file__).with_name('ready')\n"
         "def main():\n"

@@ -11,7 +11,7 @@ import train_adabn
 import train_pycda
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
-from dataset.priors import class_histogram
+from dataset.priors import class_prior
 from utils.builders import network
 from utils.builders.data import Data
 from utils.config.read import build_config
@@ -49,7 +49,7 @@ def test_looking_changes_neither_the_network_nor_the_random_numbers(command, cit
     config = build_config(command(tmp_path, "x")[1], command(tmp_path, "x")[2:])
     model = network.build_network(config, CPU).train()
     source = find_samples("gtav", city / "gtav")
-    labels = class_histogram(source, "gtav", config.num_classes)
+    labels = class_prior(source, "gtav", config.num_classes)
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     with RunLog(tmp_path) as log:
         watched = TargetShares(Data(config), CPU, log)

@@ -16,9 +16,8 @@ from dataset.loader import (
     EndlessBatchSampler,
     SegmentationDataset,
     different_sizes,
-    epoch_loader,
     eval_loader,
-    step_loader,
+    finite_loader,
     train_loader,
 )
 from dataset.messages import ChoiceError, DataError
@@ -216,9 +215,7 @@ class Data:
         check_whole_images(options, samples, math.ceil(a.batch_size / distributed.world_size()))
         dataset = self.dataset(domain, samples, statistics_only=True)
         settings = {"seed": self.config.seed, "num_workers": self.config.test.num_workers, **_this_process()}
-        if a.num_steps is not None:
-            return step_loader(dataset, a.batch_size, steps=a.num_steps, **settings)
-        return epoch_loader(dataset, a.batch_size, epochs=a.epochs, **settings)
+        return finite_loader(dataset, a.batch_size, steps=a.num_steps, epochs=a.epochs, **settings)
 
     def evaluation_loader(
         self, samples: Sequence[Sample], options: Domain | Evaluation, num_workers: int | None = None

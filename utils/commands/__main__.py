@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dataset.failures import exit_after
 from dataset.messages import nearest
+from dataset.program import exit_after
 from utils.config.command_line import ROOT
 from utils.config.schema import ConfigError
 

@@ -13,11 +13,10 @@ from functools import partial
 
 import numpy as np
 
-from dataset.cores import usable_cores
-from dataset.failures import exit_after
 from dataset.folders import Sample, find_samples, known_labels
 from dataset.labels import IGNORE, class_table, id_lookup, known_ids, look_like_train_ids, refuse_train_ids
 from dataset.messages import SHOWN, DataError, few
+from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
 from utils.config.command_line import make_parser, parse_arguments, parse_config

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import ROOT, Parser, is_override, path

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config, path
 from utils.config.schema import Config, ConfigError
 

@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from os.path import expanduser
 
-from dataset.failures import exit_after
+from dataset.program import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config
 
 IMAGES = 100  # of each domain at most

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
-from dataset.messages import UserError
+from dataset.messages import DataError, UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
@@ -312,7 +312,7 @@ class Config:
             try:
                 kind = options.label_kind
                 tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
-            except ValueError as error:
+            except (DataError, ValueError) as error:
                 raise ConfigError(f"{name}.id_table: {error}") from error
         for name, table in tables.items():
             if table.names != tables["source"].names:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dataset.cores import loader_processes
+from dataset.program import loader_processes
 from utils import distributed
 from utils.builders import network
 from utils.builders.data import SOURCE, TARGET, Data

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataset.folders import read_list, split_pair
 from dataset.labels import ClassTable
-from dataset.lists import read_list, split_pair
 from dataset.loader import MapDataset, eval_loader
 from dataset.messages import DataError, few
 from dataset.progress import Progress

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset.folders import Sample, hold_out
-from dataset.lists import read_list
+from dataset.folders import Sample, hold_out, read_list
 from dataset.priors import class_prior
 from dataset.progress import Progress
 from models.segmentor import Segmentor
