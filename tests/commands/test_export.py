@@ -13,12 +13,12 @@ from torch import nn
 
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.builders import exported
-from utils.builders.exported import ExportError, PoolBySize, compare, export_network, random_pictures
 from utils.commands import export
 from utils.config.declare import ConfigError
 from utils.inference import load
 from utils.run_folder.checkpoint import CheckpointError
+from utils.scoring import exported
+from utils.scoring.exported import ExportError, PoolBySize, compare, export_network, random_pictures
 
 pytestmark = pytest.mark.slow
 

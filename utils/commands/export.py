@@ -39,9 +39,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
-    from utils.builders.exported import export_network  # torch, once the command line is known to be right
     from utils.inference import load
     from utils.run_folder.checkpoint import resolve_weights, save_weights
+    from utils.scoring.exported import export_network  # torch, once the command line is known to be right
 
     weights = resolve_weights(args.weights or str(config.run_folder))
     if args.to.suffix == WEIGHTS:
