@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -20,10 +21,9 @@ from models.segmentor import Segmentor
 from models.weights import WeightsError, fill, read_file
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
-from utils.config.schema import Config
+from utils.config.schema import AtTestTime, Config, Evaluation
 from utils.run_folder.checkpoint import resolve_weights, saved_keys
 from utils.run_folder.classes import class_table_of
-from utils.scoring.evaluation import views_of
 from utils.scoring.pictures import colour_map
 from utils.scoring.upsampling import View, classes_at, upsample
 
@@ -35,18 +35,21 @@ ROUNDING = 1  # pixels by which two sizes of the same aspect may differ
 
 
 class Predictor:
-    """A network in eval mode that gives what ``evaluate.py`` scores: ``predictor(image)``.
+    """A network and how it sees pictures: ``predictor(image)`` is what ``predict`` writes and ``evaluate.py`` scores.
 
     Args:
-        config: its ``test.input_size``, ``test.upsampling`` and ``tta`` say how a picture is seen.
+        test: its ``input_size`` and ``upsampling`` say how a picture is seen.
+        tta: scales and mirror images to average over; None: the image as it is.
 
     Attributes:
         names: of the classes, in the order of their numbers.
         palette: uint8 (C, 3), RGB.
     """
 
-    def __init__(self, model: Segmentor, table: ClassTable, config: Config, device: torch.device) -> None:
-        self.model, self.table, self.config, self.device = model.eval(), table, config, device
+    def __init__(
+        self, model: Segmentor, table: ClassTable, device: torch.device, test: Evaluation, tta: AtTestTime | None = None
+    ) -> None:
+        self.model, self.table, self.device, self.test, self.tta = model, table, device, test, tta
         self.names, self.palette = table.names, table.palette
 
     def __call__(self, image: Picture) -> np.ndarray:
@@ -61,40 +64,48 @@ class Predictor:
             DataError: a file that cannot be read.
         """
         picture = as_picture(image)
-        return self.classes(self.views(network_input(picture, self.input_size)), picture.size)
+        return self.classes(self.views(network_input(picture, self.test.input_size)), picture.size[::-1])[0].numpy()
 
     def probabilities(self, image: Picture) -> np.ndarray:
         """Probability of every class, float32 (C, H, W), at the picture's own size; takes what ``__call__`` takes."""
         picture = as_picture(image)
-        views = self.views(network_input(picture, self.input_size))
-        return self.mean_probability(views, picture.size).cpu().numpy()
+        views = self.views(network_input(picture, self.test.input_size))
+        return self.mean_probability(views, picture.size[::-1]).cpu().numpy()
 
     def colour(self, classes: np.ndarray) -> Image.Image:
         """RGB picture of a class map (H, W), in the colours of the palette."""
         return colour_map(classes, self.table)
 
-    @property
-    def input_size(self) -> Size | None:
-        """(W, H) into which pictures are fitted for the network; None: their own size."""
-        return self.config.test.input_size
+    @torch.inference_mode()
+    def views(self, images: Tensor) -> list[View]:
+        """What the network says of images (N, 3, h, w), once for each scale and mirror image of ``tta``.
+
+        The network is in eval mode meanwhile.
+        """
+        images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
+        self.model.eval()
+        for scale in self.tta.scales if self.tta else (1.0,):
+            seen = images
+            if scale != 1:
+                seen = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+            input_size = (seen.shape[-2], seen.shape[-1])
+            views.append(View(self.model.stride_logits(seen), input_size))
+            if self.tta and self.tta.flip:
+                views.append(View(self.model.stride_logits(seen.flip(3)).flip(3), input_size))
+        self.model.train(training)
+        return views
 
     @torch.inference_mode()
-    def views(self, image: Tensor) -> list[View]:
-        """What the network says of an input, once a scale and mirror image of ``tta``."""
-        return views_of(self.model, image.to(self.device), self.config.tta)
+    def classes(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
+        """Class maps uint8 (N, H, W) of ``shape`` (H, W), on the CPU."""
+        return classes_at(views, shape, self.test.upsampling).cpu()
 
     @torch.inference_mode()
-    def classes(self, views: Sequence[View], size: Size) -> np.ndarray:
-        """Class map uint8 (H, W) at ``size`` (W, H)."""
-        return classes_at(views, size[::-1], self.config.test.upsampling)[0].cpu().numpy()
-
-    @torch.inference_mode()
-    def mean_probability(self, views: Sequence[View], size: Size) -> Tensor:
-        """Probabilities (C, H, W) at ``size`` (W, H), the mean over the views."""
-        mode = self.config.test.upsampling
+    def mean_probability(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
+        """Probabilities (C, H, W) of one image at ``shape`` (H, W), the mean over the views."""
         total = torch.zeros((), device=self.device)
         for view in views:
-            total = total + upsample(view.logits, view.input_size, size[::-1], mode).softmax(1)
+            total = total + upsample(view.logits, view.input_size, shape, self.test.upsampling).softmax(1)
         return (total / len(views))[0]
 
 
@@ -123,7 +134,17 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
         model = build_network(config, chosen)
     fill(model, content["model"], "network", str(path))
-    return Predictor(model, table, config, chosen)
+    return Predictor(model.eval(), table, chosen, config.test, config.tta)
+
+
+def load_configured(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Predictor, str]:
+    """Predictor with the network and classes of ``config``, and what was loaded.
+
+    Args:
+        files: one checkpoint of this project, or an encoder and a decoder file of the released code.
+    """
+    model, report = load_network(config, files, device)
+    return Predictor(model.eval(), config.class_table, device, config.test, config.tta), report
 
 
 def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
@@ -134,11 +155,9 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
             file of the released code, with the network and classes of ``config``.
     """
     if len(files) == 2:
-        model, _ = load_network(config, files, device)
-        return Predictor(model, config.class_table, config, device)
-    predictor = load(files[0], device)
-    predictor.config.test, predictor.config.tta = config.test, config.tta
-    return predictor
+        return load_configured(config, files, device)[0]
+    own = load(files[0], device)
+    return Predictor(own.model, own.table, device, config.test, config.tta)
 
 
 def config_of(content: Mapping[str, Any], origin: str) -> Config:

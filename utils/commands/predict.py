@@ -7,6 +7,7 @@ if a picture could not be read; the others are done all the same.
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from os.path import expanduser
 
@@ -60,14 +61,15 @@ def segment(args: argparse.Namespace, config: Config) -> int:
         distributed.compare(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
         output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
-        summary = segment_files(predictor, files, output, config.test.num_workers)
+        started = time.monotonic()
+        written, failures = segment_files(predictor, files, output, config.test.num_workers)
         if distributed.is_main():
-            speed = summary.written / summary.seconds
-            print(f"{summary.written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
-            for failure in summary.failures:
+            speed = written / (time.monotonic() - started)
+            print(f"{written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
+            for failure in failures:
                 print(failure, file=sys.stderr)
         distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
-    return UNREADABLE if summary.failures else 0
+    return UNREADABLE if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,12 +27,11 @@ from dataset.labels import IGNORE
 from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
-from models.segmentor import Segmentor
 from utils.builders import data
 from utils.builders.curriculum import build_curriculum
-from utils.builders.network import load_network
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
+from utils.inference import Predictor, load_configured
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
@@ -70,7 +69,7 @@ class Network:
 
     facts: Facts
     folder: Path
-    model: Segmentor
+    predictor: Predictor
     matrix: ConfusionMatrix
     miou: dict[str, float] = field(default_factory=dict)  # percent by image, without those where nothing is labelled
     sampled: dict[str, Tensor] = field(default_factory=dict)  # by image, every ``STRIDE``-th row and column
@@ -86,11 +85,11 @@ class Network:
 
 def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
     """Load a checkpoint and let it predict the ``samples``, labelled or not."""
-    model, _ = load_network(config, [weights], device)
-    network = Network(read_facts(weights), weights.parent, model.eval(), ConfusionMatrix(config.num_classes))
+    predictor, _ = load_configured(config, [weights], device)
+    network = Network(read_facts(weights), weights.parent, predictor, ConfusionMatrix(config.num_classes))
     loader = data.evaluation_loader(config, samples, config.test if data.are_labelled(samples) else config.target)
     title = weights.parent.name
-    network.matrix = evaluate(config, model, loader, device, on_image=network.add, tta=config.tta, title=title)
+    network.matrix = evaluate(predictor, loader, on_image=network.add, title=title)
     return network
 
 
@@ -108,8 +107,8 @@ def sections(config: Config, baseline: str | None, images: int) -> dict[str, str
     tested = data.test_samples(config, labels="optional")
     samples = tested or evenly_spaced(data.target_samples(config)[0], images)
     networks = {name: look(config, path, samples, device) for name, path in weights.items()}
-    models = {name: network.model for name, network in networks.items()}
-    compared = compare_networks(config, models, [n.folder for n in networks.values()], device, images)
+    predictors = {name: network.predictor for name, network in networks.items()}
+    compared = compare_networks(config, predictors, [n.folder for n in networks.values()], images)
     own, table, classes = networks[OWN], config.class_table, config.test.eval_classes
     trained = build_config(own.folder / "config.yaml")
     if data.are_labelled(tested):
@@ -275,7 +274,7 @@ def _pictures(
     table, image = config.class_table, read_image(sample.image)
     pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
     with torch.inference_mode():
-        logits = {name: network.model.cpu()(pixels[None])["logits"] for name, network in networks.items()}
+        logits = {name: network.predictor.model.cpu()(pixels[None])["logits"] for name, network in networks.items()}
         own = logits[OWN]
         layers = build_curriculum(trained).pseudo_labels(own)
     width = min(image.width, PICTURE_WIDTH)

@@ -7,7 +7,6 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader
 
-from dataset.folders import Sample
 from dataset.progress import Progress
 from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
@@ -15,10 +14,10 @@ from models.weights import official_part
 from utils import distributed
 from utils.builders import data
 from utils.builders.limits import check_batch
-from utils.builders.network import load_network
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.experiment import start_run
+from utils.inference import load_configured
 from utils.run_folder.checkpoint import (
     CONVERTED,
     OFFICIAL_DECODER,
@@ -30,7 +29,6 @@ from utils.run_folder.checkpoint import (
 from utils.run_folder.identity import data_contents, data_facts
 from utils.scoring.evaluation import evaluate, iou_table
 
-MODES = ("cumulative", "ema")
 DOMAINS = {"source": data.SOURCE, "target": data.TARGET}
 
 
@@ -52,8 +50,6 @@ def convert_statistics(
             running average of the training goes on, from where the checkpoint left it (released code).
         score_every: call ``score`` with the number of forwards after every so many, the statistics so far in place.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
     training = model.training
     model.train()
     with PooledStatistics(model) if mode == "cumulative" else nullcontext() as pooled:
@@ -75,23 +71,6 @@ def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.dev
     for done, (_, number) in enumerate(bar, start=1):
         model(next(batches[number])["image"].to(device, non_blocking=True))
         yield done
-
-
-def statistics_samples(config: Config) -> dict[str, list[Sample]]:
-    """The images of each domain that ``adabn.domains`` names."""
-    domains, samples = config.adabn.domains, {}
-    if domains in ("source", "both"):
-        samples["source"] = data.source_samples(config)
-    if domains in ("target", "both"):
-        samples["target"], _ = data.target_samples(config)
-    return samples
-
-
-def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
-    """Raises ConfigError where a forward pass would have too few images for batch norm."""
-    for loader in loaders:
-        smallest = min(len(batch) for batch in cast(Iterable[list], loader.batch_sampler))
-        check_batch(model, smallest, "adabn.batch_size")
 
 
 def files_to_convert(config: Config, report: Callable[[str], None]) -> list[str]:
@@ -139,36 +118,41 @@ def convert_run(config: Config) -> None:
     Raises:
         UserError: what cannot be converted or scored, before the first score wherever that can be known.
     """
-    table, classes = config.class_table, config.test.eval_classes
+    a, table, classes = config.adabn, config.class_table, config.test.eval_classes
     with start_run(config, config.test.num_workers) as run:
-        device, log = run.device, run.log
+        log = run.log
         weights = distributed.from_first(lambda: files_to_convert(config, log.text))
-        model, report = load_network(config, weights, device)
+        predictor, report = load_configured(config, weights, run.device)
         log.text(report)
-        of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
-        distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
+        model, tested = predictor.model, data.test_samples(config, labels="optional")
+        samples = {}
+        if a.domains != "target":
+            samples["source"] = data.source_samples(config)
+        if a.domains != "source":
+            samples["target"], _ = data.target_samples(config)
+        distributed.compare(lambda: data_facts(data_contents(config, samples | {"test": tested})))
         # made before anything is scored, which takes long
-        loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in of_domains.items()]
-        _check_batches(model, loaders)
-        if not data.are_labelled(samples):
+        loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in samples.items()]
+        for loader in loaders:
+            check_batch(model, min(map(len, cast(Iterable[list], loader.batch_sampler))), "adabn.batch_size")
+        test_loader = data.evaluation_loader(config, tested, config.test) if data.are_labelled(tested) else None
+        if test_loader is None:
             log.text("no labelled test images: the network is converted without scores")
 
         def score(title: str) -> None:
-            if data.are_labelled(samples):
-                loader = data.evaluation_loader(config, samples, config.test)
-                matrix = evaluate(config, model, loader, device, tta=config.tta, title=title)
+            if test_loader is not None:
+                matrix = evaluate(predictor, test_loader, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")
         run.begin()
-        a = config.adabn
         convert_statistics(
             model,
             loaders,
             a.mode,
-            device,
+            run.device,
             score_every=a.score_every,
             score=lambda done: score(f"after {done} forward passes"),
         )
-        log.text(f"saved as {_save(config, model, len(weights) == 2)} ({config.adabn})")
+        log.text(f"saved as {_save(config, model, len(weights) == 2)} ({a})")
         score("after conversion")

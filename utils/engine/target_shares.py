@@ -15,6 +15,7 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders import data
 from utils.config.schema import Config
+from utils.inference import Predictor
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, RECORDS, read_shares
 from utils.scoring.without_labels import evenly_spaced, predictions_on
@@ -43,7 +44,8 @@ class TargetShares:
 
     def record(self, model: Segmentor, done: int) -> None:
         """Predict after step ``done``; the shares go into the log."""
-        shares = predictions_on(self.config, [model], self.loader, self.device).shares[0].tolist()
+        predictor = Predictor(model, self.config.class_table, self.device, self.config.test)
+        shares = predictions_on([predictor], self.loader).shares[0].tolist()
         self.log.record(done, {}, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
     def expected(self) -> dict[str, float]:

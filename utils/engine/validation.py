@@ -17,6 +17,7 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import evaluation_loader
 from utils.config.schema import Config
+from utils.inference import Predictor
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
 from utils.scoring.evaluation import evaluate, iou_table, scores
@@ -57,7 +58,7 @@ class Validation:
             self._panel(images[name], label, prediction)
 
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            matrix = evaluate(self.config, model, loader, self.device, on_image=draw, title="try a validation")
+            matrix = evaluate(self._predictor(model), loader, on_image=draw, title="try a validation")
         iou_table(matrix, self.table, self.classes)
 
     def __call__(self, model: Segmentor, done: int, best_before: float, stop: Callable[[], bool]) -> float:
@@ -67,7 +68,7 @@ class Validation:
             EvaluationStopped: ``stop`` said so, see ``evaluate``; nothing but pictures was logged.
         """
         draw = partial(self._draw_panel, done)
-        matrix = evaluate(self.config, model, self.loader, self.device, on_image=draw, title="validate", stop=stop)
+        matrix = evaluate(self._predictor(model), self.loader, on_image=draw, title="validate", stop=stop)
         result = scores(matrix, self.table, self.classes)
         self.log.record(done, {f"{VALIDATION}/{name}": value for name, value in result.items()})
         if math.isnan(result["miou"]):
@@ -77,6 +78,9 @@ class Validation:
         table = iou_table(matrix, self.table, self.classes)
         self.log.text(f"validation at step {done} (best so far {best:.2f})\n{table}")
         return result["miou"]
+
+    def _predictor(self, model: Segmentor) -> Predictor:
+        return Predictor(model, self.table, self.device, self.config.test)
 
     def _say_once_that_nothing_is_scored(self) -> None:
         if not self.told:

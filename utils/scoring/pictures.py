@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -116,9 +116,14 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
     return sheet
 
 
-def save_pictures(folder: Path, name: str, pictures: Mapping[str, Image.Image]) -> None:
-    """Write a PNG below ``folder`` for each kind of picture; ``name`` may have sub-folders."""
-    for kind, picture in pictures.items():
+def save_prediction(folder: Path, name: str, classes: np.ndarray, table: ClassTable, **others: Image.Image) -> None:
+    """Write a class map (H, W) as colour/NAME.png and label_ids/NAME.png below ``folder``; NAME may have sub-folders.
+
+    Args:
+        others: further pictures, by the folder of each.
+    """
+    pictures = {"colour": colour_map(classes, table), LABEL_IDS: label_id_map(classes, table)}
+    for kind, picture in (pictures | others).items():
         path = folder / kind / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from dataset.folders import Sample
 from dataset.labels import ClassTable
 from dataset.lists import read_list, split_pair
 from dataset.loader import MapDataset, eval_loader
@@ -22,32 +21,15 @@ from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
 from utils.inference import Predictor, network_input
-from utils.scoring.pictures import (
-    LABEL_IDS,
-    Background,
-    colour_map,
-    label_id_map,
-    overlay,
-    save_pictures,
-    with_legend,
-    write_clip,
-)
+from utils.scoring.pictures import Background, overlay, save_prediction, with_legend, write_clip
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LIST = ".txt"
 FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06d.jpg"
-OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
+OVERLAY = "overlay"  # folder of results
 CLIP_WIDTH = 960  # pixels at most
 WHITE = 255
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """A picture, and the path below each kind of result, without suffix, that its results get."""
-
-    path: Path
-    name: Path
 
 
 @dataclass(frozen=True)
@@ -69,20 +51,11 @@ class Output:
     frames_per_second: float = 10.0
 
 
-@dataclass(frozen=True)
-class Summary:
-    """``failures``: what was wrong with each picture that could not be read; ``seconds`` took all of them."""
-
-    failures: list[str]
-    written: int
-    seconds: float
-
-
-def find_pictures(given: Sequence[str | Path], data_dir: str | Path, results: Path) -> list[PictureFile]:
+def find_pictures(given: Sequence[str | Path], data_dir: str | Path, results: Path) -> list[Sample]:
     """Pictures of files, folders and list files, in the order given; those of a folder in natural order (2 before 10).
 
-    Their names are relative to the folder given, or to the one that is common to all that is given. Of a folder,
-    hidden files and what is below ``results`` are left out.
+    Their names, which their results get, are relative to the folder given, or to the one that is common to all that is
+    given. Of a folder, hidden files and what is below ``results`` are left out.
 
     Args:
         given: list files end in .txt and have a picture a line, or a picture and its label, relative to where the
@@ -106,9 +79,17 @@ def find_pictures(given: Sequence[str | Path], data_dir: str | Path, results: Pa
             found.append(_file(path))
             places.append(path.parent)
     root = os.path.commonpath([os.path.abspath(place) for place in places])  # links are kept
-    pictures = [PictureFile(path, Path(os.path.relpath(os.path.abspath(path), root)).with_suffix("")) for path in found]
-    _check_names(pictures)
-    return pictures
+    names = [os.path.splitext(os.path.relpath(os.path.abspath(path), root))[0] for path in found]
+    of_name = defaultdict(list)
+    for name, path in zip(names, found, strict=True):
+        of_name[os.path.normcase(name)].append(str(path))
+    clashing = [paths for paths in of_name.values() if len(paths) > 1]
+    if clashing:
+        raise DataError(
+            f"results of {few(' and '.join(paths) for paths in clashing)} would have the same name: rename one of "
+            "them, or give them in two commands with a folder of results each"
+        )
+    return [Sample(name, path, None) for name, path in zip(names, found, strict=True)]
 
 
 def natural(path: Path) -> list[list[tuple[int, str]]]:
@@ -117,22 +98,39 @@ def natural(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def _in_folder(folder: Path, results: Path) -> list[Path]:
-    files = [path for path in _walk(folder, results.resolve()) if path.suffix.lower() in SUFFIXES]
-    if not files:
-        videos = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS]
+    files = list(files_below(folder, results))
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
+        videos = [path for path in files if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
         raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}){advice}")
-    return sorted(files, key=lambda path: natural(path.relative_to(folder)))
+    return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
 
-def _walk(folder: Path, results: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.resolve() == results:
+def files_below(folder: Path, *left_out: Path, alone: str | None = None) -> Iterator[Path]:
+    """Files below ``folder`` and linked folders, each folder once, without hidden ones and those ``left_out``.
+
+    Args:
+        alone: where a folder has one of this name in it, only that is searched.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = {path.resolve() for path in left_out} - {folder.resolve()}
+    for at, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        place = Path(at).resolve()
+        if place in seen:
+            folders.clear()
             continue
-        if path.is_dir():
-            yield from _walk(path, results)
-        else:
-            yield path
+        seen.add(place)
+        if alone in folders:
+            folders[:], names = [alone], []
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(at, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
@@ -153,22 +151,10 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _check_names(pictures: Sequence[PictureFile]) -> None:
-    by_name = defaultdict(list)
-    for picture in pictures:
-        by_name[os.path.normcase(picture.name)].append(str(picture.path))
-    clashing = [paths for paths in by_name.values() if len(paths) > 1]
-    if clashing:
-        raise DataError(
-            f"results of {few(' and '.join(paths) for paths in clashing)} would have the same name: rename one of "
-            "them, or give them in two commands with a folder of results each"
-        )
-
-
 class _Pictures(MapDataset):
-    """Each file as a picture and the network's input; one that cannot be read as nothing but what is wrong."""
+    """Each picture and the network's input; of one that cannot be read nothing but what is wrong."""
 
-    def __init__(self, files: Sequence[PictureFile], input_size: tuple[int, int] | None) -> None:
+    def __init__(self, files: Sequence[Sample], input_size: tuple[int, int] | None) -> None:
         self.files, self.input_size = files, input_size  # not the predictor: loader processes get a copy of this
 
     def __len__(self) -> int:
@@ -177,27 +163,28 @@ class _Pictures(MapDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """index; picture uint8 (H, W, 3); image float32 (1, 3, h, w) normalised; failure, "" if there is none."""
         try:
-            picture = read_image(self.files[index].path)
+            picture = read_image(self.files[index].image)
         except DataError as error:
             return {"index": index, "picture": torch.empty(0), "image": torch.empty(0), "failure": str(error)}
         image = network_input(picture, self.input_size)
         return {"index": index, "picture": torch.from_numpy(np.array(picture)), "image": image, "failure": ""}
 
 
-def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Output, num_workers: int) -> Summary:
+def segment_files(
+    predictor: Predictor, files: Sequence[Sample], output: Output, num_workers: int
+) -> tuple[int, list[str]]:
     """Write the predictions of ``files``, shared out over the processes; reading, prediction and writing overlap.
 
     Returns:
-        what all processes did together.
+        how many are written, and what is wrong with each of the others, of all processes together.
 
     Raises:
         OSError: a result cannot be written.
     """
-    started = time.monotonic()
     failures: list[tuple[int, str]] = []
     written: list[int] = []
     loader = eval_loader(
-        _Pictures(files, predictor.input_size),
+        _Pictures(files, predictor.test.input_size),
         num_workers=num_workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -208,38 +195,30 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
             if failure:
                 failures.append((index, failure))
                 continue
-            picture = batch["picture"][0].numpy()
-            results = predicted(predictor, batch["image"][0], picture.shape[1::-1], output.confidence)
-            writer.call(write, predictor.table, picture, results, files[index], output)
+            picture, views = batch["picture"][0].numpy(), predictor.views(batch["image"][0])
+            others = {}
+            if output.confidence:
+                highest = predictor.mean_probability(views, picture.shape[:2]).amax(0)
+                others["confidence"] = Image.fromarray(highest.mul(WHITE).round().byte().cpu().numpy())
+            classes = predictor.classes(views, picture.shape[:2])[0].numpy()
+            writer.call(write, output, files[index].name, picture, classes, predictor.table, others)
             written.append(index)
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
         frames = [output.folder / OVERLAY / f"{files[index].name}.png" for index in done]
         write_clip(output.clip, frames, output.frames_per_second, CLIP_WIDTH)
-    return Summary(failed, len(done), time.monotonic() - started)
-
-
-def predicted(predictor: Predictor, image: Tensor, size: tuple[int, int], confidence: bool) -> dict[str, np.ndarray]:
-    """Class map (H, W) and, if asked for, the highest probability in 255ths (H, W), both uint8."""
-    views = predictor.views(image)
-    results = {LABEL_IDS: predictor.classes(views, size)}
-    if confidence:
-        highest = predictor.mean_probability(views, size).amax(0)
-        results[CONFIDENCE] = highest.mul(WHITE).round().byte().cpu().numpy()
-    return results
+    return len(done), failed
 
 
 def write(
-    table: ClassTable, picture: np.ndarray, results: dict[str, np.ndarray], file: PictureFile, output: Output
+    output: Output,
+    name: str,
+    picture: np.ndarray,
+    classes: np.ndarray,
+    table: ClassTable,
+    others: dict[str, Image.Image],
 ) -> None:
-    classes = results[LABEL_IDS]
+    """Write what ``output`` asks for of a picture uint8 (H, W, 3) with its classes (H, W), and the ``others``."""
     blended = overlay(Image.fromarray(picture), classes, table, output.opacity)
-    pictures = {
-        "colour": colour_map(classes, table),
-        LABEL_IDS: label_id_map(classes, table),
-        OVERLAY: with_legend(blended, classes, table),
-    }
-    if CONFIDENCE in results:
-        pictures[CONFIDENCE] = Image.fromarray(results[CONFIDENCE])
-    save_pictures(output.folder, str(file.name), pictures)
+    save_prediction(output.folder, name, classes, table, overlay=with_legend(blended, classes, table), **others)

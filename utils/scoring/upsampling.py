@@ -21,10 +21,10 @@ MODES = (RELEASED, DIRECT)
 COLUMNS = 256  # of the label's size that are made together
 STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
 
-Size = tuple[int, int]  # (height, width)
+Shape = tuple[int, int]  # (height, width)
 
 
-def upsample(logits: Tensor, input_size: Size, size: Size, mode: str) -> Tensor:
+def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tensor:
     """Logits (N, C, h, w) at the network's stride, as a whole at ``size``, in float32 or float64.
 
     Args:
@@ -38,11 +38,11 @@ def upsample(logits: Tensor, input_size: Size, size: Size, mode: str) -> Tensor:
     return _to_input(logits, size)
 
 
-def _to_input(logits: Tensor, size: Size) -> Tensor:
+def _to_input(logits: Tensor, size: Shape) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def _align_corners(logits: Tensor, size: Size) -> Tensor:
+def _align_corners(logits: Tensor, size: Shape) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
 
@@ -56,10 +56,10 @@ class View:
     """
 
     logits: Tensor
-    input_size: Size
+    input_size: Shape
 
 
-def classes_at(views: Sequence[View], size: Size, mode: str) -> Tensor:
+def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
     """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
     strips = zip(*(_strips(view, size, mode) for view in views), strict=True)
     best = (_mean_probability(strip) if len(views) > 1 else strip[0] for strip in strips)
@@ -73,7 +73,7 @@ def _mean_probability(logits: Sequence[Tensor]) -> Tensor:
     return total / len(logits)
 
 
-def _strips(view: View, size: Size, mode: str) -> Iterator[Tensor]:
+def _strips(view: View, size: Shape, mode: str) -> Iterator[Tensor]:
     """``upsample`` of a view in strips of rows, from the top: (rows, N, C, W), as ``class_map`` is fastest.
 
     Each strip is written over the one before.

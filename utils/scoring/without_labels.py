@@ -4,7 +4,7 @@ How sure a network is says nothing here: self-training makes wrong networks sure
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,16 +17,15 @@ from dataset.folders import Sample, hold_out
 from dataset.lists import read_list
 from dataset.priors import class_prior
 from dataset.progress import Progress
-from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders import data
-from utils.builders.network import load_network
 from utils.config.read import build_config
-from utils.config.schema import AtTestTime, Config
+from utils.config.schema import Config
+from utils.inference import Predictor, load_configured
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS, last_labels
-from utils.scoring.evaluation import evaluate, predict, scores
+from utils.scoring.evaluation import evaluate, scores
 
 SEED = 0  # of the choice of the source images
 CAVEAT = (
@@ -90,41 +89,25 @@ def is_lost(expected: float, share: float) -> bool:
     return expected >= COMMON and share < LOST * expected
 
 
-@torch.inference_mode()
-def predictions_on(
-    config: Config,
-    models: Sequence[Segmentor],
-    loader: DataLoader,
-    device: torch.device,
-    *,
-    tta: AtTestTime | None = None,
-    title: str | None = None,
-) -> Predictions:
+def predictions_on(predictors: Sequence[Predictor], loader: DataLoader, title: str | None = None) -> Predictions:
     """Class shares of the networks' predictions over ``loader``, and their agreement, over all processes.
 
     Neither statistics nor the state of the random numbers change.
 
     Args:
         loader: batches of one image, see ``dataset.loader``; labels are not looked at, padding is left out.
-        tta: scales and mirror images to average over; None: the image as it is.
         title: of a progress bar; None: without one.
     """
-    count, num_classes = len(models), config.num_classes
+    count, num_classes, device = len(predictors), predictors[0].table.num_classes, predictors[0].device
     pixels = torch.zeros(count, num_classes, dtype=torch.int64)
     agreeing = torch.zeros(count, count, dtype=torch.int64)
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
     with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
         for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
-            image, valid = batch["image"].to(device, non_blocking=True), batch["valid"]
-            size = tuple(valid.shape[-2:])
-            maps = [predict(m, image, size, config.test.upsampling, tta).cpu()[valid] for m in models]
+            valid = batch["valid"]
+            maps = [p.classes(p.views(batch["image"]), valid.shape[-2:])[valid] for p in predictors]
             for i, own in enumerate(maps):
                 pixels[i] += torch.bincount(own, minlength=num_classes)
                 agreeing[i] += torch.stack([(own == other).sum() for other in maps])
-    for model, before in zip(models, training, strict=True):
-        model.train(before)
     pixels, agreeing = (distributed.all_reduce_sum(counts.to(device)).double().cpu() for counts in (pixels, agreeing))
     total = pixels.sum(1, keepdim=True).clamp_min(1)
     return Predictions(pixels / total, agreeing / total)
@@ -135,36 +118,43 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     given = list(runs) or [str(config.run_folder)]
     start = starting_run(Path(given[0])) if len(given) == 1 else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files = pair_up([start, *given] if start else given)
-    first = [Path(paths[0]) for paths in files.values()]  # of an official pair, the encoder's file
-    names = distinct_names(first)
-    networks = {n: load_network(config, paths, device)[0] for n, paths in zip(names, files.values(), strict=True)}
-    folders = [path.parent for path in first]
-    return compare_networks(config, networks, folders, device, images)
+    files = list(pair_up([start, *given] if start else given).values())
+    first = [Path(paths[0]) for paths in files]  # of an official pair, the encoder's file
+    predictors = [load_configured(config, paths, device)[0] for paths in files]
+    networks = dict(zip(distinct_names(first), predictors, strict=True))
+    return compare_networks(config, networks, [path.parent for path in first], images)
 
 
 def compare_networks(
-    config: Config, networks: dict[str, Segmentor], folders: Sequence[Path], device: torch.device, images: int
+    config: Config, networks: Mapping[str, Predictor], folders: Sequence[Path], images: int
 ) -> Comparison:
     """Compare networks on the unlabelled target training images of ``config``.
 
     Args:
-        networks: by name, on ``device``, the one before the adaptation first.
+        networks: by name, the one before the adaptation first.
         folders: the networks' run folders, where there is what they were trained on.
         images: of each domain at most, evenly spaced.
     """
     source, (target, _) = data.source_samples(config), data.target_samples(config)
     seen = evenly_spaced(target, images)
-    loader = data.evaluation_loader(config, seen, config.target)
-    found = predictions_on(
-        config, list(networks.values()), loader, device, tta=config.tta, title="predictions on the target"
+    unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
+    chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
+    on_target = data.evaluation_loader(config, seen, config.target)
+    on_source = data.evaluation_loader(config, chosen, config.source)
+    predictors, records = list(networks.values()), folders[-1] / RECORDS
+    found = predictions_on(predictors, on_target, "predictions on the target")
+    prior = class_prior(
+        source,
+        config.source.label_kind,
+        config.num_classes,
+        cache_dir=folders[-1] / "priors",
+        num_workers=config.test.num_workers,
+        skip_bad=config.train.skip_bad_samples,
     )
-    cache, workers = folders[-1] / "priors", config.test.num_workers
-    kind = config.source.label_kind
-    skip = config.train.skip_bad_samples
-    prior = class_prior(source, kind, config.num_classes, cache_dir=cache, num_workers=workers, skip_bad=skip)
-    labels = last_labels(folders[-1] / RECORDS) if (folders[-1] / RECORDS).is_file() else None
+    labels = last_labels(records) if records.is_file() else None
     names = config.class_table.names
+    matrices = [evaluate(predictor, on_source, title="source") for predictor in predictors]
+    miou = [scores(matrix, config.class_table, config.test.eval_classes)["miou"] for matrix in matrices]
     return Comparison(
         classes=names,
         networks=tuple(networks),
@@ -174,35 +164,17 @@ def compare_networks(
         predicted=found.shares.tolist(),
         labels=None if labels is None else [labels[name] for name in names],
         agreement=found.agreement.tolist(),
-        forgotten=_source_scores(config, list(networks.values()), folders, source, device, images),
+        forgotten=SourceScores(miou, len(chosen), len(unique), _trained_on(folders, chosen)),
     )
 
 
-def _source_scores(
-    config: Config,
-    networks: Sequence[Segmentor],
-    folders: Sequence[Path],
-    source: Sequence[Sample],
-    device: torch.device,
-    images: int,
-) -> SourceScores:
-    unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
-    chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
-    loader = data.evaluation_loader(config, chosen, config.source)
-    found = []
-    for network in networks:
-        matrix = evaluate(config, network, loader, device, tta=config.tta, title="source")
-        found.append(scores(matrix, config.class_table, config.test.eval_classes)["miou"])
-    lists = [trained_on(folder) for folder in folders if (folder / "lists/source.txt").is_file()]
-    known = {path for paths in lists for path in paths}
-    seen = sum(sample.image.resolve() in known for sample in chosen) if lists else None
-    return SourceScores(found, len(chosen), len(unique), seen)
-
-
-def trained_on(folder: Path) -> set[Path]:
-    """Source images that a run was trained on."""
-    root = Path(build_config(folder / "config.yaml").source.data_dir)
-    return {(root / line).resolve() for line in read_list(folder / "lists/source.txt", repeats=True)}
+def _trained_on(folders: Sequence[Path], samples: Sequence[Sample]) -> int | None:
+    """How many of the source ``samples`` a run in one of ``folders`` was trained on; None: not known."""
+    known, lists = set(), [folder for folder in folders if (folder / "lists/source.txt").is_file()]
+    for folder in lists:
+        root = Path(build_config(folder / "config.yaml").source.data_dir)
+        known |= {(root / line).resolve() for line in read_list(folder / "lists/source.txt", repeats=True)}
+    return sum(sample.image.resolve() in known for sample in samples) if lists else None
 
 
 def source_words(comparison: Comparison) -> str:
