@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -73,29 +74,28 @@ def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.dev
         yield done
 
 
-def files_to_convert(config: Config, report: Callable[[str], None]) -> list[str]:
-    """``adabn.weights``, or the run of ``config``, or where there is none the official pair of ``model.weights_*``.
+def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: Callable[[str], None]) -> list[str]:
+    """The checkpoint ``given`` or that of the ``run``, or where there is none the official ``pair``.
 
     Args:
-        report: told of a pair that is not taken.
+        pair: an official encoder and decoder file, or none.
+        report: gets a line where there is a pair that is not taken.
 
     Raises:
         FileNotFoundError: neither is there.
     """
-    m, given, folder = config.model, config.adabn.weights, config.run_folder
-    pair = [file for file in (m.weights_encoder, m.weights_decoder) if file]
     try:
-        run = str(resolve_weights(given or str(folder)))
-        if given is None and len(pair) == 2:
-            report(f"{folder} has a trained run, which is converted; another exp_name converts {' and '.join(pair)}")
-        return [run]
+        file = str(resolve_weights(given or str(run)))
     except FileNotFoundError as error:
-        if given is None and len(pair) == 2:
-            return pair
+        if given is None and pair:
+            return list(pair)
         raise FileNotFoundError(
             f"{error}, or name a run by adabn.weights, or an official pair by model.weights_encoder and "
             "model.weights_decoder"
         ) from error
+    if given is None and pair:
+        report(f"{run} has a trained run, which is converted; another exp_name converts {' and '.join(pair)}")
+    return [file]
 
 
 def _save(config: Config, model: Segmentor, pair: bool) -> str:
@@ -118,10 +118,11 @@ def convert_run(config: Config) -> None:
     Raises:
         UserError: what cannot be converted or scored, before the first score wherever that can be known.
     """
-    a, table, classes = config.adabn, config.class_table, config.test.eval_classes
+    a, m, table, classes = config.adabn, config.model, config.class_table, config.test.eval_classes
+    pair = [m.weights_encoder, m.weights_decoder] if m.weights_encoder and m.weights_decoder else []
     with start_run(config, config.test.num_workers) as run:
         log = run.log
-        weights = distributed.from_first(lambda: files_to_convert(config, log.text))
+        weights = distributed.from_first(lambda: files_to_convert(a.weights, config.run_folder, pair, log.text))
         predictor, report = load_configured(config, weights, run.device)
         log.text(report)
         model, tested = predictor.model, data.test_samples(config, labels="optional")

@@ -90,14 +90,12 @@ def score(
             if remark := first_shape_remark(config, samples):
                 _say(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
-            if len(networks) > 1:  # a file that does not fit is said before the first one is scored, which takes long
-                for files in networks.values():
-                    load_configured(config, files, device)
+            # all of them first: one that does not fit is said before the first is scored, which takes long
+            loaded = {name: load_configured(config, files, device) for name, files in networks.items()}
             loader, matrices = evaluation_loader(config, samples, config.test), {}
-            for name, files in networks.items():
-                predictor, report = load_configured(config, files, device)
+            for name, (predictor, report) in loaded.items():
                 _say(report)
-                folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
+                folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
                 matrices[name] = score_network(predictor, loader, samples, folder)
         _say(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
         if json_file and distributed.is_main():
