@@ -151,13 +151,14 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
     """Predictor that sees pictures as ``config`` says (``test``, ``tta``), whatever the checkpoint was trained with.
 
     Args:
-        files: one checkpoint of this project, whose own network and classes are taken; or an encoder and a decoder
-            file of the released code, with the network and classes of ``config``.
+        files: one checkpoint of this project, whose own network and classes are taken, these with the colours and ids
+            of ``config`` if it has the same; or an encoder and a decoder file of the released code, with the network
+            and classes of ``config``.
     """
     if len(files) == 2:
         return load_configured(config, files, device)[0]
-    own = load(files[0], device)
-    return Predictor(own.model, own.table, device, config.test, config.tta)
+    own, table = load(files[0], device), config.class_table
+    return Predictor(own.model, table if table.names == own.names else own.table, device, config.test, config.tta)
 
 
 def config_of(content: Mapping[str, Any], origin: str) -> Config:

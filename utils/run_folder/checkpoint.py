@@ -217,7 +217,7 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
     """Copy the checkpoint ``path`` to the file ``to`` without what only going on with its training needs.
 
     Args:
-        config: of the same classes; it names them in place of an older checkpoint, which does not.
+        config: if of the same classes, their colours and ids are written, and to an older checkpoint their names.
 
     Returns:
         what was written, for people.
@@ -232,8 +232,9 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
     if to.exists() and to.samefile(path):
         raise CheckpointError(f"{to} is the checkpoint itself: choose another file")
     kept = {name: content[name] for name in PASSED_ON if name in content}
-    if "classes" not in kept:
-        kept["classes"] = class_entry(config.class_table)
+    classes = class_entry(config.class_table)
+    if kept.get("classes", classes)["names"] == classes["names"]:
+        kept["classes"] = classes
     save_atomic(kept, to)
     sizes = " instead of ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (to, path))
     return f"{to}: weights, classes and configuration of {path}, {sizes} MB"
