@@ -52,7 +52,8 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     from utils.run_folder.identity import file_facts, start_facts
     from utils.scoring.segment import Output, find_pictures, segment_files
 
-    files = find_pictures(args.images, config.target.data_dir, args.save)
+    output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
+    files = find_pictures(args.images, config.target.data_dir, output)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
@@ -60,7 +61,6 @@ def segment(args: argparse.Namespace, config: Config) -> int:
         (weights,) = networks.values()
         distributed.compare(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
-        output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
         started = time.monotonic()
         written, failures = segment_files(predictor, files, output, config.test.num_workers)
         if distributed.is_main():

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,7 @@ from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents, data_facts, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
-from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_prediction
+from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_picture, save_prediction
 from utils.scoring.segment import files_below
 
 WORST = 10  # images shown apart
@@ -55,13 +56,13 @@ class Gallery:
         labelled = [score for score in distributed.gather(self.scores) if not np.isnan(score[0])]
         if not distributed.is_main():
             return
-        confusion_picture(matrix.counts.numpy(), self.table).save(self.folder / "confusion.png")
+        save_picture(self.folder / "confusion.png", confusion_picture(matrix.counts.numpy(), self.table))
         worst = self.folder / "worst"
         shutil.rmtree(worst, ignore_errors=True)
-        worst.mkdir()
         for rank, (miou, name) in enumerate(sorted(labelled)[:WORST], start=1):
             flat = name.replace("/", "_")
-            shutil.copy(self.folder / "panels" / f"{name}.png", worst / f"{rank:02d}_{miou:.1f}_{flat}.png")
+            with Image.open(self.folder / "panels" / f"{name}.png") as panels:
+                save_picture(worst / f"{rank:02d}_{miou:.1f}_{flat}.png", panels)
 
 
 def score(
@@ -209,7 +210,7 @@ def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]
     names = {sample.name: PurePath(sample.name) for sample in samples}
     last_parts = {name.name for name in names.values()}
     files: dict[str, list[Path]] = defaultdict(list)
-    for path in files_below(folder, alone=LABEL_IDS):
+    for path in files_below(folder, set(), alone=LABEL_IDS):
         words = path.stem.split("_")
         beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
         if path.suffix.lower() == ".png":

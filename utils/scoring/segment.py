@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
 from utils.inference import Predictor, network_input
-from utils.scoring.pictures import Background, overlay, save_prediction, with_legend, write_clip
+from utils.scoring.pictures import COLOUR, LABEL_IDS, Background, overlay, save_prediction, with_legend, write_clip
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LIST = ".txt"
 FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06d.jpg"
-OVERLAY = "overlay"  # folder of results
+OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
 CLIP_WIDTH = 960  # pixels at most
 WHITE = 255
 
@@ -50,34 +50,40 @@ class Output:
     clip: Path | None = None
     frames_per_second: float = 10.0
 
+    def places(self) -> set[Path]:
+        """The files and folders of the results, resolved."""
+        folders = [self.folder / kind for kind in (COLOUR, LABEL_IDS, OVERLAY, CONFIDENCE)]
+        return {path.resolve() for path in (*folders, *([self.clip] if self.clip else []))}
 
-def find_pictures(given: Sequence[str | Path], data_dir: str | Path, results: Path) -> list[Sample]:
+
+def find_pictures(given: Sequence[str | Path], data_dir: str | Path, output: Output) -> list[Sample]:
     """Pictures of files, folders and list files, in the order given; those of a folder in natural order (2 before 10).
 
     Their names, which their results get, are relative to the folder given, or to the one that is common to all that is
-    given. Of a folder, hidden files and what is below ``results`` are left out.
+    given. Of a folder, hidden files and ``output`` are left out.
 
     Args:
         given: list files end in .txt and have a picture a line, or a picture and its label, relative to where the
             command runs, to ``data_dir`` or to the list.
-        results: folder of the results.
 
     Raises:
-        DataError: a path that is not there, a folder without pictures, a video, or two pictures whose results would
-            have the same name.
+        DataError: a path that is not there or of ``output``, a folder without pictures, a video, or two pictures whose
+            results would have the same name.
     """
-    found, places = [], []
+    found, places, results = [], [], output.places()
+    searched = {output.folder.resolve()} - {Path(path).resolve() for path in given}
     for path in map(Path, given):
         if path.is_dir():
-            found += _in_folder(path, results)
+            found += _in_folder(path, searched, results)
             places.append(path)
-        elif path.suffix.lower() == LIST:
-            listed = [_listed(line, path, Path(data_dir)) for line in read_list(path)]
-            found += listed
-            places += [picture.parent for picture in listed]
-        else:
-            found.append(_file(path))
-            places.append(path.parent)
+            continue
+        files = [path]
+        if path.suffix.lower() == LIST:
+            files = [_listed(line, path, Path(data_dir)) for line in read_list(path)]
+        for file in files:
+            _check(file, results)
+        found += files
+        places += [file.parent for file in files]
     root = os.path.commonpath([os.path.abspath(place) for place in places])  # links are kept
     names = [os.path.splitext(os.path.relpath(os.path.abspath(path), root))[0] for path in found]
     of_name = defaultdict(list)
@@ -97,40 +103,47 @@ def natural(path: Path) -> list[list[tuple[int, str]]]:
     return [[(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", part)] for part in path.parts]
 
 
-def _in_folder(folder: Path, results: Path) -> list[Path]:
-    files = list(files_below(folder, results))
+def _in_folder(folder: Path, searched: set[Path], results: set[Path]) -> list[Path]:
+    if folder.resolve() in searched:
+        return []
+    files = [path for path in files_below(folder, searched) if not _is_result(path, results)]
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not pictures:
         videos = [path for path in files if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
-        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}){advice}")
+        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are left out){advice}")
     return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
 
-def files_below(folder: Path, *left_out: Path, alone: str | None = None) -> Iterator[Path]:
-    """Files below ``folder`` and linked folders, each folder once, without hidden ones and those ``left_out``.
+def _is_result(path: Path, results: set[Path]) -> bool:
+    """Whether ``path``, however it is linked, is one of the ``results``, see ``Output.places``, or below one."""
+    place = path.resolve()
+    return not results.isdisjoint([place, *place.parents])
+
+
+def files_below(folder: Path, searched: set[Path], alone: str | None = None) -> Iterator[Path]:
+    """Files below ``folder`` and linked folders, without hidden ones; each folder once, by its own path before a link.
 
     Args:
+        searched: folders, resolved, that are left out; gets those that are searched.
         alone: where a folder has one of this name in it, only that is searched.
 
     Raises:
         OSError: a folder that cannot be read.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    seen = {path.resolve() for path in left_out} - {folder.resolve()}
-    for at, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        place = Path(at).resolve()
-        if place in seen:
-            folders.clear()
+    ahead = deque([folder])
+    while ahead:
+        at = ahead.popleft()
+        if at.resolve() in searched:
             continue
-        seen.add(place)
-        if alone in folders:
-            folders[:], names = [alone], []
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(at, name) for name in sorted(names) if not name.startswith("."))
+        searched.add(at.resolve())
+        entries = sorted(path for path in at.iterdir() if not path.name.startswith("."))
+        folders = [path for path in entries if path.is_dir()]
+        if alone in [path.name for path in folders]:
+            entries = folders = [at / str(alone)]
+        ahead.extendleft(path for path in folders if not path.is_symlink())
+        ahead.extend(path for path in folders if path.is_symlink())
+        yield from (path for path in entries if path not in folders)
 
 
 def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
@@ -143,12 +156,14 @@ def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
     raise DataError(f"{list_file} lists {line}, which is no file in any of: {few({str(root) for root in roots})}")
 
 
-def _file(path: Path) -> Path:
+def _check(path: Path, results: set[Path]) -> None:
+    """Raises DataError where ``path`` is no picture file, or a result."""
     if path.suffix.lower() in VIDEOS:
         raise DataError(f"{path} is a video: {FRAMES}")
     if not path.is_file():
         raise DataError(f"no picture, folder or list {path}")
-    return path
+    if _is_result(path, results):
+        raise DataError(f"{path} is a result of the same --save: give pictures, or another folder of results")
 
 
 class _Pictures(MapDataset):
@@ -199,7 +214,7 @@ def segment_files(
             others = {}
             if output.confidence:
                 highest = predictor.mean_probability(views, picture.shape[:2]).amax(0)
-                others["confidence"] = Image.fromarray(highest.mul(WHITE).round().byte().cpu().numpy())
+                others[CONFIDENCE] = Image.fromarray(highest.mul(WHITE).round().byte().cpu().numpy())
             classes = predictor.classes(views, picture.shape[:2])[0].numpy()
             writer.call(write, output, files[index].name, picture, classes, predictor.table, others)
             written.append(index)
