@@ -25,7 +25,7 @@ from utils.config.schema import AtTestTime, Config, Evaluation
 from utils.run_folder.checkpoint import resolve_weights, saved_keys
 from utils.run_folder.classes import class_table_of
 from utils.scoring.pictures import colour_map
-from utils.scoring.upsampling import View, classes_at, upsample
+from utils.scoring.upsampling import View, classes_at, mean_probability, upsample
 
 Picture = Image.Image | np.ndarray | str | Path
 Size = tuple[int, int]  # (W, H)
@@ -103,10 +103,8 @@ class Predictor:
     @torch.inference_mode()
     def mean_probability(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
         """Probabilities (C, H, W) of one image at ``shape`` (H, W), the mean over the views."""
-        total = torch.zeros((), device=self.device)
-        for view in views:
-            total = total + upsample(view.logits, view.input_size, shape, self.test.upsampling).softmax(1)
-        return (total / len(views))[0]
+        mode = self.test.upsampling
+        return mean_probability((upsample(view.logits, view.input_size, shape, mode) for view in views), 1)[0]
 
 
 def load(run: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = ()) -> Predictor:

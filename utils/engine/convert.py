@@ -1,6 +1,6 @@
 """A trained run with the batch-norm statistics of the target (AdaBN, Li et al. 2016): what ``test_adabn.py`` does."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -53,8 +53,13 @@ def convert_statistics(
     """
     training = model.training
     model.train()
+    # batches of all loaders, interleaved in proportion to their lengths
+    turns = sorted((turn / len(loader), number) for number, loader in enumerate(loaders) for turn in range(len(loader)))
+    batches = [iter(loader) for loader in loaders]
+    bar = Progress(turns, "statistics", enabled=distributed.is_main(), leave=False)
     with PooledStatistics(model) if mode == "cumulative" else nullcontext() as pooled:
-        for done in _forwards(model, loaders, device):
+        for done, (_, number) in enumerate(bar, start=1):
+            model(next(batches[number])["image"].to(device, non_blocking=True))
             if score and score_every and done % score_every == 0:
                 if pooled:
                     pooled.apply()
@@ -62,16 +67,6 @@ def convert_statistics(
     if pooled:
         pooled.apply()
     model.train(training)
-
-
-def _forwards(model: Segmentor, loaders: Sequence[DataLoader], device: torch.device) -> Iterator[int]:
-    """Batches of all loaders, interleaved in proportion to their lengths; gives the number of forwards done."""
-    turns = sorted((turn / len(loader), number) for number, loader in enumerate(loaders) for turn in range(len(loader)))
-    batches = [iter(loader) for loader in loaders]
-    bar = Progress(turns, "statistics", enabled=distributed.is_main(), leave=False)
-    for done, (_, number) in enumerate(bar, start=1):
-        model(next(batches[number])["image"].to(device, non_blocking=True))
-        yield done
 
 
 def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: Callable[[str], None]) -> list[str]:
@@ -136,13 +131,14 @@ def convert_run(config: Config) -> None:
         loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in samples.items()]
         for loader in loaders:
             check_batch(model, min(map(len, cast(Iterable[list], loader.batch_sampler))), "adabn.batch_size")
-        test_loader = data.evaluation_loader(config, tested, config.test) if data.are_labelled(tested) else None
-        if test_loader is None:
+        labelled = data.are_labelled(tested)
+        if not labelled:
             log.text("no labelled test images: the network is converted without scores")
 
         def score(title: str) -> None:
-            if test_loader is not None:
-                matrix = evaluate(predictor, test_loader, title=title)
+            if labelled:
+                loader = data.evaluation_loader(config, tested, config.test)  # whose processes end with the scores
+                matrix = evaluate(predictor, loader, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")

@@ -6,7 +6,7 @@ for each step, so that two steps cost what one does. ``torch.nn.functional.inter
 identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,16 +34,9 @@ def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tenso
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if mode == RELEASED:
-        return _align_corners(_to_input(logits, input_size), size)
-    return _to_input(logits, size)
-
-
-def _to_input(logits: Tensor, size: Shape) -> Tensor:
+        seen = F.interpolate(logits, input_size, mode="bilinear", align_corners=False)
+        return F.interpolate(seen, size, mode="bilinear", align_corners=True)
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-def _align_corners(logits: Tensor, size: Shape) -> Tensor:
-    return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
 
 @dataclass(frozen=True)
@@ -62,15 +55,16 @@ class View:
 def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
     """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
     strips = zip(*(_strips(view, size, mode) for view in views), strict=True)
-    best = (_mean_probability(strip) if len(views) > 1 else strip[0] for strip in strips)
+    best = (mean_probability(strip, 2) if len(views) > 1 else strip[0] for strip in strips)
     return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in best], dim=1)
 
 
-def _mean_probability(logits: Sequence[Tensor]) -> Tensor:
-    total = logits[0].softmax(2)
-    for other in logits[1:]:
-        total += other.softmax(2)
-    return total / len(logits)
+def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
+    """The mean over several logits of one shape, whose classes lie along ``dim``."""
+    total, count = torch.zeros(()), 0
+    for own in logits:
+        total, count = total + own.softmax(dim), count + 1
+    return total / count
 
 
 def _strips(view: View, size: Shape, mode: str) -> Iterator[Tensor]:
