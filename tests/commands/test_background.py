@@ -7,10 +7,10 @@ import pytest
 
 import evaluate
 from utils.commands import predict
-from utils.inference import Predictor
 from utils.scoring import segment
 from utils.scoring.pictures import THREADS, WAITING, Background
 from utils.scoring.predictions import Gallery
+from utils.scoring.predictor import Predictor
 
 PATIENCE = 60  # seconds until a picture that waits for the next prediction gives up
 

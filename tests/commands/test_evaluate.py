@@ -16,10 +16,10 @@ from models import build_segmentor
 from utils.config.command_line import ROOT, find_config
 from utils.config.declare import ConfigError
 from utils.config.schema import AtTestTime, Evaluation
-from utils.inference import Predictor
 from utils.metrics import ConfusionMatrix
 from utils.scoring.evaluation import comparison
 from utils.scoring.pictures import TITLE_HEIGHT, confusion_picture, panel
+from utils.scoring.predictor import Predictor
 
 
 @pytest.mark.slow

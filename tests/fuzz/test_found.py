@@ -13,10 +13,10 @@ from utils.config.command_line import load_config
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.engine.state import load_training_state
-from utils.inference import config_of
 from utils.run_folder.checkpoint import DamagedError, find_state
 from utils.run_folder.classes import class_table_of
 from utils.run_folder.facts import read_facts
+from utils.scoring.predictor import config_of
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ from dataset.priors import class_histogram
 from utils.builders import network
 from utils.config.read import build_config
 from utils.engine.target_shares import TargetShares
-from utils.inference import Predictor
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, last_labels, read_shares
+from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 
 CPU = torch.device("cpu")

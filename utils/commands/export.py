@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
     import torch  # once the command line is known to be right
 
-    from utils.inference import load_for
     from utils.run_folder.checkpoint import resolve_weights, save_weights
     from utils.scoring.exported import export_network
+    from utils.scoring.predictor import load_for
 
     weights = resolve_weights(args.weights or str(config.run_folder))
     if args.to.suffix == WEIGHTS:

@@ -31,13 +31,13 @@ from utils.builders import data
 from utils.builders.curriculum import build_curriculum
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
-from utils.inference import Predictor, load_configured
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, confusion_picture, legend, overlay
+from utils.scoring.predictor import Predictor, load_configured
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
 
 OWN, BEFORE = "this run", "baseline"

@@ -18,7 +18,6 @@ from utils.builders.limits import check_batch
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.experiment import start_run
-from utils.inference import load_configured
 from utils.run_folder.checkpoint import (
     CONVERTED,
     OFFICIAL_DECODER,
@@ -29,6 +28,7 @@ from utils.run_folder.checkpoint import (
 )
 from utils.run_folder.identity import data_contents, data_facts
 from utils.scoring.evaluation import evaluate, iou_table
+from utils.scoring.predictor import load_configured
 
 DOMAINS = {"source": data.SOURCE, "target": data.TARGET}
 

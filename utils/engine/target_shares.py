@@ -15,9 +15,9 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders import data
 from utils.config.schema import Config
-from utils.inference import Predictor
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, RECORDS, read_shares
+from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 
 IMAGES = 16  # target training images, as the target phase sees them: crops of the training's size fit the memory

@@ -17,11 +17,12 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import evaluation_loader
 from utils.config.schema import Config
-from utils.inference import Predictor
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.scoring.pictures import panel
+from utils.scoring.predictor import Predictor
+from utils.scoring.without_labels import evenly_spaced
 
 PANELS = 4  # held-out images in TensorBoard
 
@@ -41,8 +42,7 @@ class Validation:
         self.told = False
         self.table, self.classes = config.class_table, config.test.eval_classes
         seen = held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-        spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
-        self.pictured = {sample.name: sample.image for sample in spread}
+        self.pictured = {sample.name: sample.image for sample in evenly_spaced(seen, PANELS)}  # over the cities
 
     def try_out(self, model: Segmentor, samples: Sequence[Sample]) -> None:
         """Score labelled ``samples`` as a validation does, and forget it: network, random numbers, logs stay the same.

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
 from dataset.progress import Progress
 from utils import distributed
-from utils.inference import Predictor
 from utils.metrics import ConfusionMatrix
+from utils.scoring.predictor import Predictor
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters at least

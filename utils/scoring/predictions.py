@@ -22,13 +22,13 @@ from utils import distributed
 from utils.builders.data import evaluation_loader, first_shape_remark, test_samples
 from utils.config.declare import ConfigError
 from utils.config.schema import Config
-from utils.inference import Predictor, load_configured
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents, data_facts, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_picture, save_prediction
+from utils.scoring.predictor import Predictor, load_configured
 from utils.scoring.segment import files_below
 
 WORST = 10  # images shown apart

@@ -20,8 +20,8 @@ from dataset.messages import DataError, few
 from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
-from utils.inference import Predictor, network_input
 from utils.scoring.pictures import COLOUR, LABEL_IDS, Background, overlay, save_prediction, with_legend, write_clip
+from utils.scoring.predictor import Predictor, network_input
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")

@@ -21,11 +21,11 @@ from utils import distributed
 from utils.builders import data
 from utils.config.read import build_config
 from utils.config.schema import Config
-from utils.inference import Predictor, load_configured
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS, last_labels
 from utils.scoring.evaluation import evaluate, scores
+from utils.scoring.predictor import Predictor, load_configured
 
 SEED = 0  # of the choice of the source images
 CAVEAT = (
