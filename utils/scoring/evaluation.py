@@ -40,7 +40,7 @@ def evaluate(
         stop: asked before each image that every process has one of, and answers alike on all of them.
 
     Raises:
-        EvaluationStopped: ``stop`` said so.
+        EvaluationStopped: ``stop`` returned True.
     """
     matrix = ConfusionMatrix(predictor.table.num_classes)
     shared = len(cast(Sized, loader.dataset)) // distributed.world_size()

@@ -37,7 +37,7 @@ CLASS_TOLERANCE, LOGIT_TOLERANCE = 1e-3, 1e-3  # share of the pixels; of the lar
 
 
 class ExportError(UserError, RuntimeError):
-    """A network that cannot be exported as asked; the message says what to do."""
+    """A network that cannot be exported as asked; the message gives the remedy."""
 
 
 class ExportedNetwork(nn.Module):
@@ -134,7 +134,7 @@ def _traced(network: ExportedNetwork, size: Size | None) -> torch.export.Exporte
     dims = {0: free} if size else {0: free, 1: free, 2: free}
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
-    except Exception as error:  # whatever the compiler stumbles over
+    except Exception as error:  # the compiler raises errors of many types
         advice = "" if size else ". With --size W H it may be possible for pictures of that size"
         raise ExportError(f"torch cannot export the network: {' '.join(str(error).split())[:SHOWN]}{advice}") from error
     seen = tuple(program.graph.find_nodes(op="placeholder")[-1].meta["val"].shape[1:3])

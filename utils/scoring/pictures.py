@@ -140,7 +140,7 @@ def save_picture(path: Path, picture: Image.Image, **options: object) -> None:
     kind = Image.registered_extensions()[path.suffix.lower()]
     try:
         write_whole(path, lambda stream: picture.save(stream, kind, **options))
-    except OSError as error:  # a full disk does not say of which file
+    except OSError as error:  # the error of a full disk does not name the file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 

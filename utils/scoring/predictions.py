@@ -32,7 +32,7 @@ from utils.scoring.predictor import Predictor, load_configured
 from utils.scoring.segment import files_below
 
 WORST = 10  # images shown apart
-NO_CLASS = 0.01  # share of the predicted pixels above which ids of no class are worth a word
+NO_CLASS = 0.01  # share of the predicted pixels above which a line reports ids of no class
 
 
 class Gallery:
@@ -91,7 +91,7 @@ def score(
             if remark := first_shape_remark(config, samples):
                 _say(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
-            # all of them first: one that does not fit is said before the first is scored, which takes long
+            # all of them first: scoring takes long, and a file that does not fit should stop the command before it
             loaded = {name: load_configured(config, files, device) for name, files in networks.items()}
             loader, matrices = evaluation_loader(config, samples, config.test), {}
             for name, (predictor, report) in loaded.items():
@@ -130,7 +130,7 @@ def score_network(
 
 
 def _check_json(path: Path) -> None:
-    """Raises ConfigError where the file of the scores cannot be written: said before they are computed."""
+    """Raises ConfigError if the file cannot be written; called before the scores are computed, which takes long."""
     try:
         check_writable(path.parent)
         if path.exists():
@@ -185,7 +185,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
 
 
 def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
-    """Refuse predictions of train ids; say it where much of others is no class."""
+    """Refuse predictions that hold train ids; report a large share of ids that are no class."""
     found = np.flatnonzero(counts).tolist()
     if look_like_train_ids(found, kind):
         examples = few(class_table(kind).export_ids[: class_table(kind).num_classes].tolist())

@@ -1,4 +1,4 @@
-"""What a trained network says of a picture: ``predictor = load("runs/own_pycda")``, then ``predictor(image)``.
+"""The classes that a trained network predicts: ``predictor = load("runs/own_pycda")``, then ``predictor(image)``.
 
 A checkpoint has all that is needed: the network's names, its weights, classes, input size and upsampling.
 
@@ -49,7 +49,7 @@ Shape = tuple[int, int]  # (height, width)
 
 @dataclass(frozen=True)
 class View:
-    """What the network says of an image at one scale, possibly mirrored back.
+    """The network's output for an image at one scale, mirrored back if the image was mirrored.
 
     Attributes:
         logits: (N, C, h, w) at the network's stride.
@@ -64,7 +64,7 @@ class Predictor:
     """A network and how it sees pictures: ``predictor(image)`` is what ``predict`` writes and ``evaluate.py`` scores.
 
     Args:
-        test: its ``input_size`` and ``upsampling`` say how a picture is seen.
+        test: its ``input_size`` and ``upsampling`` define how a picture is seen.
         tta: scales and mirror images to average over; None: the image as it is.
 
     Attributes:
@@ -75,7 +75,8 @@ class Predictor:
     def __init__(
         self, model: Segmentor, table: ClassTable, device: torch.device, test: Evaluation, tta: AtTestTime | None = None
     ) -> None:
-        self.model, self.table, self.device, self.test, self.tta = model, table, device, test, tta
+        self.model, self.table, self.device = model, table, device
+        self.test, self.tta = test, tta or AtTestTime()
         self.names, self.palette = table.names, table.palette
 
     def __call__(self, image: Picture) -> np.ndarray:
@@ -104,19 +105,19 @@ class Predictor:
 
     @torch.inference_mode()
     def views(self, images: Tensor) -> list[View]:
-        """What the network says of images (N, 3, h, w), once for each scale and mirror image of ``tta``.
+        """The network's output for images (N, 3, h, w), once for each scale and mirror image of ``tta``.
 
         The network is in eval mode meanwhile.
         """
         images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
         self.model.eval()
-        for scale in self.tta.scales if self.tta else (1.0,):
+        for scale in self.tta.scales:
             seen = images
             if scale != 1:
                 seen = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
             input_size = (seen.shape[-2], seen.shape[-1])
             views.append(View(self.model.stride_logits(seen), input_size))
-            if self.tta and self.tta.flip:
+            if self.tta.flip:
                 views.append(View(self.model.stride_logits(seen.flip(3)).flip(3), input_size))
         self.model.train(training)
         return views

@@ -1,4 +1,4 @@
-"""Pictures without labels: which are meant by files, folders and lists, and what is written of each."""
+"""Pictures without labels: finds them by files, folders and lists, and writes their predictions."""
 
 import os
 import re

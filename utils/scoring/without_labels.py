@@ -1,6 +1,6 @@
 """Whether an adaptation helped, without a target label: class shares, agreement, what was forgotten of the source.
 
-How sure a network is says nothing here: self-training makes wrong networks sure.
+The confidence of a network is no measure here: self-training makes wrong networks sure.
 """
 
 import textwrap
@@ -33,21 +33,11 @@ CAVEAT = (
     "networks in the reverse of their accuracy, because self-training makes wrong networks sure. Of the numbers here, "
     "too, none proves that it helped; a common class that is nearly gone is a sign that it did not."
 )
-COMMON = 0.02  # share of the pixels from which on a class that vanishes is worth a word
+COMMON = 0.02  # share of the pixels: a class with less may vanish without a warning
 LOST = 0.1  # of its share: what a class has left when it counts as lost
 NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class SourceScores:
-    """mIoU on some source images, which says what was forgotten."""
-
-    miou: list[float]  # percent, by network
-    images: int
-    available: int
-    trained_on: int | None  # of the images, by any of the networks; None: not known
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,10 @@ class Comparison:
     predicted: list[list[float]]  # by network and class
     labels: list[float] | None  # by class, of the last network's pseudo-labels; None: trained without any
     agreement: list[list[float]]  # by network and network, share of the pixels with the same class
-    forgotten: SourceScores
+    source_miou: list[float]  # percent, by network, on some source images: shows what was forgotten
+    source_images: int
+    source_available: int
+    trained_on: int | None  # of the source images, by any of the networks; None: not known
 
     def lost(self) -> list[str]:
         """Classes common in the source labels or before, with hardly any pixel in the last network's predictions."""
@@ -164,7 +157,10 @@ def compare_networks(
         predicted=found.shares.tolist(),
         labels=None if labels is None else [labels[name] for name in names],
         agreement=found.agreement.tolist(),
-        forgotten=SourceScores(miou, len(chosen), len(unique), _trained_on(folders, chosen)),
+        source_miou=miou,
+        source_images=len(chosen),
+        source_available=len(unique),
+        trained_on=_trained_on(folders, chosen),
     )
 
 
@@ -177,21 +173,20 @@ def _trained_on(folders: Sequence[Path], samples: Sequence[Sample]) -> int | Non
     return sum(sample.image.resolve() in known for sample in samples) if lists else None
 
 
-def source_words(comparison: Comparison) -> str:
-    """The source scores in words, and whether the networks have seen these images in training."""
-    f = comparison.forgotten
-    found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(comparison.networks, f.miou, strict=True))
-    scored = f"mIoU on {f.images} of {f.available} source images: {found}."
-    if f.trained_on is None:
+def _source_words(c: Comparison) -> str:
+    """The source scores in words, and whether the networks were trained on these images."""
+    found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(c.networks, c.source_miou, strict=True))
+    scored = f"mIoU on {c.source_images} of {c.source_available} source images: {found}."
+    if c.trained_on is None:
         return f"{scored} It is not known whether the networks were trained on them."
-    if f.trained_on == 0:
+    if c.trained_on == 0:
         return f"{scored} The networks were trained on none of them."
-    part = "all" if f.trained_on == f.images else str(f.trained_on)
+    part = "all" if c.trained_on == c.source_images else str(c.trained_on)
     return f"{scored} They were trained on {part} of them, so a loss is what was forgotten, not a score on new images."
 
 
 def lost_words(comparison: Comparison) -> str:
-    """What the class shares say of common classes, in a sentence."""
+    """A sentence about the common classes that are nearly gone."""
     lost = comparison.lost()
     if not lost:
         return "No class that is common in the source or was common before is nearly gone."
@@ -208,9 +203,9 @@ def describe(c: Comparison) -> str:
     for i, name in enumerate(c.classes):
         cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
         lines.append(f"{name:<{NAME_WIDTH}}{cells}{'  <- nearly gone' if name in lost else ''}")
-    told = [
+    sentences = [
         f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
         for i, name in enumerate(c.networks[:-1])
     ]
-    told += [source_words(c), lost_words(c), CAVEAT]
-    return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in told)])
+    sentences += [_source_words(c), lost_words(c), CAVEAT]
+    return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in sentences)])
