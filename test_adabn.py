@@ -13,7 +13,7 @@ from utils.config.command_line import load_config
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "test_adabn")
-    from utils.scoring.convert import convert_run  # torch, once the configuration is known to be right
+    from utils.engine.convert import convert_run  # torch, once the configuration is known to be right
 
     convert_run(config)
 

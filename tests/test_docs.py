@@ -103,18 +103,6 @@ def test_map_names_every_room_and_nothing_else():
     assert {str(room) for room in rooms} <= {name.rstrip("/") for name in named} | alone
 
 
-@pytest.mark.parametrize("room", ["utils", "dataset"])
-def test_every_module_has_its_line(room):
-    modules = {str(path.relative_to(ROOT / room)) for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"}
-    assert set(names(Path(room, "README.md"))) == modules
-
-
-def test_every_module_of_models_is_in_the_map():
-    (what,) = [what for cell, what in listed(Path("README.md")) if "`models/`" in cell]
-    modules = {path.name for path in (ROOT / "models").glob("*.py") if path.name != "__init__.py"}
-    assert set(re.findall(r"`(\w+\.py)`", what)) == modules
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_commands_exist(document):
     text = (ROOT / document).read_text()

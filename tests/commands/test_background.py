@@ -7,9 +7,10 @@ import pytest
 
 import evaluate
 from utils.commands import predict
-from utils.scoring import evaluation, segment
+from utils.scoring import segment
 from utils.scoring.pictures import THREADS, WAITING, Background
 from utils.scoring.predictions import Gallery
+from utils.scoring.predictor import Predictor
 
 PATIENCE = 60  # seconds until a picture that waits for the next prediction gives up
 
@@ -77,8 +78,8 @@ class SecondCall:
 
 
 def test_predict_writes_while_the_next_picture_is_predicted(command, city, source_run, tmp_path, monkeypatch):
-    order = SecondCall(segment.predicted, segment.write)
-    monkeypatch.setattr(segment, "predicted", order.counted)
+    order = SecondCall(Predictor.classes, segment.write)
+    monkeypatch.setattr(Predictor, "classes", lambda *arguments: order.counted(*arguments))
     monkeypatch.setattr(segment, "write", order.waiting)
     pictures = [str(path) for path in sorted((city / "gtav/images").glob("*.png"))[:3]]
     options = ["--save", str(tmp_path / "out")]
@@ -87,8 +88,8 @@ def test_predict_writes_while_the_next_picture_is_predicted(command, city, sourc
 
 
 def test_evaluation_writes_while_the_next_picture_is_predicted(command, source_run, tmp_path, monkeypatch, capsys):
-    order = SecondCall(evaluation.predict, Gallery.add)
-    monkeypatch.setattr(evaluation, "predict", order.counted)
+    order = SecondCall(Predictor.classes, Gallery.add)
+    monkeypatch.setattr(Predictor, "classes", lambda *arguments: order.counted(*arguments))
     monkeypatch.setattr(Gallery, "add", lambda gallery, *arguments: order.waiting(gallery, *arguments))
     options = ["--weights", str(source_run), "--save", str(tmp_path / "out")]
     evaluate.main(command(tmp_path, "any", *options))

@@ -18,7 +18,7 @@ from dataset.labels import CITYSCAPES
 from dataset.priors import class_prior
 from utils.commands.report import compare
 from utils.run_folder import facts
-from utils.scoring.without_labels import CAVEAT, Comparison, SourceScores, describe
+from utils.scoring.without_labels import CAVEAT, Comparison, describe
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,10 @@ def test_a_common_class_that_is_nearly_gone_is_named():
         predicted=[[0.94, 0.048, 0.012], [0.997, 0.003, 0.0]],
         labels=None,
         agreement=[[1, 0.9], [0.9, 1]],
-        forgotten=SourceScores([60.0, 50.0], 1, 1, None),
+        source_miou=[60.0, 50.0],
+        source_images=1,
+        source_available=1,
+        trained_on=None,
     )
     text = describe(comparison)
     assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- nearly gone", text) and "or before: vegetation." in text

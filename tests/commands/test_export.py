@@ -13,12 +13,12 @@ from torch import nn
 
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.builders import exported
-from utils.builders.exported import ExportError, PoolBySize, compare, export_network, random_pictures
 from utils.commands import export
 from utils.config.schema import ConfigError
 from utils.inference import load
 from utils.run_folder.checkpoint import CheckpointError
+from utils.scoring import exported
+from utils.scoring.exported import ExportError, PoolBySize, export_network, largest_difference, random_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -101,13 +101,18 @@ def test_another_network_is_told_from_the_original(tmp_path, monkeypatch):
     model = settled("resnet10_dilated16", "fcn")
     for logits in (True, False):
         network = exported.ExportedNetwork(model, logits).eval()
-        assert compare(network, model, logits, [(1, 64, 96)])
+        assert largest_difference(network, model, logits, [(1, 64, 96)])
+
+        def bgr(pictures: torch.Tensor, right: nn.Module = network) -> torch.Tensor:
+            return right(pictures.flip(3))
+
         with pytest.raises(ExportError, match="not the original"):
-            compare(lambda pictures, right=network: right(pictures.flip(3)), model, logits, [(1, 64, 96)])  # BGR
+            largest_difference(bgr, model, logits, [(1, 64, 96)])
     monkeypatch.setattr(exported, "IMAGENET_STD", (1.0, 1.0, 1.0))
+    (tmp_path / "n.pt2").write_text("an earlier export")
     with pytest.raises(ExportError, match="not the original"):
         export_network(model, CITYSCAPES, tmp_path / "n.pt2", logits=True, size=None)
-    assert not list(tmp_path.iterdir())
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier export"]
 
 
 def test_weights_to_pass_on(command, source_run, city, tmp_path, capsys):
@@ -126,6 +131,22 @@ def test_weights_to_pass_on(command, source_run, city, tmp_path, capsys):
     assert torch.load(path, weights_only=True)["classes"]["names"] == list(CITYSCAPES.names)
     with pytest.raises(CheckpointError, match="is the checkpoint itself"):
         export.main(command(tmp_path, "any", "--weights", str(path), "--to", str(path)))
+
+
+def test_nothing_but_an_earlier_export_is_replaced(command, source_run, tmp_path):
+    run, network = shutil.copytree(source_run, tmp_path / "run"), {"weight": torch.zeros(2)}
+    torch.save(network, tmp_path / "encoder.pth")
+    shutil.copy(run / "last.pth", tmp_path / "copy.pth")
+    (tmp_path / "link").symlink_to(run)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.pth")}
+    names = ("last.pth", "best.pth", "last.previous.pth", "adabn.pth")  # some of which are not there
+    files = [folder / name for folder in (run, tmp_path / "link") for name in names]
+    for to in (*files, tmp_path / "copy.pth", tmp_path / "encoder.pth"):
+        with pytest.raises(CheckpointError, match=f"{to.name} is .*export to another name"):
+            export.main(command(tmp_path, "run", "--to", str(to)))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.pth")} == before
+    for _ in range(2):
+        export.main(command(tmp_path, "run", "--to", str(run / "passed_on.pth")))
 
 
 def test_what_cannot_be_meant_is_said(command, source_run, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from models.weights import WeightsError
 from tests.data.test_own_data import keys, own  # noqa: F401 - a fixture
 from utils.config.read import build_config
 from utils.config.schema import ConfigError
-from utils.inference import load, seen_size
+from utils.inference import load
+from utils.scoring.predictor import seen_size
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ from dataset.messages import DataError
 from utils.commands import predict
 from utils.config.schema import ConfigError
 from utils.inference import load
-from utils.scoring.pictures import with_legend
-from utils.scoring.segment import find_pictures
+from utils.scoring.pictures import save_picture, with_legend
+from utils.scoring.segment import Output, find_pictures
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("colour", "label_ids", "overlay")
@@ -130,8 +130,8 @@ def test_two_processes_share_the_files(command, source_run, photos, tmp_path):
 
 
 def test_which_files_are_meant(photos, tmp_path):
-    out = photos / "results"
-    shutil.copytree(photos / "Köln süd", out / "overlay")
+    out = Output(photos / "results")
+    shutil.copytree(photos / "Köln süd", photos / "results/other")
     for number in (1, 9):
         shutil.copy(photos / "grey.tiff", photos / f"Köln süd/frame {number}.tiff")
     names = [str(file.name) for file in find_pictures([photos], "", out)]
@@ -143,6 +143,48 @@ def test_which_files_are_meant(photos, tmp_path):
     assert [str(file.name) for file in listed] == ["Köln süd/frame 10", "grey", "Köln süd/frame 2"]
     (tmp_path / "link.jpg").symlink_to(photos / "Köln süd/frame 10.jpg")
     assert [str(file.name) for file in find_pictures([tmp_path / "link.jpg"], "", out)] == ["link"]
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_own_results_are_no_pictures(command, source_run, photos, tmp_path, capsys, above):
+    save, given = photos.parent if above else photos, tmp_path / "link"
+    given.symlink_to(photos)
+    options = ["--save", str(save), "--confidence", "--clip", str(photos / "clip.webp")]
+    for pictures in (photos, given, photos):
+        assert predict.main(command(source_run.parent, "source_only", str(pictures), *options)) == 0
+        assert capsys.readouterr().out.startswith("4 pictures")
+    for result in ("colour", "overlay/Köln süd", "colour/grey.png"):
+        with pytest.raises(DataError, match="is a result of the same --save|results are left out"):
+            find_pictures([save / result], "", Output(save))
+
+
+def test_each_folder_is_walked_once_however_it_is_linked(photos, tmp_path):
+    (photos / "Aachen").symlink_to(photos / "Köln süd/morning")
+    (photos / "Köln süd/back").symlink_to(photos)
+    (tmp_path / "link").symlink_to(photos)
+    expected = {"Köln süd/frame 2", "Köln süd/frame 10", "Köln süd/morning/frame", "grey"}
+    out = Output(tmp_path / "out")
+    assert {file.name for file in find_pictures([photos], "", out)} == expected
+    files = find_pictures([photos, tmp_path / "link", photos / "Köln süd"], "", out)
+    assert {file.name for file in files} == {f"{photos.name}/{name}" for name in expected} and len(files) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_no_half_picture_stays_where_the_disk_is_full(tmp_path):
+    import resource
+
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    paths = [tmp_path / name for name in ("a.png", "a.webp", "a.gif")]
+    save_picture(paths[0], Image.new("RGB", (8, 8)))
+    before, limits = paths[0].read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for path in paths:
+            with pytest.raises(OSError, match=f"File too large.*{path}"):
+                save_picture(path, Image.fromarray(noise))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == paths[:1] and paths[0].read_bytes() == before
 
 
 def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, photos, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import test_adabn
@@ -133,6 +134,29 @@ def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
     assert build_config(config).test.input_size == (1024, 512)
     assert build_config(config, mine).test.input_size is None
     assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)
+
+
+def test_predictions_have_the_ids_and_colours_of_the_test_set(command, city, own):
+    other = TABLE.replace("[7, 8, 22]", "[22, 8, 7]").replace("[70, 70, 70], ids: [11, 12", "[1, 2, 3], ids: [12, 11")
+    (own / "source.yaml").write_text(other)
+    mine = [*keys(own, city), f"source.id_table={own}/source.yaml"]
+    train_source_only.main(command(own, "run", *mine))
+    evaluate.main(command(own, "run", *mine, "--save", str(own / "p"), "--json", str(own / "a.json")))
+    evaluate.main(command(own, "run", *mine, "--predictions", str(own / "p"), "--json", str(own / "b.json")))
+    network, files = (json.loads((own / name).read_text())["confusion_matrix"] for name in ("a.json", "b.json"))
+    assert network == files
+    (line, *_) = (own / "val.txt").read_text().splitlines()
+    predict.main(command(own, "run", *mine, line.split()[0], "--save", str(own / "q")))
+    (picture,) = (own / "q/label_ids").glob("*.png")
+    saved = next((own / "p/label_ids").rglob(f"*{picture.name}"))
+    assert picture.read_bytes() == saved.read_bytes()
+    assert load(own / "run").table.export_ids[:4].tolist() == [7, 11, 21, 26]
+    assert load(own / "run").palette.tolist()[1] == [70, 70, 70]
+    content = torch.load(own / "run/last.pth", weights_only=True)
+    content["classes"] |= {"export_ids": [22, 12, 21, 26]}  # as written before, by the source's table
+    torch.save(content, own / "run/last.pth")
+    export.main(command(own, "run", *mine, "--to", str(own / "to.pth")))
+    assert load(own / "to.pth").table.export_ids[:4].tolist() == [7, 11, 21, 26]
 
 
 @pytest.mark.slow

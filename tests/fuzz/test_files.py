@@ -29,12 +29,12 @@ from tests.fuzz.mutations import (
 )
 from utils.config.schema import Config
 from utils.engine.trainer import Trainer
-from utils.inference import config_of
 from utils.run_folder.checkpoint import find_state, model_state
 from utils.run_folder.classes import class_table_of
 from utils.run_folder.facts import read_facts
 from utils.run_folder.identity import data_identity
 from utils.run_folder.log import RunLog
+from utils.scoring.predictor import config_of
 
 pytestmark = pytest.mark.slow
 

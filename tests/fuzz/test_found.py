@@ -12,10 +12,10 @@ from models.weights import WeightsError, load_checkpoint_weights, load_tensors, 
 from utils.config.command_line import load_config
 from utils.config.schema import Config, ConfigError
 from utils.engine.state import load_training_state
-from utils.inference import config_of
 from utils.run_folder.checkpoint import DamagedError, find_state
 from utils.run_folder.classes import class_table_of
 from utils.run_folder.facts import read_facts
+from utils.scoring.predictor import config_of
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.config.schema import AtTestTime
-from utils.scoring.evaluation import predict
-from utils.scoring.upsampling import MODES, View, classes_at, upsample
+from utils.config.schema import AtTestTime, Evaluation
+from utils.scoring.predictor import MODES, Predictor, View, classes_at, upsample
 
 MARGIN = 1e-4  # between the two highest logits: below it, rounding decides
 
@@ -127,6 +127,10 @@ def test_network_and_evaluation_say_the_same_at_the_same_size(mode):
     images = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(images)["logits"].argmax(1)
-        assert torch.equal(predict(model, images, (72, 104), mode).long(), expected)
-        flipped = predict(model, images, (72, 104), mode, AtTestTime(flip=True))
+        plainly, mirrored = (
+            Predictor(model, CITYSCAPES, torch.device("cpu"), Evaluation(upsampling=mode), AtTestTime(flip=flip))
+            for flip in (False, True)
+        )
+        assert torch.equal(plainly.classes(plainly.views(images), (72, 104)).long(), expected)
+        flipped = mirrored.classes(mirrored.views(images), (72, 104))
     assert not torch.equal(flipped.long(), expected)

@@ -9,7 +9,7 @@ from torch import Tensor
 import test_adabn as convert
 from models import build_segmentor
 from models.batchnorm import BatchNorm2d, batch_norms, set_bn_updates
-from utils.scoring.convert import convert_statistics
+from utils.engine.convert import convert_statistics
 
 MOMENTUM, UPDATE, BATCHES = 0.001, 35000, 4
 

@@ -18,10 +18,10 @@ from dataset.folders import Sample, find_samples, hold_out
 from dataset.messages import UserError
 from models.segmentor import Segmentor
 from tests.training.test_distributed import launch
+from utils.engine import convert as conversion
 from utils.engine import experiment, start
 from utils.engine.trainer import Trainer
 from utils.engine.validation import Validation
-from utils.scoring import convert as conversion
 from utils.scoring import predictions
 
 PPM = "model.decoder=ppm_bilinear"

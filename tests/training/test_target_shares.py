@@ -18,6 +18,7 @@ from utils.config.read import build_config
 from utils.engine.watch import TargetShares
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, last_labels, read_shares
+from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 
 CPU = torch.device("cpu")
@@ -95,7 +96,8 @@ def test_shares_and_agreement_are_of_the_valid_pixels(command, tmp_path):
     valid = torch.ones(1, 4, 8, dtype=torch.bool)
     valid[:, :, 6:] = False  # of 6 columns, 4 are on the left
     loader = [{"image": torch.zeros(1, 3, 4, 8), "valid": valid}]
-    found = predictions_on(config, [Fixed(0, 1), Fixed(0, 2)], loader, CPU)
+    predictors = [Predictor(Fixed(*classes), CITYSCAPES, CPU, config.test) for classes in ((0, 1), (0, 2))]
+    found = predictions_on(predictors, loader)
     assert found.shares[0, :3].tolist() == pytest.approx([2 / 3, 1 / 3, 0]) and found.shares[1, 2] == 1 / 3
     assert found.agreement.tolist() == [[1, pytest.approx(2 / 3)], [pytest.approx(2 / 3), 1]]
 

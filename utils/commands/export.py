@@ -38,15 +38,17 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
-    from utils.builders.exported import export_network  # torch, once the command line is known to be right
-    from utils.inference import load
+    import torch  # once the command line is known to be right
+
     from utils.run_folder.checkpoint import resolve_weights, save_weights
+    from utils.scoring.exported import export_network
+    from utils.scoring.predictor import load_for
 
     weights = resolve_weights(args.weights or str(config.run_folder))
     if args.to.suffix == WEIGHTS:
         print(save_weights(weights, args.to, config))
     else:
-        predictor = load(weights, "cpu")
+        predictor = load_for(config, [str(weights)], torch.device("cpu"))
         size = tuple(args.size) if args.size else None
         print(export_network(predictor.model, predictor.table, args.to, logits=args.logits, size=size))
     return 0

@@ -7,6 +7,7 @@ status is 1 if a picture could not be read; the others are segmented.
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from os.path import expanduser
 
@@ -45,12 +46,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 def segment(args: argparse.Namespace, config: Config) -> int:
     """Segment ``args.images`` into ``args.save``. Returns the exit status."""
     from utils import distributed  # torch takes seconds: only once the command line is known to be right
-    from utils.inference import load_for
     from utils.run_folder.checkpoint import pair_up
     from utils.run_folder.identity import file_facts, start_facts
+    from utils.scoring.predictor import load_for
     from utils.scoring.segment import Output, find_pictures, segment_files
 
-    files = find_pictures(args.images, config.target.data_dir, args.save)
+    output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
+    files = find_pictures(args.images, config.target.data_dir, output)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
@@ -58,15 +60,15 @@ def segment(args: argparse.Namespace, config: Config) -> int:
         (weights,) = networks.values()
         distributed.check_agreement(lambda: file_facts(weights) | {"pictures": str(len(files))})
         predictor = load_for(config, weights, device)
-        output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
-        summary = segment_files(predictor, files, output, config.test.num_workers)
+        started = time.monotonic()
+        written, failures = segment_files(predictor, files, output, config.test.num_workers)
         if distributed.is_main():
-            speed = summary.written / summary.seconds
-            print(f"{summary.written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
-            for failure in summary.failures:
+            speed = written / (time.monotonic() - started)
+            print(f"{written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
+            for failure in failures:
                 print(failure, file=sys.stderr)
-        distributed.wait_for_first()  # torchrun ends the others as soon as one fails
-    return UNREADABLE if summary.failures else 0
+        distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
+    return UNREADABLE if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,6 @@ from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data, are_labelled
-from utils.builders.network import load_network
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import resolve_weights
@@ -36,6 +35,7 @@ from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend
+from utils.scoring.predictor import load_configured
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
 
 OWN, BEFORE = "this run", "baseline"
@@ -88,14 +88,14 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
     facts = {name: read_facts(path) for name, path in weights.items()}
-    models = {name: load_network(config, [path], device)[0].eval() for name, path in weights.items()}
+    networks = {name: load_configured(config, [path], device)[0] for name, path in weights.items()}
     folders = [path.parent for path in weights.values()]
-    compared = compare_networks(config, models, folders, device, images)
+    compared = compare_networks(config, networks, folders, images)
     tested, table, classes = Data(config).test("optional"), config.class_table, config.test.eval_classes
     found = {}
     if are_labelled(tested):
         loader = Data(config).evaluation_loader(tested, config.test)
-        matrices = {n: evaluate(config, m, loader, device, tta=config.tta, title=n) for n, m in models.items()}
+        matrices = {name: evaluate(network, loader, title=name) for name, network in networks.items()}
         mious = [scores(matrix, table, classes)["miou"] for matrix in matrices.values()]
         found[""] = verdict([one.method for one in facts.values()], mious, len(tested))
         found["Scores on the test set, percent"] = preformatted(comparison(matrices, table, classes))
@@ -107,6 +107,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     trained = build_config(folders[-1] / "config.yaml")
     shown = evenly_spaced(tested or Data(config).target, SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
+    models = {name: network.model for name, network in networks.items()}
     section = image_section(trained, shown, models, table, config.test.label_kind)
     found[f"Images of {of}, with pseudo-labels"] = section
     found["Configuration of the run"] = configuration((folders[-1] / "config.yaml").read_text())

@@ -302,7 +302,7 @@ class Config:
 
     @property
     def class_table(self) -> ClassTable:
-        """The classes, which all three data sets share.
+        """The classes, which all three data sets share, with the colours and ids of the test set.
 
         Raises:
             ConfigError: an id table cannot be read, they do not, or num_classes is another number.
@@ -322,4 +322,4 @@ class Config:
             raise ConfigError(
                 f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that"
             )
-        return tables["source"]
+        return tables["test"]

@@ -18,6 +18,8 @@ from utils.run_folder.log import RunLog
 from utils.run_folder.records import VALIDATION
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.scoring.pictures import panel
+from utils.scoring.predictor import Predictor
+from utils.scoring.without_labels import evenly_spaced
 
 PANELS = 4  # held-out images in TensorBoard
 
@@ -35,8 +37,7 @@ class Validation:
         self.warned = False
         self.table, self.classes = data.config.class_table, data.config.test.eval_classes
         seen = data.held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-        spread = seen[:: math.ceil(len(seen) / PANELS)]  # over the cities
-        self.pictured = {sample.name: sample.image for sample in spread}
+        self.pictured = {sample.name: sample.image for sample in evenly_spaced(seen, PANELS)}  # over the cities
 
     def try_out(self, model: Segmentor, samples: Sequence[Sample]) -> None:
         """Score labelled ``samples`` as a validation does, and forget it: network, random numbers, logs stay the same.
@@ -51,7 +52,7 @@ class Validation:
             self._panel(images[name], label, prediction)
 
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            matrix = evaluate(self.config, model, loader, self.device, on_image=draw, title="try a validation")
+            matrix = evaluate(self._predictor(model), loader, on_image=draw, title="try a validation")
         iou_table(matrix, self.table, self.classes)
 
     def __call__(self, model: Segmentor, done: int, best_before: float, stop: Callable[[], bool]) -> float:
@@ -61,7 +62,7 @@ class Validation:
             EvaluationStopped: ``stop`` said so, see ``evaluate``; nothing but pictures was logged.
         """
         draw = partial(self._draw_panel, done)
-        matrix = evaluate(self.config, model, self.loader, self.device, on_image=draw, title="validate", stop=stop)
+        matrix = evaluate(self._predictor(model), self.loader, on_image=draw, title="validate", stop=stop)
         result = scores(matrix, self.table, self.classes)
         self.log.record(done, {f"{VALIDATION}/{name}": value for name, value in result.items()})
         if math.isnan(result["miou"]):
@@ -71,6 +72,9 @@ class Validation:
         table = iou_table(matrix, self.table, self.classes)
         self.log.text(f"validation at step {done} (best so far {best:.2f})\n{table}")
         return result["miou"]
+
+    def _predictor(self, model: Segmentor) -> Predictor:
+        return Predictor(model, self.table, self.device, self.config.test)
 
     def _say_once_that_nothing_is_scored(self) -> None:
         if not self.warned:

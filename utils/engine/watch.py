@@ -15,6 +15,7 @@ from utils import distributed
 from utils.builders.data import TARGET, Data
 from utils.run_folder.log import RunLog
 from utils.run_folder.records import PREDICTION, RECORDS, read_shares
+from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, is_lost, predictions_on
 
 IMAGES = 16  # target training images, as the target phase sees them: crops of the training's size fit the memory
@@ -51,7 +52,8 @@ class TargetShares:
 
     def record(self, model: Segmentor, done: int) -> None:
         """Predict after step ``done``; the shares go into the log."""
-        shares = predictions_on(self.config, [model], self.loader, self.device).shares[0].tolist()
+        predictor = Predictor(model, self.config.class_table, self.device, self.config.test)
+        shares = predictions_on([predictor], self.loader).shares[0].tolist()
         self.log.record(done, {}, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
     def expected(self) -> Shares:

@@ -218,22 +218,35 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
     """Copy the checkpoint ``path`` to the file ``to`` without what only going on with its training needs.
 
     Args:
-        config: of the same classes; it names them in place of an older checkpoint, which does not.
+        config: if of the same classes, their colours and ids are written, and to an older checkpoint their names.
 
     Returns:
         what was written, for people.
 
     Raises:
-        CheckpointError: no network in the file, or ``to`` is the checkpoint itself or cannot be written.
+        CheckpointError: no network in the file, or ``to`` is there and no earlier export, or cannot be written.
     """
+    _check_export(to)
     content = read_file(path)
     if "model" not in content or "config" not in content:
         raise CheckpointError(f"{path} is no checkpoint of this project")
-    if to.resolve() == path.resolve():
+    if to.exists() and to.samefile(path):
         raise CheckpointError(f"{to} is the checkpoint itself: choose another file")
     kept = {name: content[name] for name in PASSED_ON if name in content}
-    if "classes" not in kept:
-        kept["classes"] = class_entry(config.class_table)
+    classes = class_entry(config.class_table)
+    if kept.get("classes", classes)["names"] == classes["names"]:
+        kept["classes"] = classes
     save_atomic(kept, to)
     sizes = " instead of ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (to, path))
     return f"{to}: weights, classes and configuration of {path}, {sizes} MB"
+
+
+def _check_export(to: Path) -> None:
+    """Raises CheckpointError where an export to ``to`` would replace anything but an earlier export."""
+    of_run = any((to.parent / name).is_file() for name in ("config.yaml", "log.txt", "run.lock"))
+    if of_run and to.name in (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER):
+        raise CheckpointError(f"{to} is a file of the run in {to.parent}: export to another name")
+    if to.exists():
+        entries = read_file(to)
+        if "model" not in entries or not entries.keys() <= set(PASSED_ON):
+            raise CheckpointError(f"{to} is there and no earlier export: export to another name, or remove it")

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from dataset.files import write_whole
 from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
@@ -19,7 +20,7 @@ WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
 INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
 THREADS = 4  # that write
 WAITING = 6  # calls at most that are not done yet, each of which holds a picture
-LABEL_IDS = "label_ids"  # the folder of a saved prediction that can be scored
+COLOUR, LABEL_IDS = "colour", "label_ids"  # folders of a saved prediction; the second one can be scored
 
 
 def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
@@ -116,12 +117,31 @@ def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image
     return sheet
 
 
-def save_pictures(folder: Path, name: str, pictures: Mapping[str, Image.Image]) -> None:
-    """Write a PNG below ``folder`` for each kind of picture; ``name`` may have sub-folders."""
-    for kind, picture in pictures.items():
-        path = folder / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+def save_prediction(folder: Path, name: str, classes: np.ndarray, table: ClassTable, **others: Image.Image) -> None:
+    """Write a class map (H, W) as colour/NAME.png and label_ids/NAME.png below ``folder``; NAME may have sub-folders.
+
+    Args:
+        others: further pictures, by the folder of each.
+    """
+    pictures = {COLOUR: colour_map(classes, table), LABEL_IDS: label_id_map(classes, table)}
+    for kind, picture in (pictures | others).items():
+        save_picture(folder / kind / f"{name}.png", picture)
+
+
+def save_picture(path: Path, picture: Image.Image, **options: object) -> None:
+    """Write a picture file whole or not at all, in the format of its suffix.
+
+    Args:
+        options: of Pillow.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    try:
+        write_whole(path, lambda stream: picture.save(stream, kind, **options))
+    except OSError as error:  # the error of a full disk does not name the file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, width: int) -> None:
@@ -141,9 +161,8 @@ def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, wid
                 yield ImageOps.pad(picture.convert("RGB"), size, Image.Resampling.BILINEAR, color=PAPER)
 
     rest = fitted()
-    path.parent.mkdir(parents=True, exist_ok=True)
     duration = round(1000 / frames_per_second)  # milliseconds
-    next(rest).save(path, save_all=True, append_images=rest, duration=duration, loop=0)
+    save_picture(path, next(rest), save_all=True, append_images=rest, duration=duration, loop=0)
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:

@@ -1,15 +1,16 @@
 """What ``evaluate.py`` scores: networks, official pairs of files, or predictions as files; and pictures of it all."""
 
-import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dataset.files import check_writable
 from dataset.folders import Sample
@@ -19,25 +20,18 @@ from dataset.progress import Progress
 from dataset.reading import prediction_kind, read_image, read_label, read_raw_label, train_ids
 from utils import distributed
 from utils.builders.data import Data
-from utils.builders.network import load_network
 from utils.config.schema import Config, ConfigError
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.identity import data_contents, data_facts, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
-from utils.scoring.pictures import (
-    LABEL_IDS,
-    Background,
-    colour_map,
-    confusion_picture,
-    label_id_map,
-    panel,
-    save_pictures,
-)
+from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_picture, save_prediction
+from utils.scoring.predictor import Predictor, load_configured
+from utils.scoring.segment import files_below
 
 WORST = 10  # images shown apart
-NO_CLASS = 0.01  # share of the predicted pixels above which ids of no class are worth a word
+NO_CLASS = 0.01  # share of the predicted pixels above which a line reports ids of no class
 
 
 class Gallery:
@@ -49,13 +43,9 @@ class Gallery:
 
     def add(self, name: str, image: Path, label: Tensor, prediction: Tensor) -> None:
         """Write the pictures of one image; label and prediction are (H, W). Threads may do it at the same time."""
-        picture, ids, classes = read_image(image), label.numpy(), prediction.numpy()
-        pictures = {
-            "colour": colour_map(classes, self.table),
-            LABEL_IDS: label_id_map(classes, self.table),
-            "panels": panel(picture, ids, classes, self.table),
-        }
-        save_pictures(self.folder, name, pictures)
+        classes = prediction.numpy()
+        panels = panel(read_image(image), label.numpy(), classes, self.table)
+        save_prediction(self.folder, name, classes, self.table, panels=panels)
         matrix = ConfusionMatrix(self.table.num_classes)
         matrix.update(label, prediction)
         self.scores.append((100 * matrix.miou(), name))
@@ -65,13 +55,13 @@ class Gallery:
         labelled = [score for score in distributed.gather(self.scores) if not np.isnan(score[0])]
         if not distributed.is_main():
             return
-        confusion_picture(matrix.counts.numpy(), self.table).save(self.folder / "confusion.png")
+        save_picture(self.folder / "confusion.png", confusion_picture(matrix.counts.numpy(), self.table))
         worst = self.folder / "worst"
         shutil.rmtree(worst, ignore_errors=True)
-        worst.mkdir()
         for rank, (miou, name) in enumerate(sorted(labelled)[:WORST], start=1):
             flat = name.replace("/", "_")
-            shutil.copy(self.folder / "panels" / f"{name}.png", worst / f"{rank:02d}_{miou:.1f}_{flat}.png")
+            with Image.open(self.folder / "panels" / f"{name}.png") as panels:
+                save_picture(worst / f"{rank:02d}_{miou:.1f}_{flat}.png", panels)
 
 
 def score(
@@ -83,7 +73,7 @@ def score(
         weights: run folders or files, see ``pair_up``; None: the run of ``config``.
         predictions: score the label-id PNGs below this folder instead.
         json_file: gets the scores too.
-        save: folder of the pictures.
+        save: folder of the pictures, of several networks in a folder each.
 
     Raises:
         UserError, OSError: what cannot be scored or written, before the first image wherever that can be known.
@@ -91,67 +81,55 @@ def score(
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         if json_file:
             _check_json(json_file)
-        samples, table = Data(config).test(), config.class_table
+        samples, table, classes = Data(config).test(), config.class_table, config.test.eval_classes
         distributed.check_agreement(lambda: data_facts(data_contents(config, {"test": samples})))
         if predictions:
-            matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
+            kind = config.test.label_kind
+            matrices = {str(predictions): score_files(predictions, samples, kind, table.num_classes)}
         else:
-            remark = Data(config).shape_remark(samples)
-            if remark and distributed.is_main():
-                print(remark)
+            if remark := Data(config).shape_remark(samples):
+                _say(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
-            matrices = _score_networks(config, networks, samples, device, save)
-        if distributed.is_main():
-            print(f"{len(samples)} images\n{comparison(matrices, table, config.test.eval_classes)}")
-            if json_file:
-                write_json(json_file, config, matrices, len(samples))
+            # all of them first: scoring takes long, and a file that does not fit should stop the command before it
+            loaded = {name: load_configured(config, files, device) for name, files in networks.items()}
+            loader, matrices = Data(config).evaluation_loader(samples, config.test), {}
+            for name, (predictor, report) in loaded.items():
+                _say(report)
+                folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
+                matrices[name] = score_network(predictor, loader, samples, folder)
+        _say(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
+        if json_file and distributed.is_main():
+            write_json(json_file, matrices, table, classes, len(samples))
 
 
-def _score_networks(
-    config: Config,
-    networks: Mapping[str, Sequence[str]],
-    samples: Sequence[Sample],
-    device: torch.device,
-    save: Path | None,
-) -> dict[str, ConfusionMatrix]:
-    """By name; with pictures below ``save``, of several networks in a folder each."""
-    if len(networks) > 1:  # a file that does not fit is said before the first network is scored, which takes long
-        for files in networks.values():
-            load_network(config, files, device)
-    matrices = {}
-    for name, files in networks.items():
-        folder = save if len(networks) == 1 else save and save / name.replace("/", "_")
-        gallery = Gallery(folder, config.class_table) if folder else None
-        matrices[name] = score_network(config, files, samples, device, gallery)
-    return matrices
+def _say(text: str) -> None:
+    """Print once, however many processes there are."""
+    if distributed.is_main():
+        print(text)
 
 
 def score_network(
-    config: Config, files: Sequence[str], samples: Sequence[Sample], device: torch.device, gallery: Gallery | None
+    predictor: Predictor, loader: DataLoader, samples: Sequence[Sample], save: Path | None
 ) -> ConfusionMatrix:
-    """Confusion matrix of one checkpoint, or of an official (encoder, decoder) pair, with pictures in ``gallery``."""
-    model, report = load_network(config, files, device)
-    if distributed.is_main():
-        print(report)
+    """Confusion matrix over ``loader``, which gives the ``samples``, with pictures below ``save``."""
     images = {sample.name: sample.image for sample in samples}
+    gallery = Gallery(save, predictor.table) if save else None
     started = time.monotonic()
     with Background() as writer:
 
-        def save(name: str, label: Tensor, prediction: Tensor) -> None:
+        def draw(name: str, label: Tensor, prediction: Tensor) -> None:
             if gallery:
                 writer.call(gallery.add, name, images[name], label, prediction)
 
-        loader = Data(config).evaluation_loader(samples, config.test)
-        matrix = evaluate(config, model, loader, device, on_image=save, tta=config.tta)
+        matrix = evaluate(predictor, loader, on_image=draw)
     if gallery:
         gallery.finish(matrix)
-    if distributed.is_main():
-        print(f"{len(samples) / (time.monotonic() - started):.2f} pictures a second")
+    _say(f"{len(samples) / (time.monotonic() - started):.2f} pictures a second")
     return matrix
 
 
 def _check_json(path: Path) -> None:
-    """Raises ConfigError where the file of the scores cannot be written: said before they are computed."""
+    """Raises ConfigError if the file cannot be written; called before the scores are computed, which takes long."""
     try:
         check_writable(path.parent)
         if path.exists():
@@ -160,19 +138,24 @@ def _check_json(path: Path) -> None:
         raise ConfigError(f"--json: cannot write {path}: {error.strerror}") from error
 
 
-def write_json(path: Path, config: Config, matrices: dict[str, ConfusionMatrix], images: int) -> None:
+def write_json(
+    path: Path,
+    matrices: Mapping[str, ConfusionMatrix],
+    table: ClassTable,
+    eval_classes: Sequence[str] | None,
+    images: int,
+) -> None:
     """One object for one network, a list of them for several."""
-    table, classes = config.class_table, config.test.eval_classes
-    results = []
-    for name, matrix in matrices.items():
-        result = {
+    results = [
+        {
             "name": name,
             "images": images,
-            **scores(matrix, table, classes),
-            "iou": per_class(matrix, table, classes),
+            **scores(matrix, table, eval_classes),
+            "iou": per_class(matrix, table, eval_classes),
+            "confusion_matrix": matrix.counts.tolist(),
         }
-        results.append(result | {"confusion_matrix": matrix.counts.tolist()})
-    path.parent.mkdir(parents=True, exist_ok=True)
+        for name, matrix in matrices.items()
+    ]
     path.write_text(plain_json(results[0] if len(results) == 1 else results))
 
 
@@ -201,7 +184,7 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
 
 
 def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
-    """Refuse predictions of train ids; say it where much of others is no class."""
+    """Refuse predictions that hold train ids; report a large share of ids that are no class."""
     found = np.flatnonzero(counts).tolist()
     if look_like_train_ids(found, kind):
         examples = few(class_table(kind).export_ids[: class_table(kind).num_classes].tolist())
@@ -209,8 +192,8 @@ def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
             f"the predictions below {folder} hold {found}, which look like train ids: write label ids ({examples}, ...)"
         )
     share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
-    if share > NO_CLASS and distributed.is_main():
-        print(f"{share:.1%} of the labelled pixels are predicted as ids that are no class, which counts as wrong")
+    if share > NO_CLASS:
+        _say(f"{share:.1%} of the labelled pixels are predicted as ids that are no class, which counts as wrong")
 
 
 def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
@@ -226,10 +209,11 @@ def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]
     names = {sample.name: PurePath(sample.name) for sample in samples}
     last_parts = {name.name for name in names.values()}
     files: dict[str, list[Path]] = defaultdict(list)
-    for path in _pngs(folder):
+    for path in files_below(folder, set(), alone=LABEL_IDS):
         words = path.stem.split("_")
         beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
-        files[next((start for start in beginnings if start in last_parts), "")].append(path)
+        if path.suffix.lower() == ".png":
+            files[next((start for start in beginnings if start in last_parts), "")].append(path)
     found = {}
     for sample, name in names.items():
         own = [path for path in files[name.name] if path.parts[-len(name.parts) : -1] == name.parts[:-1]]
@@ -242,17 +226,3 @@ def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]
             )
         found[sample] = own[0]
     return found
-
-
-def _pngs(folder: Path) -> Iterator[Path]:
-    """PNGs below ``folder`` and linked folders, each once."""
-    seen = set()
-    for at, folders, names in os.walk(folder, followlinks=True):
-        if LABEL_IDS in folders:
-            folders[:], names = [LABEL_IDS], []
-        folders.sort()
-        if os.path.realpath(at) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(at))
-        yield from (Path(at, name) for name in sorted(names) if name.lower().endswith(".png"))

@@ -1,9 +1,8 @@
-"""Pictures without labels: which are meant by files, folders and lists, and what is written of each."""
+"""Pictures without labels: finds them by files, folders and lists, and writes their predictions."""
 
 import os
 import re
-import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from dataset.folders import read_list, split_pair
+from dataset.folders import Sample, read_list, split_pair
 from dataset.labels import ClassTable
 from dataset.loader import MapDataset, eval_loader
 from dataset.messages import DataError, few
 from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
-from utils.inference import Predictor, network_input
-from utils.scoring.pictures import (
-    LABEL_IDS,
-    Background,
-    colour_map,
-    label_id_map,
-    overlay,
-    save_pictures,
-    with_legend,
-    write_clip,
-)
+from utils.scoring.pictures import COLOUR, LABEL_IDS, Background, overlay, save_prediction, with_legend, write_clip
+from utils.scoring.predictor import Predictor, network_input
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -40,14 +29,6 @@ FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06
 OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
 CLIP_WIDTH = 960  # pixels at most
 WHITE = 255
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """A picture, and the path below each kind of result, without suffix, that its results get."""
-
-    path: Path
-    name: Path
 
 
 @dataclass(frozen=True)
@@ -68,47 +49,52 @@ class Output:
     clip: Path | None = None
     frames_per_second: float = 10.0
 
-
-@dataclass(frozen=True)
-class Summary:
-    """``failures``: what was wrong with each picture that could not be read; ``seconds`` took all of them."""
-
-    failures: list[str]
-    written: int
-    seconds: float
+    def places(self) -> set[Path]:
+        """The files and folders of the results, resolved."""
+        folders = [self.folder / kind for kind in (COLOUR, LABEL_IDS, OVERLAY, CONFIDENCE)]
+        return {path.resolve() for path in (*folders, *([self.clip] if self.clip else []))}
 
 
-def find_pictures(given: Sequence[str | Path], data_dir: str | Path, results: Path) -> list[PictureFile]:
+def find_pictures(given: Sequence[str | Path], data_dir: str | Path, output: Output) -> list[Sample]:
     """Pictures of files, folders and list files, in the order given; those of a folder in natural order (2 before 10).
 
-    Their names are relative to the folder given, or to the one that is common to all that is given. Of a folder,
-    hidden files and what is below ``results`` are left out.
+    Their names, which their results get, are relative to the folder given, or to the one that is common to all that is
+    given. Of a folder, hidden files and ``output`` are left out.
 
     Args:
         given: list files end in .txt and have a picture a line, or a picture and its label, relative to where the
             command runs, to ``data_dir`` or to the list.
-        results: folder of the results.
 
     Raises:
-        DataError: a path that is not there, a folder without pictures, a video, or two pictures whose results would
-            have the same name.
+        DataError: a path that is not there or of ``output``, a folder without pictures, a video, or two pictures whose
+            results would have the same name.
     """
-    found, places = [], []
+    found, places, results = [], [], output.places()
+    searched = {output.folder.resolve()} - {Path(path).resolve() for path in given}
     for path in map(Path, given):
         if path.is_dir():
-            found += _in_folder(path, results)
+            found += _in_folder(path, searched, results)
             places.append(path)
-        elif path.suffix.lower() == LIST:
-            listed = [_listed(line, path, Path(data_dir)) for line in read_list(path)]
-            found += listed
-            places += [picture.parent for picture in listed]
-        else:
-            found.append(_file(path))
-            places.append(path.parent)
+            continue
+        files = [path]
+        if path.suffix.lower() == LIST:
+            files = [_listed(line, path, Path(data_dir)) for line in read_list(path)]
+        for file in files:
+            _check(file, results)
+        found += files
+        places += [file.parent for file in files]
     root = os.path.commonpath([os.path.abspath(place) for place in places])  # links are kept
-    pictures = [PictureFile(path, Path(os.path.relpath(os.path.abspath(path), root)).with_suffix("")) for path in found]
-    _check_names(pictures)
-    return pictures
+    names = [os.path.splitext(os.path.relpath(os.path.abspath(path), root))[0] for path in found]
+    of_name = defaultdict(list)
+    for name, path in zip(names, found, strict=True):
+        of_name[os.path.normcase(name)].append(str(path))
+    clashing = [paths for paths in of_name.values() if len(paths) > 1]
+    if clashing:
+        raise DataError(
+            f"results of {few(' and '.join(paths) for paths in clashing)} would have the same name: rename one of "
+            "them, or give them in two commands with a folder of results each"
+        )
+    return [Sample(name, path, None) for name, path in zip(names, found, strict=True)]
 
 
 def natural(path: Path) -> list[list[tuple[int, str]]]:
@@ -116,23 +102,47 @@ def natural(path: Path) -> list[list[tuple[int, str]]]:
     return [[(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", part)] for part in path.parts]
 
 
-def _in_folder(folder: Path, results: Path) -> list[Path]:
-    files = [path for path in _walk(folder, results.resolve()) if path.suffix.lower() in SUFFIXES]
-    if not files:
-        videos = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS]
+def _in_folder(folder: Path, searched: set[Path], results: set[Path]) -> list[Path]:
+    if folder.resolve() in searched:
+        return []
+    files = [path for path in files_below(folder, searched) if not _is_result(path, results)]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
+        videos = [path for path in files if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
-        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}){advice}")
-    return sorted(files, key=lambda path: natural(path.relative_to(folder)))
+        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are left out){advice}")
+    return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
 
-def _walk(folder: Path, results: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.resolve() == results:
+def _is_result(path: Path, results: set[Path]) -> bool:
+    """Whether ``path``, however it is linked, is one of the ``results``, see ``Output.places``, or below one."""
+    place = path.resolve()
+    return not results.isdisjoint([place, *place.parents])
+
+
+def files_below(folder: Path, searched: set[Path], alone: str | None = None) -> Iterator[Path]:
+    """Files below ``folder`` and linked folders, without hidden ones; each folder once, by its own path before a link.
+
+    Args:
+        searched: folders, resolved, that are left out; gets those that are searched.
+        alone: where a folder has one of this name in it, only that is searched.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+    ahead = deque([folder])
+    while ahead:
+        at = ahead.popleft()
+        if at.resolve() in searched:
             continue
-        if path.is_dir():
-            yield from _walk(path, results)
-        else:
-            yield path
+        searched.add(at.resolve())
+        entries = sorted(path for path in at.iterdir() if not path.name.startswith("."))
+        folders = [path for path in entries if path.is_dir()]
+        if alone in [path.name for path in folders]:
+            entries = folders = [at / str(alone)]
+        ahead.extendleft(path for path in folders if not path.is_symlink())
+        ahead.extend(path for path in folders if path.is_symlink())
+        yield from (path for path in entries if path not in folders)
 
 
 def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
@@ -145,30 +155,20 @@ def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
     raise DataError(f"{list_file} lists {line}, which is no file in any of: {few({str(root) for root in roots})}")
 
 
-def _file(path: Path) -> Path:
+def _check(path: Path, results: set[Path]) -> None:
+    """Raises DataError where ``path`` is no picture file, or a result."""
     if path.suffix.lower() in VIDEOS:
         raise DataError(f"{path} is a video: {FRAMES}")
     if not path.is_file():
         raise DataError(f"no picture, folder or list {path}")
-    return path
-
-
-def _check_names(pictures: Sequence[PictureFile]) -> None:
-    by_name = defaultdict(list)
-    for picture in pictures:
-        by_name[os.path.normcase(picture.name)].append(str(picture.path))
-    clashing = [paths for paths in by_name.values() if len(paths) > 1]
-    if clashing:
-        raise DataError(
-            f"results of {few(' and '.join(paths) for paths in clashing)} would have the same name: rename one of "
-            "them, or give them in two commands with a folder of results each"
-        )
+    if _is_result(path, results):
+        raise DataError(f"{path} is a result of the same --save: give pictures, or another folder of results")
 
 
 class _Pictures(MapDataset):
-    """Each file as a picture and the network's input; one that cannot be read as nothing but what is wrong."""
+    """Each picture and the network's input; of one that cannot be read nothing but what is wrong."""
 
-    def __init__(self, files: Sequence[PictureFile], input_size: tuple[int, int] | None) -> None:
+    def __init__(self, files: Sequence[Sample], input_size: tuple[int, int] | None) -> None:
         self.files, self.input_size = files, input_size  # not the predictor: loader processes get a copy of this
 
     def __len__(self) -> int:
@@ -177,27 +177,28 @@ class _Pictures(MapDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """index; picture uint8 (H, W, 3); image float32 (1, 3, h, w) normalised; failure, "" if there is none."""
         try:
-            picture = read_image(self.files[index].path)
+            picture = read_image(self.files[index].image)
         except DataError as error:
             return {"index": index, "picture": torch.empty(0), "image": torch.empty(0), "failure": str(error)}
         image = network_input(picture, self.input_size)
         return {"index": index, "picture": torch.from_numpy(np.array(picture)), "image": image, "failure": ""}
 
 
-def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Output, num_workers: int) -> Summary:
+def segment_files(
+    predictor: Predictor, files: Sequence[Sample], output: Output, num_workers: int
+) -> tuple[int, list[str]]:
     """Write the predictions of ``files``, shared out over the processes; reading, prediction and writing overlap.
 
     Returns:
-        what all processes did together.
+        how many are written, and what is wrong with each of the others, of all processes together.
 
     Raises:
         OSError: a result cannot be written.
     """
-    started = time.monotonic()
     failures: list[tuple[int, str]] = []
     written: list[int] = []
     loader = eval_loader(
-        _Pictures(files, predictor.input_size),
+        _Pictures(files, predictor.test.input_size),
         num_workers=num_workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -208,38 +209,30 @@ def segment_files(predictor: Predictor, files: Sequence[PictureFile], output: Ou
             if failure:
                 failures.append((index, failure))
                 continue
-            picture = batch["picture"][0].numpy()
-            results = predicted(predictor, batch["image"][0], picture.shape[1::-1], output.confidence)
-            writer.call(write, predictor.table, picture, results, files[index], output)
+            picture, views = batch["picture"][0].numpy(), predictor.views(batch["image"][0])
+            others = {}
+            if output.confidence:
+                highest = predictor.mean_probability(views, picture.shape[:2]).amax(0)
+                others[CONFIDENCE] = Image.fromarray(highest.mul(WHITE).round().byte().cpu().numpy())
+            classes = predictor.classes(views, picture.shape[:2])[0].numpy()
+            writer.call(write, output, files[index].name, picture, classes, predictor.table, others)
             written.append(index)
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
         frames = [output.folder / OVERLAY / f"{files[index].name}.png" for index in done]
         write_clip(output.clip, frames, output.frames_per_second, CLIP_WIDTH)
-    return Summary(failed, len(done), time.monotonic() - started)
-
-
-def predicted(predictor: Predictor, image: Tensor, size: tuple[int, int], confidence: bool) -> dict[str, np.ndarray]:
-    """Class map (H, W) and, if asked for, the highest probability in 255ths (H, W), both uint8."""
-    views = predictor.views(image)
-    results = {LABEL_IDS: predictor.classes(views, size)}
-    if confidence:
-        highest = predictor.mean_probability(views, size).amax(0)
-        results[CONFIDENCE] = highest.mul(WHITE).round().byte().cpu().numpy()
-    return results
+    return len(done), failed
 
 
 def write(
-    table: ClassTable, picture: np.ndarray, results: dict[str, np.ndarray], file: PictureFile, output: Output
+    output: Output,
+    name: str,
+    picture: np.ndarray,
+    classes: np.ndarray,
+    table: ClassTable,
+    others: dict[str, Image.Image],
 ) -> None:
-    classes = results[LABEL_IDS]
+    """Write what ``output`` asks for of a picture uint8 (H, W, 3) with its classes (H, W), and the ``others``."""
     blended = overlay(Image.fromarray(picture), classes, table, output.opacity)
-    pictures = {
-        "colour": colour_map(classes, table),
-        LABEL_IDS: label_id_map(classes, table),
-        OVERLAY: with_legend(blended, classes, table),
-    }
-    if CONFIDENCE in results:
-        pictures[CONFIDENCE] = Image.fromarray(results[CONFIDENCE])
-    save_pictures(output.folder, str(file.name), pictures)
+    save_prediction(output.folder, name, classes, table, overlay=with_legend(blended, classes, table), **others)

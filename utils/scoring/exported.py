@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ CLASS_TOLERANCE, LOGIT_TOLERANCE = 1e-3, 1e-3  # share of the pixels; of the lar
 
 
 class ExportError(UserError, RuntimeError):
-    """A network that cannot be exported as asked; the message says what to do."""
+    """A network that cannot be exported as asked; the message gives the remedy."""
 
 
 class ExportedNetwork(nn.Module):
@@ -104,24 +105,22 @@ def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: b
     Raises:
         ExportError: a package is missing, the size cannot be free, or the file gives something else than the original.
     """
-    formats: dict[str, tuple[Callable[..., None], Callable[[Path], Network]]] = {
-        ".pt2": (_write_pt2, read_pt2),
-        ".onnx": (_write_onnx, read_onnx),
-    }
-    if path.suffix not in formats:
-        raise ExportError(f"cannot export to {path}: its name must end in {', '.join(formats)}")
-    write, read = formats[path.suffix]
+    if path.suffix not in FORMATS:
+        raise ExportError(f"cannot export to {path}: its name must end in {', '.join(FORMATS)}")
+    write, read = FORMATS[path.suffix]
     if path.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
         raise ExportError(f"ONNX needs packages that are not there: pip install {' '.join(missing)}")
-    network = ExportedNetwork(model, logits).eval()
-    program = _traced(network, size)
-    write(program, table, path, "logits" if logits else "classes")
+    program = _traced(ExportedNetwork(model, logits).eval(), size)
     shapes = [(count, size[1], size[0]) for count, _, _ in SHAPES] if size else SHAPES
-    try:
-        difference = compare(read(path), model, logits, shapes)
-    except Exception:
-        path.unlink()  # nobody shall use it
-        raise
+    difference = ""
+
+    def write_and_check(stream: BinaryIO) -> None:
+        nonlocal difference
+        write(program, table, stream, "logits" if logits else "classes")
+        stream.flush()
+        difference = largest_difference(read(Path(stream.name)), model, logits, shapes)
+
+    write_whole(path, write_and_check)  # so that a file that differs never has this name
     pictures = f"({', '.join(map(str, ('N', *(size[::-1] if size else 'HW'), 3)))})"
     given = "logits float32 (N, C, H, W)" if logits else "classes uint8 (N, H, W)"
     return f"{path}: pictures uint8 RGB {pictures} -> {given}; {difference}"
@@ -135,7 +134,7 @@ def _traced(network: ExportedNetwork, size: Size | None) -> torch.export.Exporte
     dims = {0: free} if size else {0: free, 1: free, 2: free}
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
-    except Exception as error:  # whatever the compiler stumbles over
+    except Exception as error:  # the compiler raises errors of many types
         advice = "" if size else ". With --size W H it may be possible for pictures of that size"
         raise ExportError(f"torch cannot export the network: {' '.join(str(error).split())[:SHOWN]}{advice}") from error
     seen = tuple(program.graph.find_nodes(op="placeholder")[-1].meta["val"].shape[1:3])
@@ -144,16 +143,16 @@ def _traced(network: ExportedNetwork, size: Size | None) -> torch.export.Exporte
     return program
 
 
-def _write_pt2(program: torch.export.ExportedProgram, table: ClassTable, path: Path, output: str) -> None:
-    extra = {CLASSES: json.dumps(class_entry(table))}
-    write_whole(path, lambda stream: torch.export.save(program, stream, extra_files=extra))
+def _write_pt2(program: torch.export.ExportedProgram, table: ClassTable, stream: BinaryIO, output: str) -> None:
+    torch.export.save(program, stream, extra_files={CLASSES: json.dumps(class_entry(table))})
 
 
 def read_pt2(path: Path) -> Network:
-    return torch.export.load(path).module()
+    with path.open("rb") as stream:  # torch takes a path only if it ends in .pt2
+        return torch.export.load(stream).module()
 
 
-def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, path: Path, output: str) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, stream: BinaryIO, output: str) -> None:
     import onnx  # optional
 
     onnx_program = torch.onnx.export(
@@ -162,7 +161,7 @@ def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, path: 
     assert onnx_program is not None  # of the dynamo exporter
     proto = onnx_program.model_proto
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in class_entry(table).items()})
-    write_whole(path, lambda stream: stream.write(proto.SerializeToString()))
+    stream.write(proto.SerializeToString())
 
 
 def read_onnx(path: Path) -> Network:
@@ -173,8 +172,14 @@ def read_onnx(path: Path) -> Network:
     return lambda pictures: torch.from_numpy(session.run(None, {given.name: pictures.numpy()})[0])
 
 
+FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Network]]] = {
+    ".pt2": (_write_pt2, read_pt2),
+    ".onnx": (_write_onnx, read_onnx),
+}
+
+
 @torch.no_grad()
-def compare(network: Network, model: Segmentor, logits: bool, shapes: Sequence[tuple[int, int, int]]) -> str:
+def largest_difference(network: Network, model: Segmentor, logits: bool, shapes: Sequence[tuple[int, int, int]]) -> str:
     """The largest difference between ``network`` and ``model`` on random pictures of ``shapes`` (N, H, W), as text.
 
     Raises:

@@ -1,0 +1,291 @@
+"""The classes that a trained network predicts: ``predictor = load("runs/own_pycda")``, then ``predictor(image)``.
+
+A checkpoint has all that is needed: the network's names, its weights, classes, input size and upsampling.
+
+Classes come at the label's size from logits at the network's stride, without logits of that size. Bilinear
+interpolation is linear and works on one axis after the other, so that any chain of interpolations is one
+matrix an axis: the logits Z (h, w) of a class become A Z B', where A (H, h) and B (W, w) are products of one matrix
+for each step, so that two steps cost what one does. ``torch.nn.functional.interpolate`` itself makes A and B, of the
+identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dataset.labels import ClassTable
+from dataset.messages import ChoiceError
+from dataset.reading import read_image
+from dataset.transforms import normalise, resized_window
+from models.segmentor import Segmentor
+from models.weights import WeightsError, load_tensors, read_file
+from utils.builders.network import build_network, load_network
+from utils.config.read import parse_overrides, set_key
+from utils.config.schema import AtTestTime, Config, Evaluation
+from utils.metrics import class_map
+from utils.run_folder.checkpoint import resolve_weights, saved_keys
+from utils.run_folder.classes import class_table_of
+from utils.scoring.pictures import colour_map
+
+Picture = Image.Image | np.ndarray | str | Path
+Size = tuple[int, int]  # (W, H)
+# Of a checkpoint's configuration, what the prediction depends on; other keys may have come and gone since.
+RELEVANT = ("model.", "test.", "tta.", "source.dataset", "source.id_table", "target.dataset", "target.id_table")
+ROUNDING = 1  # pixels by which two sizes of the same aspect may differ
+RELEASED, DIRECT = "released", "direct"
+MODES = (RELEASED, DIRECT)
+COLUMNS = 256  # of the label's size that are made together
+STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
+Shape = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class View:
+    """The network's output for an image at one scale, mirrored back if the image was mirrored.
+
+    Attributes:
+        logits: (N, C, h, w) at the network's stride.
+        input_size: of the image that the network saw.
+    """
+
+    logits: Tensor
+    input_size: Shape
+
+
+class Predictor:
+    """A network and how it sees pictures: ``predictor(image)`` is what ``predict`` writes and ``evaluate.py`` scores.
+
+    Args:
+        test: its ``input_size`` and ``upsampling`` define how a picture is seen.
+        tta: scales and mirror images to average over; None: the image as it is.
+
+    Attributes:
+        names: of the classes, in the order of their numbers.
+        palette: uint8 (C, 3), RGB.
+    """
+
+    def __init__(
+        self, model: Segmentor, table: ClassTable, device: torch.device, test: Evaluation, tta: AtTestTime | None = None
+    ) -> None:
+        self.model, self.table, self.device = model, table, device
+        self.test, self.tta = test, tta or AtTestTime()
+        self.names, self.palette = table.names, table.palette
+
+    def __call__(self, image: Picture) -> np.ndarray:
+        """Class of every pixel, uint8 (H, W), at the picture's own size.
+
+        Args:
+            image: RGB: a Pillow picture, a uint8 array (H, W, 3), or the path of a file, which is turned upright by
+                its EXIF orientation.
+
+        Raises:
+            ChoiceError: an array of another type or shape.
+            DataError: a file that cannot be read.
+        """
+        picture = as_picture(image)
+        return self.classes(self.views(network_input(picture, self.test.input_size)), picture.size[::-1])[0].numpy()
+
+    def probabilities(self, image: Picture) -> np.ndarray:
+        """Probability of every class, float32 (C, H, W), at the picture's own size; takes what ``__call__`` takes."""
+        picture = as_picture(image)
+        views = self.views(network_input(picture, self.test.input_size))
+        return self.mean_probability(views, picture.size[::-1]).cpu().numpy()
+
+    def colour(self, classes: np.ndarray) -> Image.Image:
+        """RGB picture of a class map (H, W), in the colours of the palette."""
+        return colour_map(classes, self.table)
+
+    @torch.inference_mode()
+    def views(self, images: Tensor) -> list[View]:
+        """The network's output for images (N, 3, h, w), once for each scale and mirror image of ``tta``.
+
+        The network is in eval mode meanwhile.
+        """
+        images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
+        self.model.eval()
+        for scale in self.tta.scales:
+            seen = images
+            if scale != 1:
+                seen = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+            input_size = (seen.shape[-2], seen.shape[-1])
+            views.append(View(self.model.stride_logits(seen), input_size))
+            if self.tta.flip:
+                views.append(View(self.model.stride_logits(seen.flip(3)).flip(3), input_size))
+        self.model.train(training)
+        return views
+
+    @torch.inference_mode()
+    def classes(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
+        """Class maps uint8 (N, H, W) of ``shape`` (H, W), on the CPU."""
+        return classes_at(views, shape, self.test.upsampling).cpu()
+
+    @torch.inference_mode()
+    def mean_probability(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
+        """Probabilities (C, H, W) of one image at ``shape`` (H, W), the mean over the views."""
+        mode = self.test.upsampling
+        return mean_probability((upsample(view.logits, view.input_size, shape, mode) for view in views), 1)[0]
+
+
+def load(run: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = ()) -> Predictor:
+    """Predictor of a trained run, from its checkpoint alone.
+
+    Args:
+        run: run folder (its best.pth, else last.pth) or checkpoint file.
+        device: None: the GPU if there is one.
+        overrides: ``key=value`` of keys of ``test`` and ``tta``, such as ``tta.flip=true``.
+
+    Raises:
+        FileNotFoundError: nothing was trained there.
+        WeightsError: a damaged file, or one that is no checkpoint of this project.
+        ConfigError: an unknown key or a wrong value in ``overrides``.
+    """
+    path = resolve_weights(str(run))
+    content = read_file(path)
+    if "model" not in content or "config" not in content:
+        raise WeightsError(f"{path} is no checkpoint of this project, which would hold a network and its configuration")
+    config = config_of(content, str(path))
+    for name, value in parse_overrides(overrides).items():
+        set_key(config, name, value, "load")
+    table = class_table_of(content, config, str(path))
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
+        model = build_network(config, chosen)
+    load_tensors(model, content["model"], "network", str(path))
+    return Predictor(model.eval(), table, chosen, config.test, config.tta)
+
+
+def load_configured(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Predictor, str]:
+    """Predictor with the network and classes of ``config``, and what was loaded.
+
+    Args:
+        files: one checkpoint of this project, or an encoder and a decoder file of the released code.
+    """
+    model, report = load_network(config, files, device)
+    return Predictor(model.eval(), config.class_table, device, config.test, config.tta), report
+
+
+def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
+    """Predictor that sees pictures as ``config`` says (``test``, ``tta``), whatever the checkpoint was trained with.
+
+    Args:
+        files: one checkpoint of this project, whose own network and classes are taken, these with the colours and ids
+            of ``config`` if it has the same; or an encoder and a decoder file of the released code, with the network
+            and classes of ``config``.
+    """
+    if len(files) == 2:
+        return load_configured(config, files, device)[0]
+    own, table = load(files[0], device), config.class_table
+    return Predictor(own.model, table if table.names == own.names else own.table, device, config.test, config.tta)
+
+
+def config_of(content: Mapping[str, Any], origin: str) -> Config:
+    """The part of a checkpoint's configuration that matters after training."""
+    config = Config()
+    for name, value in saved_keys(content, origin).items():
+        if name == "num_classes" or name.startswith(RELEVANT):
+            set_key(config, name, value, origin)
+    return config
+
+
+def as_picture(image: Picture) -> Image.Image:
+    """RGB picture of what a predictor takes; only files are turned upright."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ChoiceError(f"an array must be uint8 (H, W, 3) in the order RGB, got {image.dtype} {image.shape}")
+        return Image.fromarray(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def network_input(picture: Image.Image, input_size: Size | None) -> Tensor:
+    """float32 (1, 3, h, w): the picture at the size in which the network sees it, normalised."""
+    size = seen_size(picture.size, input_size)
+    return normalise(resized_window(picture, size, (0, 0, *size)))[None]
+
+
+def seen_size(size: Size, input_size: Size | None) -> Size:
+    """(W, H) in which the network sees a picture of ``size`` (W, H): as large as fits into ``input_size``.
+
+    The aspect is kept; a picture of the aspect of ``input_size`` gets exactly that, as in ``evaluate.py``.
+    """
+    if input_size is None:
+        return size
+    scale = min(limit / own for limit, own in zip(input_size, size, strict=True))
+    width, height = (max(1, round(own * scale)) for own in size)
+    if abs(width - input_size[0]) <= ROUNDING and abs(height - input_size[1]) <= ROUNDING:
+        return input_size
+    return width, height
+
+
+def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tensor:
+    """Logits (N, C, h, w) at the network's stride, as a whole at ``size``, in float32 or float64.
+
+    Args:
+        input_size: of the network's input.
+        mode: "released": to the input's size with align_corners False, as in training, then to ``size`` with
+            align_corners True (released code); "direct": to ``size`` in one step with align_corners False.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if mode == RELEASED:
+        seen = F.interpolate(logits, input_size, mode="bilinear", align_corners=False)
+        return F.interpolate(seen, size, mode="bilinear", align_corners=True)
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
+    """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
+    strips = zip(*(_strips(view, size, mode) for view in views), strict=True)
+    best = (mean_probability(strip, 2) if len(views) > 1 else strip[0] for strip in strips)
+    return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in best], dim=1)
+
+
+def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
+    """The mean over several logits of one shape, whose classes lie along ``dim``."""
+    total, count = torch.zeros(()), 0
+    for own in logits:
+        total, count = total + own.softmax(dim), count + 1
+    return total / count
+
+
+def _strips(view: View, size: Shape, mode: str) -> Iterator[Tensor]:
+    """``upsample`` of a view in strips of rows, from the top: (rows, N, C, W), as ``class_map`` is fastest.
+
+    Each strip is written over the one before.
+    """
+    logits = view.logits.detach().to(torch.promote_types(view.logits.dtype, torch.float32)).permute(2, 0, 1, 3)
+    (h, N, C, w), (H, W), like = logits.shape, size, (logits.dtype, logits.device)
+    logits, columns = logits.reshape(-1, w), logits.new_empty(h * N * C, W)
+    bands = _bands(w, view.input_size[1], W, mode, COLUMNS, *like)
+    for (used, band), made in zip(bands, columns.split(COLUMNS, dim=1), strict=True):
+        torch.mm(logits[:, used], band.T, out=made)
+    pixels = min(STRIP * torch.get_num_threads(), LARGEST) if logits.device.type == "cpu" else LARGEST
+    rows = max(1, pixels // W)
+    columns, strip = columns.view(h, -1), columns.new_empty(rows, N * C * W)
+    for used, band in _bands(h, view.input_size[0], H, mode, rows, *like):
+        yield torch.mm(band, columns[used], out=strip[: len(band)]).view(-1, N, C, W)
+
+
+@lru_cache(maxsize=64)
+def _bands(
+    stride_size: int, input_size: int, size: int, mode: str, places: int, dtype: torch.dtype, device: torch.device
+) -> list[tuple[slice, Tensor]]:
+    """Bands of an axis' matrix, ``places`` of the label's axis each: which of the network's places they take from, and
+    how much of each, (places, used). They stay on ``device``, so that nothing waits for a copy.
+    """
+    identity = torch.eye(stride_size)[None, :, :, None]
+    shares = upsample(identity, (input_size, 1), (size, 1), mode)[0, :, :, 0].T
+    bands = []
+    for band in shares.split(places):
+        places_used = band.any(0).nonzero().flatten()
+        used = slice(int(places_used[0]), int(places_used[-1]) + 1)
+        bands.append((used, band[:, used].to(device, dtype).contiguous()))
+    return bands
