@@ -14,8 +14,7 @@ from dataset.folders import DataError
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.config.command_line import ROOT, find_config
-from utils.config.declare import ConfigError
-from utils.config.schema import AtTestTime, Evaluation
+from utils.config.schema import AtTestTime, ConfigError, Evaluation
 from utils.metrics import ConfusionMatrix
 from utils.scoring.evaluation import comparison
 from utils.scoring.pictures import TITLE_HEIGHT, confusion_picture, panel
