@@ -7,11 +7,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from dataset.messages import MENDABLE, UserError, of_loader
 
 INTERRUPTED = 130  # exit status
+STOPPED = 75  # exit status of a run that was stopped and can go on (EX_TEMPFAIL)
+NOTHING_SAVED = "stopped by signal {} with nothing to save: the same command goes on"
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows; the terminal was closed, or ssh lost
 # Everything that is no bug: our own errors, files and folders, a training that diverges.
 EXPECTED = (UserError, OSError, FloatingPointError)
 TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
@@ -101,7 +105,18 @@ def say(message: str, program: str | None = None) -> None:
     print(f"{program or Path(sys.argv[0]).name}: {rank}{message}", file=sys.stderr, flush=True)
 
 
-def exit_after(main: Callable[[], int | None], program: str | None = None) -> NoReturn:
+def stop_signals() -> list[signal.Signals]:
+    """Those that stop a training: SIGINT and what schedulers send; a hangup unless it is ignored (``nohup``)."""
+    ignored = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
+    return [number for number in (signal.SIGINT, *SCHEDULERS) if not (ignored and number == HANGUP)]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    say(NOTHING_SAVED.format(number))
+    raise SystemExit(STOPPED)
+
+
+def exit_after(main: Callable[[], int | None], program: str | None = None, *, resumable: bool = False) -> NoReturn:
     """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
 
     torch, which ``main`` loads, takes the cores that this process may use, see ``share_cores``.
@@ -110,8 +125,13 @@ def exit_after(main: Callable[[], int | None], program: str | None = None) -> No
 
     Args:
         program: its name in that line; None: the file that was started.
+        resumable: a stop signal means that the same command goes on, also while ``main`` still imports its modules and
+            handles no signals of its own.
     """
     share_cores()
+    if resumable:
+        for number in stop_signals():
+            signal.signal(number, _stop)
     status: str | int | None = 1
 
     def leave() -> None:

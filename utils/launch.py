@@ -16,9 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from dataset.messages import MENDABLE
-from dataset.program import exit_after, one_line, say
+from dataset.program import STOPPED, exit_after, one_line, say, stop_signals
 from utils.distributed import CAUSES, LostError
-from utils.signals import STOPPED, stop_signals
 
 PROGRAM = "run.sh"
 PATIENCE = str(24 * 3600)  # seconds that the processes have after a signal, for step, validation and checkpoint
@@ -41,8 +40,9 @@ def run_once(arguments: Sequence[str]) -> int:
     A process whose error the user can mend comes before it, as the others may end earlier. Raises LostError where the
     nodes do not meet.
     """
-    for number in stop_signals():  # torch handles signals only after the nodes have met
-        signal.signal(number, signal.SIG_DFL)
+    if os.environ.get("NNODES", "1") != "1":
+        for number in stop_signals():  # no handler runs while torch waits for other nodes; afterwards it has its own
+            signal.signal(number, signal.SIG_DFL)
     try:
         torchrun(arguments)
     except DistError as error:
@@ -79,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_after(main, PROGRAM)
+    exit_after(main, PROGRAM, resumable=True)

@@ -5,17 +5,9 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-from dataset.program import SCHEDULERS, TORCHRUN
+from dataset.program import HANGUP, STOPPED, TORCHRUN, stop_signals
 
-STOPPED = 75  # exit status of a run that was stopped and can go on (EX_TEMPFAIL)
-HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows; the terminal was closed, or ssh lost
 ECHO = 5.0  # seconds in which the same signal counts once: SLURM's srun and its daemon may both send it
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Those that stop a training: SIGINT and what schedulers send; a hangup unless it is ignored (``nohup``)."""
-    ignored = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
-    return [number for number in (signal.SIGINT, *SCHEDULERS) if not (ignored and number == HANGUP)]
 
 
 class StopSignals:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,15 @@ def test_signal_while_the_interpreter_ends_leaves_the_status():
         exit_after(lambda: STOPPED)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.code == STOPPED and not caught
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signal_while_modules_are_imported_has_the_same_status_and_words(command, tmp_path, number):
+    process = start(command(tmp_path, "run"))
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # torch is being loaded
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == STOPPED and "with nothing to save: the same command goes on" in output
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dataset.program import loader_processes
+from dataset.program import NOTHING_SAVED, loader_processes
 from utils import distributed
 from utils.builders import network
 from utils.builders.data import SOURCE, TARGET, Data
@@ -67,7 +67,7 @@ def start_run(config: Config, num_workers: int) -> Iterator[Run]:
             yield Run(device, log, folder)
         except SystemExit:
             if signals.received:
-                log.text(f"stopped by signal {signals.received} with nothing to save: the same command goes on")
+                log.text(NOTHING_SAVED.format(signals.received))
             raise
         finally:
             signals.over = True
