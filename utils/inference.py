@@ -21,8 +21,7 @@ from models.weights import WeightsError, fill, read_file
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import Config
-from utils.run_folder.checkpoint import resolve_weights, saved_keys
-from utils.run_folder.classes import class_table_of
+from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.scoring.evaluation import views_of
 from utils.scoring.pictures import colour_map
 from utils.scoring.upsampling import View, classes_at, upsample

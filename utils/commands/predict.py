@@ -48,7 +48,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     from utils import distributed  # torch takes seconds: only once the command line is known to be right
     from utils.inference import load_for
     from utils.run_folder.checkpoint import pair_up
-    from utils.run_folder.identity import file_facts, start_facts
+    from utils.run_folder.manifest import file_facts, start_facts
     from utils.scoring.segment import Output, find_pictures, segment_files
 
     files = find_pictures(args.images, config.target.data_dir, args.save)

@@ -35,8 +35,8 @@ from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
+from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, confusion_picture, legend, overlay
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
@@ -68,7 +68,7 @@ Points = Sequence[tuple[int, float]]  # (step, value)
 class Network:
     """One of the networks of the page, and what it predicted on the shown set."""
 
-    facts: Facts
+    facts: RunSummary
     folder: Path
     model: Segmentor
     matrix: ConfusionMatrix
@@ -87,7 +87,7 @@ class Network:
 def look(config: Config, weights: Path, samples: Sequence[Sample], device: torch.device) -> Network:
     """Load a checkpoint and let it predict the ``samples``, labelled or not."""
     model, _ = load_network(config, [weights], device)
-    network = Network(read_facts(weights), weights.parent, model.eval(), ConfusionMatrix(config.num_classes))
+    network = Network(read_summary(weights), weights.parent, model.eval(), ConfusionMatrix(config.num_classes))
     loader = data.evaluation_loader(config, samples, config.test if data.are_labelled(samples) else config.target)
     title = weights.parent.name
     network.matrix = evaluate(config, model, loader, device, on_image=network.add, tta=config.tta, title=title)
@@ -144,7 +144,7 @@ def verdict(config: Config, networks: Sequence[Network], images: int) -> str:
     return f'<p class="verdict">{html.escape(text)}</p>'
 
 
-def verdict_without_labels(facts: Facts, compared: Comparison) -> str:
+def verdict_without_labels(facts: RunSummary, compared: Comparison) -> str:
     """The class shares in a sentence, and in another one which common classes are nearly gone."""
     shares = dict(zip(compared.classes, compared.predicted[-1], strict=True))
     most = sorted(shares, key=shares.__getitem__, reverse=True)[:SHOWN_SHARES]
@@ -168,7 +168,7 @@ def fact_lines(networks: Mapping[str, Network], test_images: int) -> Iterator[st
         "seed": facts.seed,
         "code": facts.commit,
         "date": facts.date,
-        "time": None if facts.seconds is None else duration(facts.seconds),
+        "time": UNKNOWN if facts.seconds is None else duration(facts.seconds),
         "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count),
     }
     yield " · ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in parts.items() if value is not None)

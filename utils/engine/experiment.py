@@ -26,8 +26,8 @@ from utils.engine.trainer import Phase, Trainer
 from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
-from utils.run_folder.identity import contents_of, data_facts, data_identity, git_revision, start_facts
 from utils.run_folder.log import RunLog
+from utils.run_folder.manifest import Manifest, RunData, git_revision, start_facts
 
 LOOKED_AT = 100  # source labels at the start of a training: a second or two
 
@@ -148,9 +148,10 @@ def build_trainer(
     _ = config.class_table  # before anything slow: do the data sets go together?
     source = data.source_samples(config)
     target, held_out = data.target_samples(config, log.text)
-    identity = data_identity(config, source, target, held_out)
-    distributed.compare(lambda: data_facts(contents_of(identity)))
-    state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
+    lists: dict[str, Sequence[Sample]] = {"source": source, "target": target, "held_out": held_out}
+    run_data = RunData(config, lists)
+    distributed.compare(run_data.facts)
+    state = distributed.from_first(lambda: find_state(config, method, run_data, log.text))
     if state is None:
         _check_starting_weights(config, self_trained, log)
         _say_resized_labels(config, source, log)
@@ -170,11 +171,12 @@ def build_trainer(
         device,
         log,
         target_shares=TargetShares(config, source, target, device, log),
-        origin={"method": method, "data": identity},
+        origin={"method": method, "data": run_data.digests()},
+        manifest=Manifest(config, method, run_data),
     )
     if state:
         trainer.load_state(state)
-    _prepare_folder(config, trainer, log, {"source": source, "target": target, "held_out": held_out})
+    _prepare_folder(config, trainer, log, lists)
     return trainer
 
 
@@ -242,8 +244,9 @@ def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[s
     """Let the run folder hold what a run up to the trainer's step has written, its configuration and its lists."""
     folder, start = config.run_folder, trainer.standing.step
     elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
+    anew = start == 0 or elsewhere
     try:
-        if distributed.is_main() and (start == 0 or elsewhere):
+        if distributed.is_main() and anew:
             moved = set_aside(folder)
             if moved:
                 log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
@@ -252,6 +255,8 @@ def _prepare_folder(config: Config, trainer: Trainer, log: RunLog, lists: dict[s
         data.write_lists(config, **lists)
         if distributed.is_main():
             (folder / "config.yaml").write_text(to_yaml(config))
+            if trainer.manifest is not None:
+                trainer.manifest.begin(anew)
     except OSError as error:
         raise CheckpointError(
             f"cannot write into the run folder {folder}: {error}. Make room or choose another"

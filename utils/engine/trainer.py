@@ -28,6 +28,7 @@ from utils.engine.target_shares import TargetShares
 from utils.engine.validation import Validation
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, save_atomic
 from utils.run_folder.log import RunLog
+from utils.run_folder.manifest import Manifest
 from utils.scoring.evaluation import EvaluationStopped
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
@@ -64,6 +65,7 @@ class Trainer:
         validation: None: the last checkpoint is the result.
         target_shares: None: nothing is said of the predictions on the target, and a class that vanishes is not noticed.
         origin: what the checkpoints say of the method and the data.
+        manifest: gets the time at every save.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Trainer:
         *,
         target_shares: TargetShares | None = None,
         origin: Mapping[str, Any] | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
         self.validation, self.device, self.log = validation, device, log
@@ -87,7 +90,7 @@ class Trainer:
         phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
         self.origin = {"phases": phase_names} | dict(origin or {})
         self.standing = Standing()
-        self.target_shares = target_shares
+        self.target_shares, self.manifest = target_shares, manifest
         self._batches: list[Iterator[Batch]] | None = None
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -289,11 +292,13 @@ class Trainer:
             if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
             save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
+            if self.manifest is not None:
+                self.manifest.count_time()
         distributed.wait_for_first()
 
     def _asked_to_stop(self, signals: StopSignals | None) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
-        asked = signals and (signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops))
+        asked = signals and (signals.received or signals.orphaned or (self.log.reader_lost and signals.hangup_stops))
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
     def _stop_if_asked(self, signals: StopSignals | None, saved: bool) -> None:

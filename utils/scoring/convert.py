@@ -27,7 +27,7 @@ from utils.run_folder.checkpoint import (
     resolve_weights,
     save_atomic,
 )
-from utils.run_folder.identity import data_contents, data_facts
+from utils.run_folder.manifest import RunData
 from utils.scoring.evaluation import evaluate, iou_table
 
 MODES = ("cumulative", "ema")
@@ -146,7 +146,7 @@ def convert_run(config: Config) -> None:
         model, report = load_network(config, weights, device)
         log.text(report)
         of_domains, samples = statistics_samples(config), data.test_samples(config, labels="optional")
-        distributed.compare(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
+        distributed.compare(lambda: RunData(config, of_domains | {"test": samples}).facts())
         # made before anything is scored, which takes long
         loaders = [data.statistics_loader(config, DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)

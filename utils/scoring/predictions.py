@@ -24,7 +24,7 @@ from utils.config.declare import ConfigError
 from utils.config.schema import Config
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.identity import data_contents, data_facts, start_facts
+from utils.run_folder.manifest import RunData, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.scoring.pictures import (
@@ -93,7 +93,7 @@ def score(
         if json_file:
             _check_json(json_file)
         samples, table = test_samples(config), config.class_table
-        distributed.compare(lambda: data_facts(data_contents(config, {"test": samples})))
+        distributed.compare(lambda: RunData(config, {"test": samples}).facts())
         if predictions:
             matrices = {str(predictions): score_files(predictions, samples, config.test.label_kind, config.num_classes)}
         else:

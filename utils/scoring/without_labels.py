@@ -24,8 +24,8 @@ from utils.builders.network import load_network
 from utils.config.read import build_config
 from utils.config.schema import AtTestTime, Config
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS, last_labels
+from utils.run_folder.summary import distinct_names, starting_run
 from utils.scoring.evaluation import evaluate, predict, scores
 
 SEED = 0  # of the choice of the source images
