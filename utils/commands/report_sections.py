@@ -169,7 +169,7 @@ def fact_lines(networks: Mapping[str, Network], test_images: int) -> Iterator[st
         "code": facts.commit,
         "date": facts.date,
         "time": UNKNOWN if facts.seconds is None else duration(facts.seconds),
-        "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count),
+        "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count) or UNKNOWN,
     }
     yield " · ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in parts.items() if value is not None)
     if BEFORE in networks:

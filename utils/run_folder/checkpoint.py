@@ -21,19 +21,12 @@ from utils.run_folder.manifest import RunData, config_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # the converted network, as released
+RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
 PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries of a checkpoint to pass on
 
-# Of a state of a training, what it must hold at least; older versions wrote no more.
-STATE = {
-    "model": dict,
-    "bn_updates": dict,
-    "config": str,
-    "optimizer": dict,
-    "scaler": dict,
-    "step": int,
-    "best_miou": float,
-    "skipped": int,
-}
+# What the state of a training must hold; older versions wrote no more.
+STATE: dict[str, type] = {name: dict for name in ("model", "bn_updates", "optimizer", "scaler")}
+STATE |= {"config": str, "step": int, "best_miou": float, "skipped": int}
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -41,7 +34,7 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that cannot be read, so that one before it may be taken."""
+    """A checkpoint that cannot be read; the one before it may be taken."""
 
 
 def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
@@ -76,7 +69,10 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
     """
     if "classes" in content:
         with reading(origin):
-            return _table(content["classes"])
+            entry = content["classes"]
+            names, export_ids = tuple(entry["names"]), np.zeros(256, np.uint8)
+            export_ids[: len(names)] = entry["export_ids"]
+            return ClassTable(names, np.array(entry["palette"], np.uint8), export_ids)
     kind = config.source.label_kind
     if not is_id_table(kind):
         return CITYSCAPES
@@ -87,12 +83,6 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
             f"{origin} is older than this version and does not name its classes, and {error}: start from the folder "
             f"that has {kind}, or write a file that names them there, by sh run.sh export CONFIG --to FILE.pth"
         ) from error
-
-
-def _table(entry: Mapping[str, Any]) -> ClassTable:
-    names, export_ids = tuple(entry["names"]), np.zeros(256, np.uint8)
-    export_ids[: len(names)] = entry["export_ids"]
-    return ClassTable(names, np.array(entry["palette"], np.uint8), export_ids)
 
 
 def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:

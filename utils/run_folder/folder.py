@@ -12,20 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils.run_folder.checkpoint import (
-    BEST,
-    CONVERTED,
-    LAST,
-    OFFICIAL_DECODER,
-    OFFICIAL_ENCODER,
-    PREVIOUS,
-    CheckpointError,
-)
+from utils.run_folder.checkpoint import RESULTS, CheckpointError
 from utils.run_folder.log import BOARD, RECORDS
 from utils.run_folder.manifest import MANIFEST
 
 LOCK = "run.lock"
-RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
 # What belongs to an earlier run's results; log.txt goes on, and priors are named by what they were made of.
 MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, "config.yaml", "config_adabn.yaml", "lists", "report.html")
 ASIDE = "earlier"

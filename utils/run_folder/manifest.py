@@ -25,8 +25,17 @@ from utils.config.schema import SCRATCH, Config
 
 MANIFEST = "run.json"
 # Ends of the keys that change neither the result nor its place in the training; model.fc_dim only checks model.encoder.
-PLACES = ("snapshot_dir", "exp_name", "resume", "resume_force", ".cache_dir")
-FREE = (*PLACES, ".num_workers", "timeout_minutes", "skip_bad_samples", "model.fc_dim")
+FREE = (
+    "snapshot_dir",
+    "exp_name",
+    "resume",
+    "resume_force",
+    "timeout_minutes",
+    "model.fc_dim",
+    "train.skip_bad_samples",
+    ".cache_dir",
+    ".num_workers",
+)
 # Ends of the keys in which nodes may differ: where things lie, as the first process alone has the run folder ...
 OF_A_NODE = ("snapshot_dir", "resume", ".data_dir", ".label_dir", ".cache_dir", ".num_workers")
 FILES = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")  # ... and files, by their content
