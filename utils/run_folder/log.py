@@ -65,6 +65,7 @@ class Console(logging.Handler):
             for stream in (sys.stderr, sys.stdout):
                 if os.path.sameopenfile(stream.fileno(), out):
                     os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
         self._failed(CONSOLE, error)
 
 
