@@ -160,8 +160,10 @@ class RunLog:
             self._close(name)
 
     def _close(self, name: str) -> None:
-        with suppress(OSError):  # of what an earlier failure has left in the buffer
-            self._handlers.pop(name).close()
+        handler = self._handlers.pop(name, None)
+        with suppress(OSError):  # of what a failure has left in the buffer
+            if handler is not None:
+                handler.close()
 
     def _switch_off(self, name: str, error: BaseException | None) -> None:
         """Close the log that has failed and say so, once."""
