@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -71,7 +72,8 @@ class Progress(tqdm, Generic[T]):
             first = first or now
             if self.lines and now - spoken >= LINE_EVERY:
                 spoken = now
-                print(f"{self.title}: {done} of {self.total or '?'}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # whoever reads it is gone, or its disk is full
+                    print(f"{self.title}: {done} of {self.total or '?'}", file=sys.stderr, flush=True)
             new = done - self.start
             if self.report and self.total and min(new, now - started) >= KNOWN_AFTER:
                 each = (now - first) / (new - 1)

@@ -17,7 +17,7 @@ from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_prior
 from utils.commands.report import compare
-from utils.run_folder import facts
+from utils.run_folder.summary import distinct_names, read_summary, starting_run
 from utils.scoring.without_labels import CAVEAT, Comparison, describe
 
 
@@ -104,26 +104,21 @@ def test_a_common_class_that_is_nearly_gone_is_named():
     assert "<- nearly gone" not in describe(kept) and kept.lost() == []
 
 
-def test_facts_of_a_run(source_run, adapted):
-    found = facts.read_facts(adapted / "last.pth")
+def test_summary_of_a_run(source_run, adapted):
+    found = read_summary(adapted / "last.pth")
     assert (found.method, found.start, found.step, found.seed) == ("PyCDA", "source_only", 2, 0)
     assert found.images == {"source": 6, "target": 9, "held_out": 0} and len(found.commit) == 10
-    assert facts.starting_run(adapted) == str(source_run) and facts.starting_run(source_run) is None
+    assert starting_run(adapted) == str(source_run) and starting_run(source_run) is None
     assert torch.load(adapted / "last.pth", weights_only=True)["git"].startswith(found.commit)
-
-
-def test_duration_leaves_out_tables_and_pauses():
-    log = "23:59:50 run folder a\nroad  1.0\n00:00:10 step 1\n05:00:00 run folder a\n05:00:07 step 2\n"
-    assert facts.training_seconds(log) == 27 and facts.training_seconds("") is None
 
 
 def test_networks_are_called_by_their_runs_and_by_their_files_where_these_are_the_same():
     best, other = Path("runs/a/best.pth"), Path("runs/b/last.pth")
-    assert facts.distinct_names([best, other, Path("runs/a/adabn.pth")]) == ["a", "b", "a/adabn.pth"]
-    assert facts.distinct_names([best, Path("runs/a/last.pth")]) == ["a/best.pth", "a/last.pth"]
-    assert facts.distinct_names([best, Path("old/a/best.pth")]) == ["runs/a/best.pth", "old/a/best.pth"]
+    assert distinct_names([best, other, Path("runs/a/adabn.pth")]) == ["a", "b", "a/adabn.pth"]
+    assert distinct_names([best, Path("runs/a/last.pth")]) == ["a/best.pth", "a/last.pth"]
+    assert distinct_names([best, Path("old/a/best.pth")]) == ["runs/a/best.pth", "old/a/best.pth"]
 
 
 def test_a_run_from_scratch_has_no_start(command, tmp_path):
     train_source_only.main(command(tmp_path, "run", "model.weights=scratch", "val.held_out=0"))
-    assert facts.read_facts(tmp_path / "run/last.pth").start is None
+    assert read_summary(tmp_path / "run/last.pth").start is None

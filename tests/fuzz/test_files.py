@@ -29,11 +29,10 @@ from tests.fuzz.mutations import (
 )
 from utils.config.schema import Config
 from utils.engine.trainer import Trainer
-from utils.run_folder.checkpoint import find_state, model_state
-from utils.run_folder.classes import class_table_of
-from utils.run_folder.facts import read_facts
-from utils.run_folder.identity import data_identity
+from utils.run_folder.checkpoint import class_table_of, find_state, model_state
 from utils.run_folder.log import RunLog
+from utils.run_folder.manifest import RunData
+from utils.run_folder.summary import read_summary
 from utils.scoring.predictor import config_of
 
 pytestmark = pytest.mark.slow
@@ -102,10 +101,14 @@ def run_config(place: Path, **keys: str) -> Config:
     return config
 
 
+def data_of(config: Config) -> RunData:
+    return RunData(config, {"source": [], "target": [], "held_out": []})
+
+
 def trainer_of(config: Config, log: RunLog) -> Trainer:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    origin = {"method": METHOD, "data": data_identity(config, [], [], [])}
+    origin = {"method": METHOD, "data": data_of(config).digests()}
     return Trainer(config, model, optimizer, [], None, torch.device("cpu"), log, origin=origin)
 
 
@@ -124,11 +127,11 @@ def state(place) -> dict:
         return step(trainer_of(run_config(place), log))
 
 
-def goes_on(config: Config, data: dict) -> None:
+def goes_on(config: Config) -> None:
     """A run is resumed from the file that the configuration names, does a step and saves."""
     with RunLog(Path(config.snapshot_dir), enabled=False) as log:
         trainer = trainer_of(config, log)
-        found = find_state(config, METHOD, data, lambda text: None)
+        found = find_state(config, METHOD, data_of(config), lambda text: None)
         assert found is not None
         trainer.load_state(found)
         saved(step(trainer))
@@ -142,7 +145,7 @@ def test_resume_state(place, state, data):
     whole = damaged_state(state).map(saved)
     path.write_bytes(data.draw(whole | whole | damaged_file(state)))
     config = run_config(place, resume=str(path), resume_force=data.draw(st.booleans()))
-    reads(lambda: goes_on(config, state["data"]), path, "the checkpoint")
+    reads(lambda: goes_on(config), path, "the checkpoint")
 
 
 def describes_itself(path: Path) -> None:
@@ -160,7 +163,7 @@ def test_weights_of_a_run(place, state, data):
     path.write_bytes(data.draw(damaged_state(content).map(saved) | damaged_file(content)))
 
     reads(lambda: load_checkpoint_weights(network(), path), path)
-    reads(lambda: read_facts(path), path)
+    reads(lambda: read_summary(path), path)
     reads(lambda: describes_itself(path), path)
 
 

@@ -12,9 +12,9 @@ from models.weights import WeightsError, load_checkpoint_weights, load_tensors, 
 from utils.config.command_line import load_config
 from utils.config.schema import Config, ConfigError
 from utils.engine.state import load_training_state
-from utils.run_folder.checkpoint import DamagedError, find_state
-from utils.run_folder.classes import class_table_of
-from utils.run_folder.facts import read_facts
+from utils.run_folder.checkpoint import DamagedError, class_table_of, find_state
+from utils.run_folder.manifest import RunData
+from utils.run_folder.summary import read_summary
 from utils.scoring.predictor import config_of
 
 
@@ -65,10 +65,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights": lambda path: load_checkpoint_weights(nn.Module(), path),
     "configuration": lambda path: config_of(read_file(path), str(path)),
     "classes": lambda path: class_table_of(read_file(path), Config(), str(path)),
-    "facts": read_facts,
+    "summary": read_summary,
 }
 PAIRS = [("bn_updates", "weights"), ("classes", "classes")]
-PAIRS += [(content, reader) for content in ("text", "number", "list") for reader in ("configuration", "facts")]
+PAIRS += [(content, reader) for content in ("text", "number", "list") for reader in ("configuration", "summary")]
 
 
 @pytest.mark.parametrize(("content", "reader"), PAIRS)
@@ -105,4 +105,4 @@ def test_negative_step_is_none(tmp_path):
     state = {"model": {}, "bn_updates": {}, "config": "", "optimizer": {}, "scaler": {}, "step": -5}
     torch.save(state | {"best_miou": 0.0, "skipped": 0}, path)
     with pytest.raises(DamagedError, match="last.pth is no state of a training: step missing"):
-        find_state(config, "train_pycda", {}, lambda text: None)
+        find_state(config, "train_pycda", RunData(config, {}), lambda text: None)

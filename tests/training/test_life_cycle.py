@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from dataset.folders import DataError, find_samples, hold_out
 from dataset.labels import read_id_table
 from models.weights import WeightsError, read_file
 from tests.training.test_resume import KEYS, assert_same_run, start, stop_after, uninterrupted, wait_for  # noqa: F401
+from utils.builders.data import write_lists
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import Config
 from utils.engine.state import load_training_state
 from utils.run_folder.checkpoint import CheckpointError
-from utils.run_folder.identity import config_changes, data_changes, data_identity, git_revision
+from utils.run_folder.manifest import RunData, config_changes, git_revision
+from utils.run_folder.summary import read_summary
 
 
 @pytest.fixture
@@ -59,6 +62,13 @@ def test_checkpoint_of_an_older_version_is_gone_on_from_and_told(command, finish
     assert "is of an older version" in log_of(finished) and "already trained for 2 steps" in log_of(finished)
 
 
+def test_checkpoint_that_has_its_data_in_the_older_form_is_gone_on_from_and_told(command, finished, tmp_path):
+    old = {"digest": "0" * 64, "content": torch.zeros(9, dtype=torch.uint8)}
+    rewrite(finished / "last.pth", lambda state: state.update(data=old))
+    train_source_only.main(command(tmp_path, "run"))
+    assert "noted the data in another way: they are not compared" in log_of(finished)
+
+
 def test_key_of_a_newer_version_counts_as_its_default():
     old = to_yaml(Config()).replace("  lambda_seg: 0.4\n", "")
     assert "lambda_seg" not in old and config_changes(old, Config()) == ""
@@ -75,28 +85,28 @@ def write_id_table(path: Path, ids: list[int]) -> None:
 
 def test_changed_data_is_named(city, tmp_path):
     shutil.copytree(city, tmp_path / "city")
-    config = Config(num_classes=2)
-    write_id_table(tmp_path / "ids.yaml", [1, 2])
-    config.source.dataset, config.source.id_table = "list", str(tmp_path / "ids.yaml")
-    config.target.dataset, config.target.id_table = config.test.dataset, config.test.id_table = (
-        "list",
-        str(tmp_path / "ids.yaml"),
-    )
+    config, table = Config(num_classes=2), tmp_path / "ids.yaml"
+    write_id_table(table, [1, 2])
+    for part in (config.source, config.target, config.test):
+        part.dataset, part.id_table = "list", str(table)
     config.source.data_dir, config.target.data_dir = (f"{tmp_path}/city/{name}" for name in ("gtav", "cityscapes"))
+    config.snapshot_dir, config.exp_name = str(tmp_path), "run"
     source = find_samples("gtav", config.source.data_dir)
     target, held_out = hold_out(find_samples("cityscapes", config.target.data_dir), 3, 0)
-    before = data_identity(config, source, target, held_out)
-    assert data_changes(before, data_identity(config, source, target, held_out)) == ""
+    lists = {"source": source, "target": target, "held_out": held_out}
+    write_lists(config, **lists)
+    saved = RunData(config, lists).digests()
+    assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
     label = np.array(Image.open(source[2].label))
     Image.fromarray(np.roll(label, 9)).save(source[2].label)
-    write_id_table(tmp_path / "ids.yaml", [2, 1])
-    found = data_changes(before, data_identity(config, source[1:], target[::-1], held_out[:2] + target[:1]))
-    assert found == (
-        "source: 1 image(s) removed (images/00001.png), 1 image(s) with another label file (images/00003.png); "
-        f"target: the same images in another order; held out: 1 image(s) removed ({relative(held_out[2], config)}), "
-        f"1 image(s) added ({relative(target[0], config)}); source.id_table: a [1], b [2] -> a [2], b [1]; "
-        "target.id_table: a [1], b [2] -> a [2], b [1]"
+    write_id_table(table, [2, 1])
+    changed = RunData(config, {"source": source, "target": target[::-1], "held_out": held_out[:2] + target[:1]})
+    assert changed.changes(saved, tmp_path / "run") == (
+        f"held_out: 1 image(s) removed ({relative(held_out[2], config)}), 1 image(s) added "
+        f"({relative(target[0], config)}); source: the same images with other label files; source.id_table; "
+        "target: the same images in another order; target.id_table"
     )
+    assert "source: unknown in what, as there is no" in changed.changes(saved, tmp_path)
     read_id_table.cache_clear()
 
 
@@ -212,37 +222,90 @@ def test_scaler_of_a_run_without_one_is_left_as_it_is():
         load_training_state(state | {"model": {}}, model, optimizer, scaler)
 
 
-@pytest.mark.slow
-def test_no_log_stops_or_stalls_a_training(tmp_path):
-    """A full disk behind the output and all three logs, in a process of its own as the output is switched off."""
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this system")
-    code = """
-import sys
+FULL = """
+import resource, sys
 from pathlib import Path
-from tensorboardX.record_writer import RecordWriter
+from PIL import Image
 from utils.run_folder.log import RunLog
-def full(*arguments): raise OSError(28, "No space left on device")
-with RunLog(Path(sys.argv[1])) as log:
-    RecordWriter.write = full
-    for step in range(1, 100):
+folder = Path(sys.argv[1])
+with RunLog(folder) as log:
+    log.restart(0)
+    log.text("before")
+    log.record(0, {"source/total": 1.0})
+    if sys.argv[2] == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    picture = Image.effect_noise((300, 300), 50).convert("RGB")
+    for step in range(1, 200):
         log.text(f"step {step}")
-        log.record(step, {"source/total": 1.0})
+        log.record(step, {"source/total": 1.0}, {"source/share/pixel": {"road": 0.5, "sky": 0.5}})
+        if step < 5:
+            log.picture(step, "panel", picture)
 print("goes on", file=sys.stderr)
 """
-    root = Path(__file__).parents[2]
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+
+
+def run_full(folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    code, root = [sys.executable, "-c", FULL, str(folder), *arguments], Path(__file__).parents[2]
+    return subprocess.run(code, cwd=root, stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+@pytest.mark.slow
+def test_full_output_is_switched_off_with_a_warning(tmp_path):
+    """In a process of its own, as the output stays switched off."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "log.jsonl").touch()
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            cwd=root,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 0 and "goes on" in done.stderr, done.stderr
-    log = log_of(tmp_path)
-    for name in ("standard output", "log.jsonl: ", "tensorboard: "):
-        assert log.count(name) == 1, name
-    assert "step 99" in log
+        done = run_full(tmp_path, "room", stdout=full)
+    assert done.returncode == 0 and done.stderr == "goes on\n"
+    assert log_of(tmp_path).count("cannot write to standard output: [Errno 28]") == 1
+    assert "step 199" in log_of(tmp_path)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 200
+
+
+@pytest.mark.slow
+def test_no_file_that_cannot_be_written_stops_or_stalls_a_training(tmp_path):
+    """Each file ends at 2000 bytes; a picture is more than fits between a thread and its queue."""
+    done = run_full(tmp_path, "full", stdout=subprocess.PIPE)
+    assert done.returncode == 0 and done.stderr == "goes on\n"
+    for name in ("log.txt", "log.jsonl", "tensorboard"):
+        assert done.stdout.count(f"cannot write to {tmp_path / name}: ") == 1, name
+    assert "step 199" in done.stdout and (tmp_path / "log.jsonl").stat().st_size <= 2000
+
+
+def test_manifest_says_what_the_run_is_and_how_long_it_took(command, tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    stop_after(1, monkeypatch)
+    arguments = command(tmp_path, "run", "val.held_out=0")
+    with pytest.raises(SystemExit):
+        train_source_only.main(arguments)
+    monkeypatch.undo()
+    first = json.loads((tmp_path / "run/run.json").read_text())
+    state = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    assert first["method"] == state["method"] == "train_source_only" and first["start"] is None
+    assert first["digests"] == state["data"] and set(first["digests"]) == {"source", "target", "held_out"}
+    assert first["images"] == {"source": 6, "target": 9, "held_out": 0}
+    assert first["versions"]["torch"] == torch.__version__ and first["seconds"] >= 1
+    train_source_only.main(arguments)
+    second = json.loads((tmp_path / "run/run.json").read_text())
+    assert second["started"] == first["started"] and first["seconds"] < second["seconds"] < first["seconds"] + 120
+    train_source_only.main([*arguments, "resume=off"])
+    third = json.loads((tmp_path / "run/run.json").read_text())
+    assert third["seconds"] < 120 and json.loads((tmp_path / "run/earlier-1/run.json").read_text()) == second
+
+
+def test_folder_of_an_older_version_leaves_unknown_what_it_does_not_say(command, finished, tmp_path):
+    (finished / "run.json").unlink()
+    (finished / "last.pth").unlink()
+    (finished / "best.pth").rename(finished / "last.pth")
+    train_source_only.main(command(tmp_path, "run"))
+    found = read_summary(finished / "last.pth")
+    assert (found.method, found.date, found.seconds) == ("source only", "-", None)
+    rewrite(finished / "last.pth", lambda state: state.pop("method"))
+    (finished / "run.json").unlink()
+    found = read_summary(finished / "last.pth")
+    assert (found.method, found.images) == ("-", {})
+    (finished / "run.json").write_text('{"method": ')
+    with pytest.raises(DataError, match="run.json is damaged: delete it"):
+        read_summary(finished / "last.pth")

@@ -15,8 +15,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
-from utils.run_folder import board, log
-from utils.run_folder.log import RunLog
+from utils.run_folder import log
+from utils.run_folder.log import DRAWN_BARS, PICTURE_WIDTH, RunLog
 from utils.run_folder.records import plain_json, read_scalars
 from utils.scoring.pictures import TITLE_HEIGHT
 
@@ -54,7 +54,7 @@ def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
     histograms = {tag: value.histo for (_, tag), value in written.items() if value.HasField("histo")}
     layers = ("pixel", "square_4", "square_8", "prediction")
     assert histograms.keys() == {f"target/share/{layer}" for layer in layers}
-    assert all(len(h.bucket) == h.max == board.DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
+    assert all(len(h.bucket) == h.max == DRAWN_BARS and h.num == pytest.approx(1) for h in histograms.values())
     assert not any("/share/" in tag for (_, tag), value in written.items() if value.HasField("simple_value"))
 
 
@@ -92,10 +92,10 @@ def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_pat
 
 def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):
     with RunLog(tmp_path) as out:
-        out.picture(1, "wide", Image.new("RGB", (4 * board.PICTURE_WIDTH, 400)))
+        out.picture(1, "wide", Image.new("RGB", (4 * PICTURE_WIDTH, 400)))
         out.record(1, {}, {"target/share/pixel": {"road/lane": 0.0, "sky": 0.0}})
     picture, shares = (value for _, value in values(tmp_path))
-    assert (picture.image.width, picture.image.height) == (board.PICTURE_WIDTH, 100)
+    assert (picture.image.width, picture.image.height) == (PICTURE_WIDTH, 100)
     assert shares.tag == "target/share/pixel" and max(shares.histo.bucket) < 1e-9
 
 

@@ -44,7 +44,7 @@ def is_statistic(name: str) -> bool:
 
 
 def test_run_folder_holds_config_logs_lists_and_checkpoints(source_run):
-    expected = {"best.pth", "last.pth", "config.yaml", "log.txt", "log.jsonl", "tensorboard", "lists"}
+    expected = {"best.pth", "last.pth", "config.yaml", "log.txt", "log.jsonl", "tensorboard", "lists", "run.json"}
     assert expected <= {path.name for path in source_run.iterdir()}
     assert yaml.safe_load((source_run / "config.yaml").read_text())["train"]["num_steps"] == 2
     losses, _, validation = records(source_run)

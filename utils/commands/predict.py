@@ -47,7 +47,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     """Segment ``args.images`` into ``args.save``. Returns the exit status."""
     from utils import distributed  # torch takes seconds: only once the command line is known to be right
     from utils.run_folder.checkpoint import pair_up
-    from utils.run_folder.identity import file_facts, start_facts
+    from utils.run_folder.manifest import file_facts, start_facts
     from utils.scoring.predictor import load_for
     from utils.scoring.segment import Output, find_pictures, segment_files
 

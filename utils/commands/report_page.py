@@ -31,8 +31,8 @@ from utils.builders.data import Data, are_labelled
 from utils.config.read import build_config, flatten, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
+from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend
 from utils.scoring.predictor import load_configured
@@ -87,7 +87,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     baseline = baseline or starting_run(config.run_folder)
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
-    facts = {name: read_facts(path) for name, path in weights.items()}
+    facts = {name: read_summary(path) for name, path in weights.items()}
     networks = {name: load_configured(config, [path], device)[0] for name, path in weights.items()}
     folders = [path.parent for path in weights.values()]
     compared = compare_networks(config, networks, folders, images)
@@ -145,7 +145,7 @@ def verdict_without_labels(method: str, compared: Comparison) -> str:
     return f'<p class="verdict">{html.escape(text)}</p>{lost}'
 
 
-def fact_lines(facts: Mapping[str, Facts], test_images: int) -> Iterator[str]:
+def fact_lines(facts: Mapping[str, RunSummary], test_images: int) -> Iterator[str]:
     """How the run was made, in a line, and in another one what it is compared with."""
     own = facts[OWN]
     best = f", best after {own.step}" if own.step not in (None, own.num_steps) else ""
@@ -157,8 +157,8 @@ def fact_lines(facts: Mapping[str, Facts], test_images: int) -> Iterator[str]:
         "seed": own.seed,
         "code": own.commit,
         "date": own.date,
-        "time": None if own.seconds is None else duration(own.seconds),
-        "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count),
+        "time": UNKNOWN if own.seconds is None else duration(own.seconds),
+        "images": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count) or UNKNOWN,
     }
     yield " · ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in parts.items() if value is not None)
     if before := facts.get(BEFORE):

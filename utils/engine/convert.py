@@ -26,7 +26,7 @@ from utils.run_folder.checkpoint import (
     resolve_weights,
     save_atomic,
 )
-from utils.run_folder.identity import data_contents, data_facts
+from utils.run_folder.manifest import RunData
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.scoring.predictor import load_configured
 
@@ -127,7 +127,7 @@ def convert_run(config: Config) -> None:
             samples["source"] = data.source
         if a.domains != "source":
             samples["target"] = data.target
-        distributed.check_agreement(lambda: data_facts(data_contents(config, samples | {"test": tested})))
+        distributed.check_agreement(RunData(config, samples | {"test": tested}).facts)
         # made before anything is scored, which takes long
         loaders = [data.statistics_loader(DOMAINS[name], found) for name, found in samples.items()]
         for loader in loaders:

@@ -28,8 +28,8 @@ from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares
 from utils.run_folder.checkpoint import CheckpointError, find_state
 from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
-from utils.run_folder.identity import contents_of, data_facts, data_identity, git_revision, start_facts
 from utils.run_folder.log import RunLog
+from utils.run_folder.manifest import Manifest, RunData, git_revision, start_facts
 from utils.signals import StopSignals, Unwinding
 
 
@@ -147,9 +147,9 @@ def build_trainer(
         log = RunLog(config.run_folder)
     _ = config.class_table  # before anything slow: do the data sets go together?
     data = Data(config, log.text)
-    identity = data_identity(config, data.source, data.target, data.held_out)
-    distributed.check_agreement(lambda: data_facts(contents_of(identity)))
-    state = distributed.from_first(lambda: find_state(config, method, identity, log.text))
+    run_data = RunData(config, data.lists())
+    distributed.check_agreement(run_data.facts)
+    state = distributed.from_first(lambda: find_state(config, method, run_data, log.text))
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)
         report_resized_labels(config, data.source, log.text)
@@ -170,7 +170,8 @@ def build_trainer(
         device,
         log,
         target_shares=TargetShares(data, device, log),
-        origin={"method": method, "data": identity},
+        origin={"method": method, "data": run_data.digests()},
+        manifest=Manifest(config, method, run_data),
     )
     if state:
         trainer.load_state(state)
@@ -199,8 +200,9 @@ def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
     config, start = data.config, trainer.state.step
     folder = config.run_folder
     elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
+    anew = start == 0 or elsewhere
     try:
-        if distributed.is_main() and (start == 0 or elsewhere):
+        if distributed.is_main() and anew:
             moved = set_aside(folder)
             if moved:
                 log.text(f"the earlier run's results are now in {moved}; delete them there if nobody needs them")
@@ -209,6 +211,8 @@ def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
         if distributed.is_main():
             data.write_lists()
             (folder / "config.yaml").write_text(to_yaml(config))
+            if trainer.manifest is not None:
+                trainer.manifest.begin(anew)
     except OSError as error:
         raise CheckpointError(
             f"cannot write into the run folder {folder}: {error}. Make room or choose another"

@@ -24,6 +24,7 @@ from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares, Watches
 from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, model_state, save_atomic
 from utils.run_folder.log import RunLog
+from utils.run_folder.manifest import Manifest
 from utils.scoring.evaluation import EvaluationStopped
 from utils.signals import STOPPED, StopSignals
 
@@ -69,6 +70,7 @@ class Trainer:
         validation: None: the last checkpoint is the result.
         target_shares: None: the predictions on the target are not logged, and a class that vanishes is not noticed.
         origin: what the checkpoints say of the method and the data.
+        manifest: gets the time at every save.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Trainer:
         *,
         target_shares: TargetShares | None = None,
         origin: Mapping[str, Any] | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         self.config, self.model, self.optimizer, self.phases = config, model, optimizer, phases
         self.validation, self.device, self.log = validation, device, log
@@ -92,7 +95,7 @@ class Trainer:
         phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
         self.origin = {"phases": phase_names} | dict(origin or {})
         self.state = TrainState()
-        self.target_shares = target_shares
+        self.target_shares, self.manifest = target_shares, manifest
         self._batches: list[Iterator[Batch]] | None = None
 
     def fit(self, signals: StopSignals | None = None) -> Path:
@@ -326,11 +329,13 @@ class Trainer:
             if best:  # first: a run that is killed in between repeats this validation, and finds it again
                 save_atomic(state, self.folder / BEST)
             save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
+            if self.manifest is not None:
+                self.manifest.count_time()
         distributed.wait_for_first()
 
     def _asked_to_stop(self, signals: StopSignals | None) -> bool:
         """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
-        asked = signals and (signals.received or signals.orphaned or (self.log.console.lost and signals.hangup_stops))
+        asked = signals and (signals.received or signals.orphaned or (self.log.reader_lost and signals.hangup_stops))
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
     def _stop_if_asked(self, signals: StopSignals | None, saved: bool) -> None:

@@ -1,38 +1,31 @@
-"""Whole-or-nothing checkpoints: one file holds everything that a run needs to go on."""
+"""Whole-or-nothing checkpoints: one file holds everything that a run needs to go on, or to be used without its data."""
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from dataset.files import write_whole
+from dataset.labels import CITYSCAPES, ClassTable, is_id_table
 from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file, reading
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
-from utils.run_folder.classes import class_entry
-from utils.run_folder.identity import config_changes, data_changes, git_revision
+from utils.run_folder.manifest import RunData, config_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # the converted network, as released
+RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
 PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries of a checkpoint to pass on
 
-# Of a state of a training, what it must hold at least; older versions wrote no more.
-STATE = {
-    "model": dict,
-    "bn_updates": dict,
-    "config": str,
-    "optimizer": dict,
-    "scaler": dict,
-    "step": int,
-    "best_miou": float,
-    "skipped": int,
-}
+# What the state of a training must hold; older versions wrote no more.
+STATE: dict[str, type] = {name: dict for name in ("model", "bn_updates", "optimizer", "scaler")}
+STATE |= {"config": str, "step": int, "best_miou": float, "skipped": int}
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -40,7 +33,7 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that cannot be read, so that one before it may be taken."""
+    """A checkpoint that cannot be read; the one before it may be taken."""
 
 
 def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
@@ -52,6 +45,43 @@ def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
         "classes": class_entry(config.class_table),
         "git": git_revision(),
     }
+
+
+def class_entry(table: ClassTable) -> dict[str, Any]:
+    """Names, colours and export ids of the classes as plain values; belongs into a checkpoint."""
+    return {
+        "names": list(table.names),
+        "palette": table.palette.tolist(),
+        "export_ids": table.export_ids[: table.num_classes].tolist(),
+    }
+
+
+def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> ClassTable:
+    """Classes of the checkpoint ``content``, which ``model_state`` wrote.
+
+    Args:
+        config: the checkpoint's own; it says what the classes of an older checkpoint are, which does not name them.
+        origin: the file, for an error message.
+
+    Raises:
+        WeightsError: damaged classes; an older checkpoint whose id table is not there.
+    """
+    if "classes" in content:
+        with reading(origin):
+            entry = content["classes"]
+            names, export_ids = tuple(entry["names"]), np.zeros(256, np.uint8)
+            export_ids[: len(names)] = entry["export_ids"]
+            return ClassTable(names, np.array(entry["palette"], np.uint8), export_ids)
+    kind = config.source.label_kind
+    if not is_id_table(kind):
+        return CITYSCAPES
+    try:
+        return config.class_table
+    except ValueError as error:
+        raise WeightsError(
+            f"{origin} is older than this version and does not name its classes, and {error}: start from the folder "
+            f"that has {kind}, or write a file that names them there, by sh run.sh export CONFIG --to FILE.pth"
+        ) from error
 
 
 def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:
@@ -86,16 +116,14 @@ def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None)
         ) from error
 
 
-def find_state(
-    config: Config, method: str, data: Mapping[str, Any], report: Callable[[str], None]
-) -> dict[str, Any] | None:
+def find_state(config: Config, method: str, data: RunData, report: Callable[[str], None]) -> dict[str, Any] | None:
     """State to go on from as ``config.resume`` says, None to start anew.
 
     A damaged last checkpoint is reported and the one before it taken.
 
     Args:
         method: name of the training script.
-        data: what the run is trained on, see ``identity.data_identity``.
+        data: what the run is trained and selected on.
 
     Raises:
         CheckpointError: no usable file, or one of another method, configuration or data.
@@ -120,9 +148,7 @@ def find_state(
     return None
 
 
-def _checked(
-    path: Path, config: Config, method: str, data: Mapping[str, Any], report: Callable[[str], None]
-) -> dict[str, Any]:
+def _checked(path: Path, config: Config, method: str, data: RunData, report: Callable[[str], None]) -> dict[str, Any]:
     """The training state in the file ``path``, if it is of this run."""
     try:
         state = read_file(path)
@@ -140,8 +166,8 @@ def _checked(
         raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing, or not what it should be")
     try:
         _compare(state, path, config, method, data, report)
-    except (yaml.YAMLError, zlib.error, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedError(f"{path} is no state of a training: what it says of its run is unreadable") from error
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedError(f"{path} is no state of a training: what it says of its run cannot be read") from error
     report(f"going on from {path} after step {state['step']}")
     return state
 
@@ -151,9 +177,10 @@ def _compare(
     path: Path,
     config: Config,
     method: str,
-    data: Mapping[str, Any],
+    data: RunData,
     report: Callable[[str], None],
 ) -> None:
+    """Report or refuse a checkpoint of another method, configuration or data."""
     if "method" not in state:
         report(f"{path} is of an older version, which did not note the method and the data: they are not compared")
     elif state["method"] != method:
@@ -163,7 +190,9 @@ def _compare(
         )
     changed = config_changes(state["config"], config)
     problems = [f"another configuration ({changed})"] if changed else []
-    if "data" in state and (changed := data_changes(state["data"], data)):
+    if "digest" in state.get("data", {}):  # of all data together, in a form of its own
+        report(f"{path} is of an older version, which noted the data in another way: they are not compared")
+    elif "data" in state and (changed := data.changes(state["data"], path.parent)):
         problems.append(f"other data ({changed})")
     if problems and not config.resume_force:
         raise CheckpointError(

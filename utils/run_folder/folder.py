@@ -1,25 +1,24 @@
-"""The run folder as a place: made, locked and swept at the start; earlier results are moved aside, never deleted."""
+"""The run folder as a place: made, locked and swept at the start; earlier results are moved aside, never deleted.
 
+One run at a time: an exclusive file names the process that has the folder, also on network file systems.
+"""
+
+import json
+import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils.run_folder.checkpoint import (
-    BEST,
-    CONVERTED,
-    LAST,
-    OFFICIAL_DECODER,
-    OFFICIAL_ENCODER,
-    PREVIOUS,
-    CheckpointError,
-)
-from utils.run_folder.lock import LockError, RunLock
+from utils.run_folder.checkpoint import RESULTS, CheckpointError
 from utils.run_folder.log import BOARD, RECORDS
+from utils.run_folder.manifest import MANIFEST
 
-RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
+LOCK = "run.lock"
 # What belongs to an earlier run's results; log.txt goes on, and priors are named by what they were made of.
-MOVED = (*RESULTS, RECORDS, BOARD, "config.yaml", "config_adabn.yaml", "lists", "report.html")
+MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, "config.yaml", "config_adabn.yaml", "lists", "report.html")
 ASIDE = "earlier"
 
 
@@ -30,8 +29,8 @@ class RunFolder:
         kept: True as soon as the run has begun: before, a start that fails leaves no folder that it made itself.
     """
 
-    def __init__(self, path: Path, lock: RunLock) -> None:
-        self.path, self.lock, self.kept = path, lock, False
+    def __init__(self) -> None:
+        self.kept = False
 
 
 @contextmanager
@@ -41,50 +40,109 @@ def open_run_folder(path: Path) -> Iterator[RunFolder]:
     Raises:
         CheckpointError: nothing can be written into it, or another run is going on there.
     """
-    made: list[Path] = []
+    made: list[Path] = []  # folders that did not exist, outermost first
+    folder, lock = RunFolder(), ""
     try:
-        folder = _open(path, made)
-    except BaseException:
-        _remove(path, made)
-        raise
-    try:
+        try:
+            for parent in reversed((path, *path.parents)):
+                with suppress(FileExistsError):
+                    parent.mkdir()
+                    made.append(parent)
+            lock = _acquire(path / LOCK)
+            for found in (*path.glob("*.tmp"), *path.glob("priors/*.tmp")):  # see ``dataset.files.write_whole``
+                found.unlink(missing_ok=True)
+        except OSError as error:
+            problem = f"cannot write into the run folder {path}: {error.strerror}"
+            raise CheckpointError(f"{problem}. Make it writable or choose another snapshot_dir") from error
         yield folder
     finally:
-        folder.lock.release()
+        with suppress(OSError):
+            if lock and (path / LOCK).read_text() == lock:
+                (path / LOCK).unlink()
         if not folder.kept:
-            _remove(path, made)
+            if path in made:
+                shutil.rmtree(path, ignore_errors=True)
+            for parent in reversed(made):
+                with suppress(OSError):  # another run's folder is in it by now
+                    parent.rmdir()
 
 
-def _open(path: Path, made: list[Path]) -> RunFolder:
-    """``made`` gets the folders that did not exist, outermost first."""
+def _acquire(file: Path) -> str:
+    """Write the lock ``file``, also in place of one whose process on this host has ended. Returns what it says.
+
+    Raises:
+        CheckpointError: another run has it; the message names its process and host, or the file to delete.
+        OSError: the folder cannot be written.
+    """
+    since, started = time.strftime("%Y-%m-%d %H:%M:%S"), _start_time(os.getpid())
+    text = json.dumps({"host": _host(), "pid": os.getpid(), "started": started, "since": since})
+    while True:
+        try:
+            stream = file.open("x")
+        except FileExistsError:
+            _remove_stale(file)
+            continue
+        try:
+            with stream:
+                stream.write(text)
+        except OSError:  # a full disk
+            file.unlink()
+            raise
+        return text
+
+
+def _remove_stale(file: Path) -> None:
+    """Remove the lock if its process has ended. Raises CheckpointError if that one runs, or nobody here can know."""
+    with suppress(FileNotFoundError):  # released in between
+        text = file.read_text()
+        _check_stale(file, text)
+        aside = file.with_name(f"{LOCK}.{os.getpid()}")
+        file.rename(aside)
+        if aside.read_text() == text:
+            aside.unlink()
+        else:  # another run was quicker, and this is its lock
+            aside.rename(file)
+
+
+def _check_stale(file: Path, text: str) -> None:
+    refused = f"the run folder {file.parent} belongs to another run"
     try:
-        for folder in reversed((path, *path.parents)):
-            with suppress(FileExistsError):
-                folder.mkdir()
-                made.append(folder)
-        lock = RunLock(path)
-        lock.acquire()
-        _sweep(path)
-    except LockError as error:
-        raise CheckpointError(str(error)) from error
-    except OSError as error:
-        problem = f"cannot write into the run folder {path}: {error.strerror}"
-        raise CheckpointError(f"{problem}. Make it writable or choose another snapshot_dir") from error
-    return RunFolder(path, lock)
+        owner = json.loads(text)
+        who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        here, running = owner["host"] == _host(), _start_time(owner["pid"]) in ("", owner["started"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{refused}, which {file} does not name: delete that file if no run is going on"
+        ) from None
+    if not here:
+        raise CheckpointError(
+            f"{refused} ({who}): wait for it, or choose another exp_name; if that process has ended, delete {file}"
+        )
+    if running:
+        raise CheckpointError(f"{refused} ({who}): wait for it, stop it, or choose another exp_name")
 
 
-def _remove(path: Path, made: list[Path]) -> None:
-    if path in made:
-        shutil.rmtree(path, ignore_errors=True)
-    for folder in reversed(made):
-        with suppress(OSError):  # another run's folder is in it by now
-            folder.rmdir()
+def _host() -> str:
+    """This machine; of a container that shares its name, the container."""
+    with suppress(OSError):  # not Linux
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
 
 
-def _sweep(path: Path) -> None:
-    """Remove the half-written files of a killed run, see ``dataset.files.write_whole``."""
-    for found in (*path.glob("*.tmp"), *path.glob("priors/*.tmp")):
-        found.unlink(missing_ok=True)
+def _start_time(pid: int) -> str | None:
+    """When a process of this machine has started, in ticks since the boot; "" where the system does not say so, None if
+    there is no such process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # somebody else's
+        pass
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if state in "ZX" else fields[18]
 
 
 def set_aside(path: Path) -> Path | None:

@@ -1,25 +1,127 @@
-"""What a run writes down: a text log, one JSON line a record, TensorBoard. Only the first process writes.
+"""What a run writes down: ``log.txt`` (on the console too), one JSON line a record, TensorBoard. First process only.
 
-No log may stop or stall a training: one that cannot be written is switched off with a word, and the run goes on.
+No log may stop or stall a training: one that cannot be written is switched off with a warning, and the run goes on.
 """
 
+import errno
+import logging
+import math
+import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
 
 from dataset.files import write_whole
-from utils.run_folder.board import Board
-from utils.run_folder.console import Console
 from utils.run_folder.records import RECORDS, kept_records, plain_json
 
-TEXT, BOARD = "log.txt", "tensorboard"
+TEXT, BOARD, CONSOLE = "log.txt", "tensorboard", "standard output"
+PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation
+DRAWN_BARS = 30  # TensorBoard draws so many, whatever it is given: with as many, each is one class
+NOTHING = 1e-12  # height of an empty bar: TensorBoard would widen the first and last full one over those of 0
+SCHEME = "run"  # tensorboardX opens addresses that begin with it by our factory
+
+Failed = Callable[[str, BaseException | None], None]  # gets the name of a log and its error
+
+
+class LogFile(logging.FileHandler):
+    """A log in a file. An error is given to ``failed`` instead of raised, as the handlers of ``logging`` do."""
+
+    def __init__(self, path: Path, failed: Failed) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._failed = failed
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._failed(Path(self.baseFilename).name, sys.exc_info()[1])
+
+
+class Console(logging.Handler):
+    """Standard output, above a progress bar instead of through it. An error is given to ``failed``."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__()
+        self._failed = failed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        # The interpreter would otherwise fail at its end over what is left in the buffer.
+        with suppress(OSError):  # no file behind it
+            out, nowhere = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stderr, sys.stdout):
+                if os.path.sameopenfile(stream.fileno(), out):
+                    os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        self._failed(CONSOLE, error)
+
+
+class Board:
+    """TensorBoard's event files in ``folder``, which is made if absent.
+
+    tensorboardX writes from a thread of its own. If an error ended that thread, its queue would fill and the next call
+    wait for ever. So this object is the file that the thread writes to: it keeps an error for ``check``, and drops what
+    comes after it.
+
+    Args:
+        purge_step: TensorBoard leaves out what earlier files say of this step and later ones.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self._error: OSError | None = None
+        register_writer_factory(SCHEME, self)
+        self.writer = SummaryWriter(f"{SCHEME}:{folder}", purge_step=purge_step)
+
+    def directory_check(self, address: str) -> None:
+        Path(address.removeprefix(f"{SCHEME}:")).mkdir(parents=True, exist_ok=True)
+
+    def open(self, address: str) -> "Board":
+        self._file = open(address.removeprefix(f"{SCHEME}:"), "wb", buffering=0)  # noqa: SIM115
+        return self
+
+    def write(self, content: bytes) -> None:
+        if self._error is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self._error = error
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+    def check(self) -> None:
+        """Raise the OSError that an earlier call has had."""
+        if self._error is not None:
+            raise self._error
+
+    def bars(self, step: int, name: str, heights: Sequence[float]) -> None:
+        """A histogram whose bar from c to c + 1 is ``heights[c]``; all that follow are empty."""
+        bars = np.full(DRAWN_BARS * math.ceil(len(heights) / DRAWN_BARS), NOTHING)
+        bars[: len(heights)] = np.maximum(heights, NOTHING)
+        left = np.arange(len(bars))
+        moments = {"num": bars.sum(), "sum": (left * bars).sum(), "sum_squares": (left**2 * bars).sum()}
+        limits = {"min": 0, "max": len(bars), "bucket_limits": left + 1}
+        self.writer.add_histogram_raw(name, bucket_counts=bars, global_step=step, **limits, **moments)
 
 
 class RunLog:
@@ -28,44 +130,59 @@ class RunLog:
     Args:
         folder: the run folder, which exists.
         enabled: False makes every call a no-op (all processes but the first).
+
+    Attributes:
+        reader_lost: whether standard output has failed because its reader is gone, not because a disk is full.
     """
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
-        self.folder, self.enabled = folder, enabled
-        self.console = Console(self.text)
-        self._off: set[str] = set()  # logs that cannot be written any more
+        self.folder, self.enabled, self.reader_lost = folder, enabled, False
+        self._handlers: dict[str, logging.Handler] = {}  # of the logs that can still be written, by name
+        self._board: Board | None = None
+        self._draws = enabled  # whether TensorBoard can still be written
         if enabled:
-            self._text = (folder / TEXT).open("a")
-            self._open_records()
+            lines = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+            self._handlers |= {CONSOLE: Console(self._switch_off), TEXT: LogFile(folder / TEXT, self._switch_off)}
+            for handler in self._handlers.values():
+                handler.setFormatter(lines)
+            self._handlers[RECORDS] = LogFile(folder / RECORDS, self._switch_off)
 
     def __enter__(self) -> "RunLog":
-        self.console.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.enabled:
-            if error is not None and not isinstance(error, SystemExit):
-                self.text(f"{type(error).__name__}: {error}")
-            for name, log in ((RECORDS, self._json), (BOARD, self._board), (TEXT, self._text)):
-                with self._tolerate(name):
-                    log.close()
-        self.console.__exit__(kind, error, trace)
+        if error is not None and not isinstance(error, SystemExit):
+            self.text(f"{type(error).__name__}: {error}")
+        self._close_board()
+        for name in list(self._handlers):
+            self._close(name)
 
-    @contextmanager
-    def _tolerate(self, name: str) -> Iterator[None]:
-        """Switch the log ``name`` off where it cannot be written, and say so once."""
-        try:
-            yield
-        except OSError as error:
-            if name not in self._off:
-                self._off.add(name)
-                self.text(f"WARNING: cannot write {self.folder / name}: {error}. It ends here, the run goes on without")
+    def _close(self, name: str) -> None:
+        handler = self._handlers.pop(name, None)
+        with suppress(OSError):  # of what a failure has left in the buffer
+            if handler is not None:
+                handler.close()
 
-    def _open_records(self, purge_step: int | None = None) -> None:
-        self._json = (self.folder / RECORDS).open("a")
-        self._board = Board(self.folder / BOARD, purge_step)
+    def _switch_off(self, name: str, error: BaseException | None) -> None:
+        """Close the log that has failed and say so, once."""
+        if name == CONSOLE:  # EIO is what a terminal that was closed gives
+            gone = isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO)
+            self.reader_lost = self.reader_lost or gone
+        if name == BOARD:
+            self._draws = False
+        else:
+            self._close(name)
+        where = name if name == CONSOLE else self.folder / name
+        self.text(f"WARNING: cannot write to {where}: {error}. It is switched off, the run goes on without it")
+
+    def _write(self, message: str, *names: str) -> None:
+        # Without a logger, which would be a name for the whole process and keep the handlers of every run.
+        record = logging.makeLogRecord({"msg": message})
+        for name in names:
+            if name in self._handlers:
+                self._handlers[name].handle(record)
 
     def restart(self, step: int, validated: bool = True) -> None:
         """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats.
@@ -78,23 +195,16 @@ class RunLog:
         path = self.folder / RECORDS
         kept = kept_records(path, step, validated, self.text) if step and path.is_file() else ""
         write_whole(path, lambda stream: stream.write(kept.encode()))
-        self._json.close()
-        self._board.close()
+        self._close(RECORDS)
+        self._handlers[RECORDS] = LogFile(path, self._switch_off)
+        self._close_board()
         if step == 0:  # TensorBoard would go on showing what the new run does not write
             shutil.rmtree(self.folder / BOARD, ignore_errors=True)
-        self._open_records(purge_step=step + 1)
+        self._draw(lambda board: None, purge_step=step + 1)
 
     def text(self, message: str) -> None:
         """A line (or a table) for people."""
-        if not self.enabled:
-            return
-        line = f"{time.strftime('%H:%M:%S')} {message}"
-        tqdm.write(line, file=sys.stdout)  # above a progress bar instead of through it
-        sys.stdout.flush()
-        if TEXT not in self._off:
-            with self._tolerate(TEXT):
-                self._text.write(f"{line}\n")
-                self._text.flush()
+        self._write(message, CONSOLE, TEXT)
 
     def record(self, step: int, values: dict[str, float], shares: dict[str, dict[str, float]] | None = None) -> None:
         """What a step gave, for programs and TensorBoard. Values that are not finite are null.
@@ -103,34 +213,44 @@ class RunLog:
             values: scalars by name.
             shares: by the name of a histogram, which has ``SHARE`` as its second part, the share of each class.
         """
-        if not self.enabled:
-            return
         shares = shares or {}
         flat = {f"{layer}/{name}": share for layer, classes in shares.items() for name, share in classes.items()}
-        if RECORDS not in self._off:
-            with self._tolerate(RECORDS):
-                self._json.write(plain_json({"step": step, **values, **flat}) + "\n")
-                self._json.flush()
-        if BOARD not in self._off:
-            with self._on_board() as board:
-                board.scalars(step, values)
-                for histogram, classes in shares.items():
-                    board.bars(step, histogram, list(classes.values()))
+        self._write(plain_json({"step": step, **values, **flat}), RECORDS)
 
-    @contextmanager
-    def _on_board(self) -> Iterator[Board]:
-        with self._tolerate(BOARD):
-            yield self._board
-            self._board.flush()
+        def draw(board: Board) -> None:
+            for name, value in values.items():
+                board.writer.add_scalar(name, value, step)
+            for histogram, classes in shares.items():
+                board.bars(step, histogram, list(classes.values()))
+
+        self._draw(draw)
 
     def document(self, step: int, name: str, text: str) -> None:
         """A preformatted text in TensorBoard."""
-        if self.enabled and BOARD not in self._off:
-            with self._on_board() as board:
-                board.document(step, name, text)
+        self._draw(lambda board: board.writer.add_text(name, f"```\n{text}\n```", step))
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
-        """A picture in TensorBoard, shrunk."""
-        if self.enabled and BOARD not in self._off:
-            with self._on_board() as board:
-                board.picture(step, name, picture)
+        """A picture in TensorBoard, shrunk to ``PICTURE_WIDTH`` or less."""
+
+        def draw(board: Board) -> None:
+            small = picture.reduce(math.ceil(picture.width / PICTURE_WIDTH))
+            board.writer.add_image(name, np.array(small), step, dataformats="HWC")
+
+        self._draw(draw)
+
+    def _draw(self, draw: Callable[[Board], None], purge_step: int | None = None) -> None:
+        """Let ``draw`` use TensorBoard, which is opened first where it is not."""
+        if not self._draws:
+            return
+        try:
+            self._board = self._board or Board(self.folder / BOARD, purge_step)
+            self._board.check()
+            draw(self._board)
+        except OSError as error:
+            self._switch_off(BOARD, error)
+
+    def _close_board(self) -> None:
+        if self._board is not None:
+            self._board.writer.close()
+            self._draw(lambda board: None)  # says whether the last calls have failed
+            self._board = None

@@ -1,4 +1,4 @@
-"""``log.jsonl``: one JSON object a line; a damaged one, as a crash of a machine leaves it, is left out and told."""
+"""``log.jsonl``: one JSON object a line; a damaged one, as a crash of a machine leaves it, is left out and reported."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The record of each whole line; ``report`` is told which lines were left out."""
+    """The record of each whole line; ``report`` gets a line that numbers those left out."""
     damaged = []
     for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
         if not line:

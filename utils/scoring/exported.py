@@ -22,7 +22,7 @@ from dataset.messages import UserError
 from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from models.segmentor import Segmentor
 from utils.metrics import class_map
-from utils.run_folder.classes import class_entry
+from utils.run_folder.checkpoint import class_entry
 
 Size = tuple[int, int]  # (W, H)
 Network = Callable[[Tensor], Tensor]

@@ -23,7 +23,7 @@ from utils.builders.data import Data
 from utils.config.schema import Config, ConfigError
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.identity import data_contents, data_facts, start_facts
+from utils.run_folder.manifest import RunData, start_facts
 from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_picture, save_prediction
@@ -82,7 +82,7 @@ def score(
         if json_file:
             _check_json(json_file)
         samples, table, classes = Data(config).test(), config.class_table, config.test.eval_classes
-        distributed.check_agreement(lambda: data_facts(data_contents(config, {"test": samples})))
+        distributed.check_agreement(RunData(config, {"test": samples}).facts)
         if predictions:
             kind = config.test.label_kind
             matrices = {str(predictions): score_files(predictions, samples, kind, table.num_classes)}

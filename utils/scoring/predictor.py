@@ -31,8 +31,7 @@ from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import AtTestTime, Config, Evaluation
 from utils.metrics import class_map
-from utils.run_folder.checkpoint import resolve_weights, saved_keys
-from utils.run_folder.classes import class_table_of
+from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.scoring.pictures import colour_map
 
 Picture = Image.Image | np.ndarray | str | Path

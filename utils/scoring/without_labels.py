@@ -21,8 +21,8 @@ from utils.builders.data import Data
 from utils.config.read import build_config
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up
-from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS, last_labels
+from utils.run_folder.summary import distinct_names, starting_run
 from utils.scoring.evaluation import evaluate, scores
 from utils.scoring.predictor import Predictor, load_configured
 

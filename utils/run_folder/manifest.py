@@ -1,0 +1,220 @@
+"""What a run is: its method, configuration, data and code. ``run.json`` in the run folder says it in plain text.
+
+A resumed run compares it with its checkpoint, and the processes of one run compare it with each other.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dataset.files import file_version, write_whole
+from dataset.folders import Sample
+from dataset.messages import DataError, few
+from utils.config.read import flatten, to_yaml
+from utils.config.schema import SCRATCH, Config
+
+MANIFEST = "run.json"
+# Ends of the keys that change neither the result nor its place in the training; model.fc_dim only checks model.encoder.
+FREE = (
+    "snapshot_dir",
+    "exp_name",
+    "resume",
+    "resume_force",
+    "timeout_minutes",
+    "model.fc_dim",
+    "train.skip_bad_samples",
+    ".cache_dir",
+    ".num_workers",
+)
+# Ends of the keys in which nodes may differ: where things lie, as the first process alone has the run folder ...
+OF_A_NODE = ("snapshot_dir", "resume", ".data_dir", ".label_dir", ".cache_dir", ".num_workers")
+FILES = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")  # ... and files, by their content
+
+
+def git_revision() -> str:
+    """Commit of the code, or "unknown" outside a git checkout and where there is no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def config_changes(saved: str, config: Config) -> str:
+    """The keys in which a checkpoint's configuration (YAML) differs from ``config``, with both values; "" if in none.
+
+    A key that the checkpoint's version of the code did not have yet counts as its default.
+    """
+    unset = Config()
+    unset.follow_target()
+    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
+    old = {name: default[name] for name in default.keys() - old.keys()} | old
+    old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.endswith(FREE))
+    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in differing)
+
+
+def start_facts(config: Config) -> dict[str, str]:
+    """The configuration and the code, by name, for the processes of a run to agree on."""
+    keys = flatten(yaml.safe_load(to_yaml(config)))
+    shared = {name: str(value) for name, value in keys.items() if not name.endswith(OF_A_NODE + FILES)}
+    return shared | {"code": git_revision()}
+
+
+def file_facts(files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of what each file holds, by its path."""
+    digests = {}
+    for path in files:
+        with open(path, "rb") as stream:
+            digests[path] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+class RunData:
+    """What a run is trained, selected or scored on.
+
+    Args:
+        lists: samples by the name of their list: source, target, held_out, test.
+    """
+
+    def __init__(self, config: Config, lists: Mapping[str, Sequence[Sample]]) -> None:
+        self._config, self.lists = config, lists
+        c = config.curriculum
+        files = {"source.id_table": config.source.id_table, "target.id_table": config.target.id_table}
+        files |= {"curriculum.class_prior": c.class_prior, "curriculum.spatial_prior": c.spatial_prior}
+        there = {key: path for key, path in files.items() if path is not None and Path(path).is_file()}
+        digests = file_facts(there.values())
+        self._files = {key: digests[path] for key, path in there.items()}
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each list, with the sizes and times of its label files, and of each id table and prior file."""
+        return {name: _list_sha256(samples) for name, samples in self.lists.items()} | self._files
+
+    def facts(self) -> dict[str, str]:
+        """What the processes of a run must agree on. The times of label files do not count, as copies may lose them."""
+        facts = dict(self._files)
+        for name, samples in self.lists.items():
+            digest = _list_sha256(samples, times=False)[:12]
+            facts[f"the list of {name.replace('_', ' ')} images"] = f"{len(samples)} images (digest {digest})"
+        return facts
+
+    def changes(self, saved: Mapping[str, str], folder: Path) -> str:
+        """What differs from the data of a checkpoint, in words; "" if nothing does.
+
+        Args:
+            saved: the checkpoint's ``digests``.
+            folder: of the checkpoint; its lists say which images there were.
+        """
+        current = self.digests()
+        changed = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
+        listed = {name: f": {self._list_changes(name, folder)}" for name in changed if name in self.lists}
+        return "; ".join(name + listed.get(name, "") for name in changed)
+
+    def _list_changes(self, name: str, folder: Path) -> str:
+        """In what a list differs from the one of this name that ``folder`` has."""
+        path = folder / "lists" / f"{name}.txt"
+        if not path.is_file():
+            return f"unknown in what, as there is no {path}"
+        root = self._config.source.data_dir if name == "source" else self._config.target.data_dir
+        old = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        new = [os.path.relpath(sample.image, root) for sample in self.lists[name]]
+        removed, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
+        changes = [
+            f"{images.total()} image(s) {what} ({few(images.elements())})"
+            for images, what in ((removed, "removed"), (added, "added"))
+            if images
+        ]
+        same = "the same images with other label files" if old == new else "the same images in another order"
+        return ", ".join(changes) or same
+
+
+def _list_sha256(samples: Sequence[Sample], times: bool = True) -> str:
+    """Of the images' names and the names, sizes and, with ``times``, times of the last change of their label files."""
+    lines = []
+    for sample in samples:
+        lines.append(f"{sample.name}{sample.image.suffix}")
+        if sample.label is not None:
+            time, size = file_version(sample.label) or (0, 0)
+            lines.append(f"{sample.label.name} {size} {time if times else ''}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+class Manifest:
+    """``run.json`` of a run folder, written whole at the start and at every save.
+
+    It says the method, the weights that the run started from, when it started, its seconds in all starts together
+    without pauses, the number of images and the digest of each list, and the versions of code, torch and Python.
+    """
+
+    def __init__(self, config: Config, method: str, data: RunData) -> None:
+        m = config.model
+        self._path, self._clock = config.run_folder / MANIFEST, time.monotonic()
+        self._content: dict[str, Any] = {
+            "method": method,
+            "start": m.weights_encoder if m.weights in (None, SCRATCH) else m.weights,
+            "started": None,
+            "seconds": None,
+            "images": {name: len(samples) for name, samples in data.lists.items()},
+            "digests": data.digests(),
+            "versions": {"code": git_revision(), "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def begin(self, anew: bool) -> None:
+        """Write the file, and count the seconds from here.
+
+        Args:
+            anew: False goes on with the start and the seconds in the file; where there is none, they are null: unknown.
+
+        Raises:
+            DataError: the file is damaged.
+            OSError: it cannot be written.
+        """
+        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0}
+        before = now if anew else read_manifest(self._path.parent)
+        self._content |= {name: before.get(name) for name in now}
+        self._clock = time.monotonic()
+        self._write()
+
+    def count_time(self) -> None:
+        """Add the seconds since ``begin`` or the last call. Raises OSError where the file cannot be written."""
+        now = time.monotonic()
+        if self._content["seconds"] is not None:
+            self._content["seconds"] += now - self._clock
+        self._clock = now
+        self._write()
+
+    def _write(self) -> None:
+        text = json.dumps(self._content, indent=1)
+        try:
+            write_whole(self._path, lambda stream: stream.write(text.encode()))
+        except OSError as error:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in ``folder`` says; nothing where no training, or an older version, wrote the folder.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and isinstance(content.get("seconds"), (float, int, type(None))):
+            return content
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        pass
+    raise DataError(f"{path} is damaged: delete it, and the start and the duration of the run are unknown")

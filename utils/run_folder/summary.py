@@ -1,0 +1,94 @@
+"""What a run folder says of its run, in short: method, start, steps, seed, commit, date, duration, images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.weights import WeightsError, read_file, reading
+from utils.config.read import build_config
+from utils.config.schema import SCRATCH
+from utils.run_folder.checkpoint import BEST, CONVERTED, LAST, saved_keys
+from utils.run_folder.manifest import read_manifest
+
+METHODS = {
+    "train_source_only": "source only",
+    "train_adabn": "AdaBN",
+    "train_pycda": "PyCDA",
+    "train_pycda_spatial": "PyCDA + spatial ratio",
+    "test_adabn": "converted batch norm",
+}
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Of one network of a run. What its folder does not say is ``UNKNOWN`` or None, and no image is counted."""
+
+    name: str  # of the network, see ``short_name``
+    method: str
+    start: str | None  # name of what its weights were before; None: random
+    step: int | None
+    num_steps: int
+    seed: int
+    commit: str
+    date: str  # of the first start
+    seconds: float | None  # of all starts together, pauses left out
+    images: dict[str, int]  # by list: source, target, held_out
+
+
+def read_summary(weights: Path) -> RunSummary:
+    """Summary of a checkpoint in its run folder.
+
+    Raises:
+        WeightsError, ConfigError, DataError: no checkpoint of this project, or a damaged file.
+    """
+    content = read_file(weights)
+    if "config" not in content:
+        raise WeightsError(f"{weights} is no checkpoint of this project: it does not say how it was trained")
+    with reading(weights):
+        return _summary(weights, content, read_manifest(weights.parent))
+
+
+def _summary(weights: Path, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> RunSummary:
+    keys = saved_keys(content, weights)
+    whole = keys["model.weights"]
+    start = keys["model.weights_encoder"] if whole in (None, SCRATCH) else whole
+    return RunSummary(
+        name=short_name(weights),
+        method=METHODS.get(str(content.get("method", manifest.get("method"))), UNKNOWN),
+        start=start and short_name(start),
+        step=content.get("step"),
+        num_steps=keys["train.num_steps"],
+        seed=keys["seed"],
+        commit=content.get("git", UNKNOWN)[:10],
+        date=str(manifest.get("started") or UNKNOWN)[:10],
+        seconds=manifest.get("seconds"),
+        images=dict(manifest.get("images", {})),
+    )
+
+
+def short_name(path: str | Path) -> str:
+    """How a network is called on paper: its run's name, or the file's where it is not the run's result."""
+    path = Path(path)
+    if path.name in (BEST, LAST):
+        return path.parent.name
+    return f"{path.parent.name}/{path.name}" if path.name == CONVERTED else path.name
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Short names of networks' files, longer ones where two would be the same."""
+    names = [short_name(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def starting_run(run: Path) -> str | None:
+    """The network of this project that a run started from, if it is still there."""
+    folder = run.parent if run.is_file() else run
+    if not (folder / "config.yaml").is_file():
+        return None
+    start = build_config(folder / "config.yaml").model.weights
+    there = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
+    return start if there else None
