@@ -80,8 +80,7 @@ def measure(script: str, variant: str, device: torch.device, keys: Sequence[str]
     cuda = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(script, [*STILL, *VARIANTS[variant], *keys], device, Path(folder))
-    iterators = [iter(phase.loader) for phase in run.phases]
-    work = released_iteration(run) if variant == RELEASED else lambda: run.iterate(0, iterators)
+    work = released_iteration(run) if variant == RELEASED else run.step
     for _ in range(WARM_UP if cuda else 0):
         work()
     if cuda:

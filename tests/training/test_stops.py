@@ -10,7 +10,7 @@ import torch
 
 import train_source_only
 from dataset.failures import exit_after
-from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from tests.training.test_resume import KEYS, assert_same_run, uninterrupted  # noqa: F401
 from utils.builders import data
 from utils.engine import signals
 from utils.engine.signals import STOPPED, StopSignals
@@ -74,13 +74,27 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
+def train_for_a_reader_that_goes(arguments: list[str]) -> None:
+    iterate = Trainer.iterate
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+
+    def alone(self, index, *others):
+        if index == 1:
+            os.close(reader)
+        return iterate(self, index, *others)
+
+    Trainer.iterate = alone
+    os.close(writer)
+    train_source_only.main(arguments)
+
+
 @pytest.mark.slow
-def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
-    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
-    wait_for(process, tmp_path / "run", 1)
-    process.stdout.close()
-    assert process.wait(timeout=120) == STOPPED
-    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 1
+def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path, fork):
+    keys = ["train.num_steps=100000", "val.every=100000"]
+    status, output = fork(train_for_a_reader_that_goes, command(tmp_path, "run", *keys)).ended()
+    assert status == STOPPED, output
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 2
     assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads its output" in log_of(tmp_path / "run")
 
 
