@@ -97,6 +97,7 @@ def _run(script: str | Callable[..., int | None], arguments: list[str], output: 
     import torch
 
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as usual
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stream = os.open(output, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):

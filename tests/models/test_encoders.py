@@ -60,7 +60,7 @@ def test_training_is_the_same_with_and_without_recomputation(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights_are_the_encoder_and_the_classifier(name):
     encoder = ENCODERS[name]()
-    with torch.device("meta"):
+    with torch.device("cpu" if "regnet" in name else "meta"):  # which makes its widths by tensors
         theirs = shapes(get_model(name.removeprefix("tv_"), weights=None))
     assert set(encoder.classifier) <= theirs.keys()
     assert shapes(encoder) == {key: shape for key, shape in theirs.items() if key not in encoder.classifier}
