@@ -7,6 +7,7 @@ without it no test sees one, as a training would take it.
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,9 @@ def fork() -> Iterator[Callable[..., Forked]]:
 
 
 @pytest.fixture
-def fork_two() -> Iterator[Callable[..., list[Forked]]]:
+def fork_two(fork: Callable[..., Forked]) -> Callable[..., list[Forked]]:
     """``fork_two(SCRIPT or function, arguments of the first, of the second)``, as torchrun would start them."""
-    started = []
-
-    def start(*arguments: Any) -> list[Forked]:
-        started.extend(as_two(*arguments))
-        return started[-2:]
-
-    yield start
-    for process in started:
-        process.kill()
+    return partial(as_two, fork)
 
 
 @pytest.fixture(scope="session")

@@ -110,8 +110,10 @@ def _run(script: str | Callable[..., int | None], arguments: list[str], output: 
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def as_two(script: str | Callable[..., int | None], *arguments: Sequence[str]) -> list[Forked]:
-    """A forked process with each of two lists of arguments, in the environment that torchrun gives to two."""
+def as_two(
+    start: Callable[..., Forked], script: str | Callable[..., int | None], *arguments: list[str]
+) -> list[Forked]:
+    """``start`` a process with each of two lists of arguments, in the environment that torchrun gives to two."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    return [Forked(script, own, **meeting, **rank) for own, rank in zip(arguments, ranks, strict=True)]
+    return [start(script, own, **meeting, **rank) for own, rank in zip(arguments, ranks, strict=True)]

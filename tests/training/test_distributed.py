@@ -11,7 +11,7 @@ import torch
 import evaluate
 import train_source_only
 from dataset.messages import DataError
-from tests.processes import as_two, ended, finish, launch
+from tests.processes import Forked, as_two, ended, finish, launch
 from tests.training import recorded
 from utils import distributed
 
@@ -80,7 +80,7 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
         {"script": "train_source_only", "arguments": command(runs, "changed", *CHANGED, "train.num_steps=2")},
     ]
     (runs / "jobs.json").write_text(json.dumps(jobs[2] + alone))
-    two = as_two(recorded.main, *2 * [[str(runs / "jobs.json")]])
+    two = as_two(Forked, recorded.main, *2 * [[str(runs / "jobs.json")]])
     try:
         for process in two:  # first: on two cores they would starve
             status, output = process.ended()
