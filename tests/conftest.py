@@ -7,7 +7,9 @@ without it no test sees one, as a training would take it.
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ import torch  # noqa: E402, takes its number of threads from the environment
 import train_source_only  # noqa: E402
 from dataset.program import SCHEDULERS  # noqa: E402
 from dataset.toy_city import Plan, write_toy_city  # noqa: E402
+from tests.processes import Forked, as_two  # noqa: E402
 
 MOST_PROCESSES = 8  # of tests: each takes about 1 GB
 DEVICE = torch.device(os.environ.get("PYCDA_TEST_DEVICE", "cpu"))
@@ -64,6 +67,26 @@ def signals_stay() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[..., Forked]]:
+    """``fork(SCRIPT or function, arguments, NAME=environment variable)``; the process ends with the test."""
+    started = []
+
+    def start(*arguments: Any, **variables: str) -> Forked:
+        started.append(Forked(*arguments, **variables))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def fork_two(fork: Callable[..., Forked]) -> Callable[..., list[Forked]]:
+    """``fork_two(SCRIPT or function, arguments of the first, of the second)``, as torchrun would start them."""
+    return partial(as_two, fork)
 
 
 @pytest.fixture(scope="session")

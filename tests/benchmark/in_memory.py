@@ -1,21 +1,17 @@
-"""A recipe's trainer, as its script makes it, on one batch of each domain in memory."""
+"""A recipe's trainer, as its script makes it, on one batch of each domain that stays in memory."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import torch
 
-from utils.builders import data, network
+from dataset.toy_city import Plan, write_toy_city
 from utils.config.read import build_config
-from utils.config.schema import Config, Size
-from utils.engine.experiment import Experiment
-from utils.engine.losses import Batch
+from utils.engine.experiment import build_trainer
 from utils.engine.trainer import Trainer
-from utils.run_folder.log import RunLog
 
 CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = {
@@ -24,46 +20,19 @@ RECIPES = {
     "train_pycda": "pycda_exp001",
     "train_pycda_spatial": "pycda_spatial_ratio_exp001",
 }
-
-
-def _size(config: Config, domain: int) -> Size:
-    """(W, H) of the training images of a domain."""
-    options = config.target if domain == data.TARGET else config.source
-    return options.crop_size or options.input_size
-
-
-def _batch(config: Config, domain: int, pinned: bool) -> Batch:
-    generator = torch.Generator().manual_seed(domain)
-    images, (width, height) = config.train.batch_size, _size(config, domain)
-    tensors = {
-        "image": torch.randn(images, 3, height, width, generator=generator),
-        "label": torch.randint(0, config.num_classes, (images, height, width), generator=generator),
-        "valid": torch.ones(images, height, width, dtype=torch.bool),
-    }
-    if pinned:
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {**tensors, "name": [""] * images, "skipped": [""] * images}
+SMALL = Plan(num_source=8, num_source_val=1, num_target=8, num_target_val=1)  # a batch of each domain
 
 
 def trainer(script: str, keys: Sequence[str], device: torch.device, folder: Path) -> Trainer:
-    """The trainer of ``script`` with its shipped recipe and ``keys``, of random weights; ``folder`` gets the priors."""
+    """The trainer of ``script`` with its recipe and ``keys``, of random weights; data and run go to ``folder``."""
+    write_toy_city(folder / "city", SMALL)
     module = importlib.import_module(script)
-    config = build_config(
-        CONFIGS / f"{RECIPES[script]}.yaml", ["model.weights=scratch", *keys], getattr(module, "DEFAULTS", None), script
-    )
-    (width, height), c = _size(config, data.TARGET), config.curriculum
-    if c.image_target == "source":
-        c.class_prior = str(folder / "class.npy")
-        np.save(c.class_prior, np.full(config.num_classes, 1 / config.num_classes))
-    if c.lambda_eq:
-        c.spatial_prior = str(folder / "spatial.npy")
-        np.save(c.spatial_prior, np.full((height, width, config.num_classes), 1 / config.num_classes, np.float32))
-
-    def loader(self: data.Data, domain: int) -> Iterator[Batch]:
-        return repeat(_batch(config, domain, pinned=device.type == "cuda"))
-
-    log = RunLog(folder, enabled=False)
-    model = network.build_model(config, log, device, pretrained=False).train()
-    with mock.patch.object(data.Data, "training_loader", loader):
-        phases = module.phases(Experiment(config, data.Data(config), device, log))
-    return Trainer(config, model, network.build_optimizer(config, model), phases, None, device, log)
+    own = [
+        *(f"source.data_dir={folder}/city/gtav", f"target.data_dir={folder}/city/cityscapes"),
+        *(f"snapshot_dir={folder}/runs", "resume=off", "val.held_out=0", "train.num_workers=0"),
+        *("model.weights=scratch", "model.weights_encoder=null", "model.weights_decoder=null"),
+    ]
+    config = build_config(CONFIGS / f"{RECIPES[script]}.yaml", [*own, *keys], getattr(module, "DEFAULTS", None), script)
+    run = build_trainer(config, module.phases, script, device=device)
+    run.phases = [replace(phase, loader=repeat(next(iter(phase.loader)))) for phase in run.phases]
+    return run

@@ -1,9 +1,6 @@
 """The data check finds every planted defect, and nothing in sound data."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,12 +39,10 @@ def test_sound_data(command, data, capsys):
 
 
 @pytest.mark.slow
-def test_several_processes_that_read(command, data):
+def test_several_processes_that_read(command, data, fork):
     arguments = command(data, "x", f"source.data_dir={data}/gtav", f"target.data_dir={data}/cityscapes")
-    program = [sys.executable, "-m", "utils.commands", "check", *arguments, "--workers", "2"]
-    root = Path(__file__).parents[2]
-    result = subprocess.run(program, env=os.environ, cwd=root, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and result.stdout.endswith("0 errors, 0 remarks\n"), result.stderr
+    status, output = fork("utils/commands/check.py", [*arguments, "--workers", "2"]).ended()
+    assert status == 0 and output.endswith("0 errors, 0 remarks\n"), output
 
 
 def truncate(path: Path) -> None:

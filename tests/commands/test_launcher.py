@@ -35,6 +35,7 @@ def test_one_process_without_gpus_and_one_for_each_visible_gpu(tmp_path):
     many = started("train_pycda.py", "c.yaml", "seed=1", **visible)
     assert many == f"{launcher} {script} c.yaml seed=1 NPROC=3"
     assert started("train_pycda.py", "c.yaml", **visible, NPROC="2").endswith("NPROC=2")
+    assert started("predict", "c.yaml", **visible).endswith(f"{ROOT}/utils/commands/predict.py c.yaml NPROC=3")
     for gpus in (0, 1):  # an old driver, or torch for the CPU
         visible["PYTHON"] = fake_python(tmp_path, gpus)
         assert started("train_pycda.py", "c.yaml", **visible) == f"{script} c.yaml NPROC="

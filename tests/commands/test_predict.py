@@ -1,8 +1,6 @@
 """``sh run.sh predict``: pictures of any kind without labels, and nothing is overwritten or left out in silence."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from utils.inference import load
 from utils.scoring.pictures import save_picture, with_legend
 from utils.scoring.segment import Output, find_pictures
 
-ROOT = Path(__file__).parents[2]
 FOLDERS = ("colour", "label_ids", "overlay")
 
 
@@ -112,15 +109,12 @@ def test_clip_has_the_frames_in_natural_order(command, source_run, photos, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_files(command, source_run, photos, tmp_path):
+def test_two_processes_share_the_files(command, source_run, photos, tmp_path, fork_two):
     (photos / "damaged.jpg").write_bytes(b"no picture")
     arguments = command(source_run.parent, "source_only", str(photos), "--clip", str(tmp_path / "c.gif"))
-    launch = ["sh", str(ROOT / "run.sh"), "predict", *arguments[1:], "--save", str(tmp_path / "two")]
-    variables = {"NPROC": "2", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
-    result = subprocess.run(
-        launch, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.returncode == 1 and "4 pictures" in result.stdout and "damaged.jpg" in result.stderr
+    two = [*arguments, "--save", str(tmp_path / "two")]
+    (first, output), (second, more) = (each.ended() for each in fork_two("utils/commands/predict.py", two, two))
+    assert first == second == 1 and "4 pictures" in output and "damaged.jpg" in output + more
     with Image.open(tmp_path / "c.gif") as animation:
         assert animation.n_frames == 4
     assert predict.main([*arguments, "--save", str(tmp_path / "one")]) == 1

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from tests.golden import reference
 from utils.builders import data, network
 from utils.config.read import build_config
+from utils.config.schema import Config
 from utils.engine.experiment import Experiment
 from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
@@ -37,7 +39,7 @@ CLASSES, TOLERANCE = 19, 1e-8
 PROBE_STRIDE = 7919  # probe i is flat[i * 7919 % size]
 
 
-def official_files(spec: dict, folder: Path, encoder: torch.nn.Module, decoder: torch.nn.Module) -> list[str]:
+def write_official(spec: dict, folder: Path, encoder: torch.nn.Module, decoder: torch.nn.Module) -> list[str]:
     """An encoder and a decoder file as the released code writes them, with running sums at t = 0."""
     paths = []
     for part, module in (("encoder", encoder), ("decoder", decoder)):
@@ -52,6 +54,21 @@ def official_files(spec: dict, folder: Path, encoder: torch.nn.Module, decoder: 
         paths.append(str(folder / f"{part}.pth"))
         torch.save(tensors, paths[-1])
     return paths
+
+
+@pytest.fixture(scope="module")
+def official_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict, Config], list[str]]:
+    """The files of a case; the same for all cases of one network."""
+    made: dict[tuple, list[str]] = {}
+
+    def files(spec: dict, config: Config) -> list[str]:
+        kind = spec["encoder"], spec["fc_dim"], spec["gain"]
+        if kind not in made:
+            blank = network.build_network(config, torch.device("cpu"))
+            made[kind] = write_official(spec, tmp_path_factory.mktemp("official"), blank.encoder, blank.decoder)
+        return made[kind]
+
+    return files
 
 
 def batches(spec: dict, domain: int) -> list[dict]:
@@ -75,7 +92,12 @@ def batches(spec: dict, domain: int) -> list[dict]:
 
 
 def trainer(
-    spec: dict, bias_correction: bool, folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    spec: dict,
+    bias_correction: bool,
+    folder: Path,
+    device: torch.device,
+    official_files: Callable[[dict, Config], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Trainer:
     """Our script's trainer of a case, in float64, before its first iteration."""
     script = importlib.import_module(f"train_{spec['method']}")
@@ -96,9 +118,7 @@ def trainer(
     config.train.lr_decoder *= spec["lr_mult"]
     assert config.train.num_steps == 35000
 
-    blank = network.build_network(config, torch.device("cpu"))
-    files = official_files(spec, folder, blank.encoder, blank.decoder)
-    model, report = network.load_network(config, files, device)
+    model, report = network.load_network(config, official_files(spec, config), device)
     assert "tensors loaded" in report
     model.double()
     monkeypatch.setattr(data.Data, "training_loader", lambda self, domain: batches(spec, domain))
@@ -122,9 +142,9 @@ def check_tensor(name: str, tensor: torch.Tensor, expected: dict) -> None:
 
 @pytest.mark.parametrize("batch_norm", ["one_device", "bias_corrected"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["spec"]["name"])
-def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path, device, monkeypatch):
+def test_iterations_are_those_of_the_released_scripts(case, batch_norm, tmp_path, device, official_files, monkeypatch):
     spec, expected = case["spec"], case[batch_norm]
-    run = trainer(spec, batch_norm == "bias_corrected", tmp_path, device, monkeypatch)
+    run = trainer(spec, batch_norm == "bias_corrected", tmp_path, device, official_files, monkeypatch)
     rates, step = [], run.optimizer.step
 
     def recorded(*arguments, **options):

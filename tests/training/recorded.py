@@ -1,11 +1,7 @@
-"""Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes.
-
-``tests/training/recorded.py JOBS`` trains those of a JSON file, a list of arguments of ``train``.
-"""
+"""Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes."""
 
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +45,8 @@ def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: s
         torch.save(gradients, file)
 
 
-if __name__ == "__main__":
-    with distributed.process_group(5, dict):  # one for all: torchrun has one meeting
-        for job in json.loads(Path(sys.argv[1]).read_text()):
+def main(arguments: Sequence[str]) -> None:
+    """Train those of a JSON file, a list of arguments of ``train``."""
+    with distributed.process_group(5, dict):  # one for all: they meet once
+        for job in json.loads(Path(arguments[0]).read_text()):
             train(**job)

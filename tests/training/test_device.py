@@ -13,7 +13,7 @@ from dataset.messages import UserError
 from models.batchnorm import bn_updates
 from tests.benchmark import gpu
 from tests.benchmark.in_memory import RECIPES, trainer
-from tests.training.pretended import DEVICE, HostValuesError, MixedDevicesError, OnDevice, PretendedDevice
+from tests.training.pretended import DEVICE, OnDevice, PretendedDevice
 from utils import distributed
 from utils.engine.trainer import learning_rate_factor
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 SMALL = [
     *("model.encoder=resnet10_dilated16", "model.decoder=fcn", "model.fc_dim=512", "model.dropout=0.0"),
     *("source.input_size=[64, 64]", "target.input_size=[64, 64]", "source.crop_size=null", "target.crop_size=null"),
-    *("train.batch_size=2", "curriculum.conf_threshold=0.16"),
+    *("source.scale=null", "target.scale=null", "train.batch_size=2", "curriculum.conf_threshold=0.16"),
 ]
 PAPER = [
     *("curriculum.image_target=source", "curriculum.image_loss=ce", "curriculum.region_pool=probs"),
@@ -49,57 +49,29 @@ def test_iteration_mixes_no_devices_and_waits_once(script, keys, tmp_path, monke
         assert value == pytest.approx(expected[name], abs=2e-3 if of_labels else 0, rel=1e-4), name
 
 
-def on_device(tensor: Tensor) -> Tensor:
-    return tensor.to(DEVICE, non_blocking=True)
-
-
-WAITS: dict[str, Callable[[Tensor], object]] = {
-    "item": lambda x: x.sum().item(),
-    "condition": lambda x: 1 if x.sum() > 0 else 0,
-    "list": lambda x: x.tolist(),
+SEEN: dict[str, Callable[[Tensor], object]] = {
+    "number": lambda x: x.sum().item(),
     "copy to the host": lambda x: x.cpu(),
-    "into the host's memory": lambda x: torch.zeros(3).copy_(x),
     "copy that blocks": lambda x: torch.ones(3).to(DEVICE),
-    "where": lambda x: x.nonzero(),
     "mask": lambda x: x[x > 1],
-    "assignment by a mask": lambda x: x.__setitem__(x > 1, x[:1] * torch.ones(())),
     "index on the host": lambda x: x[torch.tensor([0, 2])],
-    "bincount": lambda x: x.long().bincount(),
-}
-FAILS: dict[str, tuple[type[AssertionError], Callable[[Tensor], object]]] = {
-    "sum": (MixedDevicesError, lambda x: x + torch.ones(3)),
-    "concatenation": (MixedDevicesError, lambda x: torch.cat([x, torch.ones(1)])),
-    "number in a list of tensors": (MixedDevicesError, lambda x: torch.stack([x[0], torch.tensor(1.0)])),
-    "backward": (MixedDevicesError, lambda x: (x.clone().requires_grad_() * torch.ones(3)).sum().backward()),
-    "new tensor": (HostValuesError, lambda x: x + x.new_tensor([1.0, 2.0, 3.0])),
-}
-IS_FINE: dict[str, Callable[[Tensor], object]] = {
-    "numbers": lambda x: (x + 1) * torch.tensor(2.0),
-    "new tensors": lambda x: x + x.new_full((), 3) + torch.arange(3, device=x.device) + torch.zeros_like(x),
-    "copy that does not block": lambda x: on_device(torch.ones(3)) + x,
-    "assignment": lambda x: x.__setitem__(slice(1), 5.0),
-    "other type": lambda x: x.double().sum(),
+    "sum with the host": lambda x: x + torch.ones(3),
+    "new tensor of values": lambda x: x + x.new_tensor([1.0, 2.0, 3.0]),
 }
 
 
-@pytest.mark.parametrize("work", WAITS.values(), ids=list(WAITS))
-def test_pretended_device_counts_what_waits(work):
+@pytest.mark.parametrize("work", SEEN.values(), ids=list(SEEN))
+def test_pretended_device_sees_what_waits_or_mixes(work):
+    """And lets the rest pass."""
     with PretendedDevice() as device:
-        work(on_device(torch.arange(3.0)))
+        x = torch.arange(3.0).to(DEVICE, non_blocking=True)
+        x[:1] = (x.double() * torch.tensor(2.0) + x.new_full((), 3) + torch.arange(3, device=DEVICE)).sum()
+        assert not device.waits
+        try:
+            work(x)
+        except AssertionError:
+            return
     assert device.waits
-
-
-@pytest.mark.parametrize(("error", "work"), FAILS.values(), ids=list(FAILS))
-def test_pretended_device_refuses_what_a_device_would(error, work):
-    with PretendedDevice(), pytest.raises(error):
-        work(on_device(torch.arange(3.0)))
-
-
-@pytest.mark.parametrize("work", IS_FINE.values(), ids=list(IS_FINE))
-def test_pretended_device_lets_the_rest_pass(work):
-    with PretendedDevice() as device:
-        work(on_device(torch.arange(3.0)))
-    assert not device.waits
 
 
 def test_step_that_the_scaler_skips_moves_nothing_but_the_statistics(tmp_path):

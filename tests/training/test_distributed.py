@@ -1,11 +1,8 @@
 """Two processes compute what one computes: losses, gradients, weights, scores. Processes are real ones, over gloo."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,13 @@ import torch
 
 import evaluate
 import train_source_only
+from dataset.messages import DataError
+from tests.processes import Forked, as_two, ended, finish, launch
 from tests.training import recorded
+from utils import distributed
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
 CHANGED = [*STEPS, "val.every=2"]  # of a run whose number of processes changes
@@ -39,27 +38,6 @@ RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apar
     "resting": ("float32", 2, RESTING, 1e-4, 1e-4),
     "float64": ("float64", 2, LEARNING, 1e-6, 1e-6),
 }
-
-
-def launch(
-    processes: int, script: str, arguments: Sequence[str], within: Sequence[str] = (), **variables: str
-) -> subprocess.Popen:
-    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...).
-
-    Args:
-        within: a command that starts it.
-    """
-    usual = {"NPROC": str(processes), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    run = [*within, "sh", str(ROOT / "run.sh"), script, *arguments[1:]]
-    return subprocess.Popen(
-        run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen, timeout: float = 240) -> str:
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, output
-    return output
 
 
 def losses(run: Path) -> list[dict]:
@@ -102,8 +80,14 @@ def pairs(command, trained_run, tmp_path_factory) -> Path:
         {"script": "train_source_only", "arguments": command(runs, "changed", *CHANGED, "train.num_steps=2")},
     ]
     (runs / "jobs.json").write_text(json.dumps(jobs[2] + alone))
-    recording = "tests/training/recorded.py", ["--config", str(runs / "jobs.json")]
-    finish(launch(2, *recording, PYTHONPATH=str(ROOT)))  # first: on two cores they would starve
+    two = as_two(Forked, recorded.main, *2 * [[str(runs / "jobs.json")]])
+    try:
+        for process in two:  # first: on two cores they would starve
+            status, output = process.ended()
+            assert status == 0, output
+    finally:
+        for process in two:
+            process.kill()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of the two has: a convolution shared by threads may sum in another order
     for job in jobs[1]:
@@ -162,22 +146,6 @@ def test_scores_are_the_same_counts_on_one_process_and_on_two(command, pairs, tr
     assert sum(map(sum, one["confusion_matrix"])) == 3 * 96 * 64
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_nodes_on_one_machine(command, source_run, tmp_path):
-    arguments = command(tmp_path, "nodes", "train.num_steps=1", f"model.weights={source_run}")
-    variables = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [launch(1, "train_pycda.py", arguments, NODE_RANK=str(rank), **variables) for rank in (0, 1)]
-    for node in nodes:
-        finish(node)
-    assert "2 process(es) on cpu" in (tmp_path / "nodes/log.txt").read_text()
-    assert len(losses(tmp_path / "nodes")) == 2  # of one step and one validation, written once
-
-
 def test_run_goes_on_with_another_number_of_processes(command, pairs):
     train_source_only.main(command(pairs, "straight", *CHANGED))
     train_source_only.main(command(pairs, "changed", *CHANGED, "resume_force=true"))
@@ -187,78 +155,60 @@ def test_run_goes_on_with_another_number_of_processes(command, pairs):
     assert totals[0] == pytest.approx(totals[1], rel=0.05)
 
 
-def test_one_failing_process_ends_the_others_with_its_error(command, tmp_path):
-    """The second process does not find its share of the images; the first one would wait for it for ever."""
-    arguments = command(tmp_path, "fails", "train.num_steps=1000", "val.every=1000", "train.num_workers=1")
-    process = launch(2, str(_failing_script(tmp_path)), arguments, PYTHONPATH=str(ROOT))
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "this process is out of luck" in output
+FAILING = """
+import os, pathlib, sys, time
+here, rank = pathlib.Path(__file__).parent, os.environ["RANK"]
+if not (here / "failed").exists():
+    (here / rank).touch()
+    while not (here / "0").exists():
+        time.sleep(0.01)
+    if rank == "1":
+        (here / "failed").touch()
+        raise RuntimeError("this process is out of luck")
+    time.sleep(100)
+"""
 
 
-def test_failed_run_is_restarted_from_its_checkpoint(command, tmp_path):
-    arguments = command(tmp_path, "again", "train.num_steps=3", "val.every=1", "val.held_out=0")
-    finish(launch(1, str(_failing_script(tmp_path)), arguments, PYTHONPATH=str(ROOT), MAX_RESTARTS="1"))
-    log = (tmp_path / "again/log.txt").read_text()
-    assert "this process is out of luck" in log and "after step 1" in log
-    assert [record["step"] for record in losses(tmp_path / "again")] == [1, 2, 3]
-
-
-def _failing_script(folder: Path) -> Path:
-    """Source only, whose last process fails in the second iteration, once."""
-    script = folder / "failing.py"
-    script.write_text(
-        "import pathlib, train_source_only\n"
-        "from utils import distributed\n"
-        "from utils.engine.trainer import Trainer\n"
-        "step, marker = Trainer.step, pathlib.Path(__file__).with_name('failed')\n"
-        "def fail(self):\n"
-        "    if self.state.step == 1 and distributed.rank() == distributed.world_size() - 1 and not marker.exists():\n"
-        "        marker.touch()\n"
-        "        raise RuntimeError('this process is out of luck')\n"
-        "    return step(self)\n"
-        "Trainer.step = fail\n"
-        "train_source_only.main()\n"
-    )
-    return script
+def test_one_failing_process_ends_the_others_with_its_error_and_all_start_again(tmp_path):
+    """The other one would wait for it for ever."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    output = finish(launch(2, str(tmp_path / "failing.py"), ["--config", "x"], MAX_RESTARTS="1"), timeout=90)
+    assert "this process is out of luck" in output
+    assert "rank 1 failed first, with status 1" in output and "restart 1 of 1" in output
 
 
 @pytest.mark.parametrize("name", ["scheduler", "user"])
 def test_launcher_passes_on_the_exit_status(command, tmp_path, name):
     """A wrong key is an error of the script; the launcher does not hide it, with one process or two."""
-    process = launch(1 if name == "user" else 2, "train_source_only.py", command(tmp_path, "x", "train.nmu_steps=1"))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "the nearest is 'train.num_steps'" in output
+    keys = command(tmp_path, "x", "train.nmu_steps=1")
+    status, output = ended(launch(1 if name == "user" else 2, "train_source_only.py", keys))
+    assert status != 0 and "the nearest is 'train.num_steps'" in output
 
 
-def test_the_first_process_may_take_longer_than_the_others_wait_for_a_message(tmp_path):
+def _waiting(arguments: list[str]) -> None:
+    distributed.PATIENCE = timedelta(seconds=2)
+
+    def slow() -> str:
+        time.sleep(4)
+        return "a prior"
+
+    def damaged() -> None:
+        raise DataError("a.png is damaged")
+
+    with distributed.process_group(0.05, dict):  # three seconds
+        print("got", distributed.from_first(slow), flush=True)
+        try:
+            distributed.from_first(damaged)
+        except DataError as error:
+            print(f"error: {error}.", flush=True)
+        time.sleep(100 * distributed.rank())
+        distributed.gather([1])
+
+
+def test_the_first_process_may_take_longer_than_the_others_wait_for_a_message(fork_two):
     """Its error comes to all; who does not answer is named, and ends the run."""
-    script = tmp_path / "waiting.py"
-    script.write_text(
-        "import time, torch\n"
-        "from dataset.program import exit_after\n"
-        "from dataset.messages import DataError\n"
-        "from utils import distributed\n"
-        "def slow():\n"
-        "    time.sleep(6)\n"
-        "    return 'a prior'\n"
-        "def damaged():\n"
-        "    raise DataError('a.png is damaged')\n"
-        "def main():\n"
-        "    with distributed.process_group(0.05, dict):\n"  # three seconds
-        "        print('got', distributed.from_first(slow), flush=True)\n"
-        "        try:\n"
-        "            distributed.from_first(damaged)\n"
-        "        except DataError as error:\n"
-        "            print(f'error: {error}.', flush=True)\n"
-        "        time.sleep(100 * distributed.rank())\n"
-        "        distributed.gather([1])\n"
-        "exit_after(main)\n"
-    )
-    output, status = _ended(launch(2, str(script), ["--config", "x"], PYTHONPATH=str(ROOT)))
-    assert output.count("got a prior") == output.count("error: a.png is damaged.") == 2, output
+    first, second = fork_two(_waiting, [], [])
+    status, output = first.ended()
+    for said in (output, second.output()):
+        assert "got a prior" in said and "error: a.png is damaged." in said
     assert status == 69 and "rank 0: error: lost another process: [Rank 0]: Ranks 1 failed to pass" in output, output
-
-
-def _ended(process: subprocess.Popen) -> tuple[str, int]:
-    output, _ = process.communicate(timeout=240)
-    return output, process.returncode

@@ -18,11 +18,10 @@ import test_adabn as convert
 import train_adabn
 import train_pycda
 import train_source_only
-from dataset.folders import DataError, find_samples, hold_out
+from dataset.folders import DataError, find_samples, hold_out, write_list
 from dataset.labels import read_id_table
 from models.weights import WeightsError, read_file
-from tests.training.test_resume import KEYS, assert_same_run, start, stop_after, uninterrupted, wait_for  # noqa: F401
-from utils.builders.data import write_lists
+from tests.training.test_resume import KEYS, assert_same_run, stop_after, uninterrupted  # noqa: F401
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import Config
 from utils.engine.state import load_training_state
@@ -94,7 +93,10 @@ def test_changed_data_is_named(city, tmp_path):
     source = find_samples("gtav", config.source.data_dir)
     target, held_out = hold_out(find_samples("cityscapes", config.target.data_dir), 3, 0)
     lists = {"source": source, "target": target, "held_out": held_out}
-    write_lists(config, **lists)
+    for name, samples in lists.items():
+        (tmp_path / "run/lists").mkdir(parents=True, exist_ok=True)
+        root = config.source.data_dir if name == "source" else config.target.data_dir
+        write_list(samples, tmp_path / f"run/lists/{name}.txt", root)
     saved = RunData(config, lists).digests()
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
     label = np.array(Image.open(source[2].label))

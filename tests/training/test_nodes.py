@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import train_source_only
-from tests.training.test_distributed import finish, free_port, launch, losses
+from tests.processes import ended, finish, free_port, launch
+from tests.training.test_distributed import losses
 
 pytestmark = pytest.mark.slow
 
@@ -26,27 +27,17 @@ def nodes(command, tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
     """``nodes([keys of node 0], [keys of node 1], **variables)`` starts one process on each of two nodes."""
     port, started = str(free_port()), []
 
-    def start(
-        *keys: list[str],
-        script: str = "train_source_only.py",
-        ports: tuple[str, str] = (port, port),
-        **variables: str,
-    ) -> list[subprocess.Popen]:
+    def start(*keys: list[str], ports: tuple[str, str] = (port, port), **variables: str) -> list[subprocess.Popen]:
         for rank, own in enumerate(keys):
             where = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[rank]}
             arguments = command(tmp_path, "nodes", *own)
-            started.append(launch(1, script, arguments, **where | variables))
+            started.append(launch(1, "train_source_only.py", arguments, **where | variables))
         return started
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
-
-
-def ends(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
 
 
 def wait_for(log: Path, text: str, seconds: float = 60) -> None:
@@ -62,10 +53,11 @@ def trainers(launcher: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
-def test_configurations_that_disagree_are_named_before_anything_else(nodes, tmp_path):
+def test_configurations_that_disagree_are_named_before_anything_else(fork_two, command, tmp_path):
     """These used to train with two learning rates, and to hang, as only one of them validates and has a head more."""
-    for process in nodes(["train.lr_encoder=0.1"], ["train.lr_encoder=0.2", "val.held_out=0", "model.use_aux=false"]):
-        status, output = ends(process)
+    keys = ["train.lr_encoder=0.1"], ["train.lr_encoder=0.2", "val.held_out=0", "model.use_aux=false"]
+    for process in fork_two("train_source_only.py", *(command(tmp_path, "nodes", *own) for own in keys)):
+        status, output = process.ended()
         assert status == 2 and "train_source_only.py: rank" in output
         for difference in ("train.lr_encoder is 0.2 there, 0.1 on", "val.held_out is 0 there, 3", "model.use_aux is"):
             assert f"rank 1: {difference}" in output or f"; {difference}" in output, output
@@ -73,30 +65,33 @@ def test_configurations_that_disagree_are_named_before_anything_else(nodes, tmp_
 
 
 @pytest.mark.parametrize("script, kind", [("train_source_only.py", "source"), ("test_adabn.py", "test")])
-def test_lists_that_disagree_are_named(nodes, city, source_run, tmp_path, script, kind):
+def test_lists_that_disagree_are_named(fork_two, command, city, source_run, tmp_path, script, kind):
     """A conversion used to score each node's own test images."""
     pictures = {"source": "gtav/images/*.png", "test": "cityscapes/leftImg8bit/val/*/*.png"}
     images = sorted(city.glob(pictures[kind]))
     lists = [tmp_path / "0.txt", tmp_path / "1.txt"]
     for path, found in zip(lists, (images, images[1:]), strict=True):
         path.write_text("".join(f"{image}\n" for image in found))
-    keys = [[f"{kind}.data_list={path}", f"adabn.weights={source_run}"] for path in lists]
-    for process in nodes(*keys, script=script):
-        status, output = ends(process)
+    weights = f"adabn.weights={source_run}"
+    for process in fork_two(
+        script, *(command(tmp_path, "nodes", f"{kind}.data_list={path}", weights) for path in lists)
+    ):
+        status, output = process.ended()
         assert status == 2 and "before conversion" not in output
         count = len(images)
         expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ there, {count} images"
         assert re.search(expected, output), output
 
 
-def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(nodes, command, tmp_path):
+def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(fork_two, command, tmp_path):
     """Before, one process started at step 2 and the other at 0."""
     keys = ["train.num_steps=4", "val.held_out=0", "model.dropout=0.0"]  # of which every process has its own
     train_source_only.main(command(tmp_path, "nodes", *keys))
     straight = losses(tmp_path / "nodes")
     (tmp_path / "nodes/last.previous.pth").rename(tmp_path / "nodes/last.pth")  # after step 2
-    outputs = [finish(process) for process in nodes(keys, [*keys, f"snapshot_dir={tmp_path}/elsewhere"])]
-    assert "last.pth after step 2" in outputs[0] and not (tmp_path / "elsewhere").exists()
+    both = [command(runs, "nodes", *keys) for runs in (tmp_path, tmp_path / "elsewhere")]
+    (first, output), (second, _) = (process.ended() for process in fork_two("train_source_only.py", *both))
+    assert first == second == 0 and "last.pth after step 2" in output and not (tmp_path / "elsewhere").exists()
     resumed = losses(tmp_path / "nodes")
     assert [record["step"] for record in resumed] == [1, 2, 3, 4]
     totals = [[record["source/total"] for record in run] for run in (resumed, straight)]
@@ -112,14 +107,15 @@ def test_a_killed_process_is_named_on_its_node_and_both_nodes_start_again(nodes,
     outputs = finish(first), finish(second)
     assert "lost another process" in outputs[0] and "going on from" in outputs[0]
     assert "rank 1 failed first, with status 137" in outputs[1] and "restart 1 of 1" in outputs[1]
-    assert "lost another process" in (tmp_path / "nodes/log.txt").read_text()
+    log = (tmp_path / "nodes/log.txt").read_text()
+    assert "2 process(es) on cpu" in log and "lost another process" in log
     assert [record["step"] for record in losses(tmp_path / "nodes")] == [*range(1, 17)]
 
 
 def test_nodes_that_do_not_meet_give_up(nodes):
     short = ["timeout_minutes=0.05"]
     for process in nodes(short, short, ports=(str(free_port()), str(free_port()))):
-        status, output = ends(process, timeout=90)
+        status, output = ended(process, timeout=90)
         assert status == LOST and "Traceback" not in output
         assert "run.sh: error: the nodes did not meet within timeout_minutes" in output
 
@@ -159,5 +155,5 @@ def test_a_late_node_is_waited_for_and_a_cut_link_ends_both(network, command, tm
     wait_for(tmp_path / "nodes/log.txt", STARTED)
     subprocess.run(["ip", "-n", network[0], "link", "set", "pycda0", "down"], check=True)
     for process, reason in zip(processes, ("Ranks 1 failed to pass", "lost another process"), strict=True):
-        status, output = ends(process, timeout=90)
+        status, output = ended(process, timeout=90)
         assert (status, reason in output) == (LOST, True), output

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,29 +13,15 @@ import torch
 
 import train_source_only
 from dataset.folders import DataError
+from tests.processes import Forked
 from utils.engine.trainer import Trainer
 from utils.run_folder.checkpoint import CheckpointError
 from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6
 KEYS = ["train.num_steps=6", "train.momentum=0.9"]
-# A process that dies by SIGKILL in the middle of writing its second checkpoint.
-KILLED_WRITING = """
-import os, signal, sys, torch, train_source_only
-whole, calls = torch.save, []
-def half(state, stream):
-    calls.append(1)
-    if len(calls) == 3:  # last.pth before the first validation, best.pth, last.pth
-        stream.write(b"PK half a file")
-        stream.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(state, stream)
-torch.save = half
-train_source_only.main(sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,39 +41,44 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[0])
 
 
-def start(arguments: list[str], code: str | None = None, **options: bool) -> subprocess.Popen:
-    script = ["-c", code] if code else ["train_source_only.py"]
-    options |= {"cwd": ROOT, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([sys.executable, *script, *arguments], text=True, **options)
-
-
-def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for(process: Forked, folder: Path, step: int) -> None:
     """Until the log has the losses of ``step``."""
-    while process.poll() is None:
+    while process.running():
         log = folder / "log.jsonl"
         if log.is_file() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines()[:-1]):
             return
         time.sleep(0.01)
-    raise AssertionError(process.communicate()[0])
+    raise AssertionError(process.output())
 
 
-def test_killed_run_goes_on_bit_for_bit(command, uninterrupted, tmp_path):
+def test_killed_run_goes_on_bit_for_bit(command, uninterrupted, tmp_path, fork):
     """Between two checkpoints."""
-    step = 3
-    arguments = command(tmp_path, "run", *KEYS, "train.num_workers=1")
-    process = start(arguments)
-    wait_for(process, tmp_path / "run", step)
+    process = fork("train_source_only.py", command(tmp_path, "run", *KEYS, "train.num_workers=1"))
+    wait_for(process, tmp_path / "run", 3)
     process.kill()
-    process.communicate()
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path):
-    process = start(command(tmp_path, "run", *KEYS), KILLED_WRITING)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, output
+def killed_writing(arguments: list[str]) -> None:
+    """A process that dies by SIGKILL in the middle of writing its second checkpoint."""
+    whole, calls = torch.save, []
+
+    def half(state, stream):
+        calls.append(1)
+        if len(calls) == 3:  # last.pth before the first validation, best.pth, last.pth
+            stream.write(b"PK half a file")
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(state, stream)
+
+    torch.save = half
+    train_source_only.main(arguments)
+
+
+def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path, fork):
+    status, output = fork(killed_writing, command(tmp_path, "run", *KEYS)).ended()
+    assert status == -signal.SIGKILL, output
     assert list((tmp_path / "run").glob("*.pth.*.tmp"))
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert "after step 2" in (tmp_path / "run/log.txt").read_text()
@@ -121,25 +110,24 @@ def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, u
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path):
+def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path, fork):
     """As a scheduler sends it: the loader's processes leave it to the main one, and end with it."""
     arguments = command(tmp_path, "run", "train.num_steps=100000", "val.every=100000", "train.num_workers=2")
-    process = start(arguments, start_new_session=True)
+    process = fork("train_source_only.py", arguments)
     wait_for(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == STOPPED and "the same command goes on from there" in output
+    status, output = process.ended()
+    assert status == STOPPED and "the same command goes on from there" in output
 
 
-def test_second_signal_exits_at_once(command, tmp_path):
-    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
+def test_second_signal_exits_at_once(command, tmp_path, fork):
+    process = fork("train_source_only.py", command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
     wait_for(process, tmp_path / "run", 1)
     os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before the step can end
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
-    process.communicate(timeout=60)
-    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert process.ended()[0] in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert not (tmp_path / "run/last.pth").exists()
 
 

@@ -1,10 +1,7 @@
 """Every script for a few steps on toy-city data: what it computes, what it leaves behind, what it refuses."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -214,15 +211,3 @@ def test_compiled_recomputation_is_refused(command, tmp_path):
 def test_missing_run_is_named(command, tmp_path):
     with pytest.raises(FileNotFoundError, match="best.pth.*train that run first"):
         train_pycda.main(command(tmp_path, "pycda", f"model.weights={tmp_path}/nowhere"))
-
-
-@pytest.mark.slow
-def test_command_line_of_the_readme(command, tmp_path):
-    _, config, *keys = command(tmp_path, "shell", "train.num_steps=1", "val.held_out=0")
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    run = ["sh", str(root / "run.sh"), "train_source_only.py", config, *keys]
-    subprocess.run(run, check=True, env=environment)
-    assert (tmp_path / "shell/last.pth").is_file()
-    failed = subprocess.run([*run, "train.nmu_steps=1"], env=environment, capture_output=True, text=True, check=False)
-    assert failed.returncode != 0 and "the nearest is 'train.num_steps'" in failed.stderr

@@ -17,7 +17,6 @@ import train_source_only
 from dataset.folders import Sample, find_samples, hold_out
 from dataset.messages import UserError
 from models.segmentor import Segmentor
-from tests.training.test_distributed import launch
 from utils.engine import convert as conversion
 from utils.engine import experiment, start
 from utils.engine.trainer import Trainer
@@ -190,12 +189,13 @@ def test_resumed_run_is_not_tried_again(command, source_run, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path):
+def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path, fork_two):
     truncate(held_out(own_city)[1].label)  # of the second process's share
-    process = launch(2, "train_source_only.py", command(tmp_path, "run", *of(own_city)))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 2 and "step 1 " not in output
-    assert all(f"rank {rank}: error: cannot read picture" in output for rank in (0, 1)), output
+    arguments = command(tmp_path, "run", *of(own_city))
+    for rank, process in enumerate(fork_two("train_source_only.py", arguments, arguments)):
+        status, output = process.ended()
+        assert status == 2 and "step 1 " not in output
+        assert f"rank {rank}: error: cannot read picture" in output
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ import torch
 
 import train_source_only
 from dataset.program import exit_after
-from tests.training.test_resume import KEYS, assert_same_run, start, uninterrupted, wait_for  # noqa: F401
+from tests.processes import ROOT
+from tests.training.test_resume import KEYS, assert_same_run, uninterrupted  # noqa: F401
 from utils import signals
 from utils.builders import data
 from utils.engine.trainer import Trainer
@@ -75,13 +78,27 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
 
 
+def train_for_a_reader_that_goes(arguments: list[str]) -> None:
+    step = Trainer.step
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+
+    def alone(self):
+        if self.state.step == 1:
+            os.close(reader)
+        return step(self)
+
+    Trainer.step = alone
+    os.close(writer)
+    train_source_only.main(arguments)
+
+
 @pytest.mark.slow
-def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path):
-    process = start(command(tmp_path, "run", "train.num_steps=100000", "val.every=100000"))
-    wait_for(process, tmp_path / "run", 1)
-    process.stdout.close()
-    assert process.wait(timeout=120) == STOPPED
-    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 1
+def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path, fork):
+    keys = ["train.num_steps=100000", "val.every=100000"]
+    status, output = fork(train_for_a_reader_that_goes, command(tmp_path, "run", *keys)).ended()
+    assert status == STOPPED, output
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 2
     assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads its output" in log_of(tmp_path / "run")
 
 
@@ -140,7 +157,8 @@ def test_signal_while_the_interpreter_ends_leaves_the_status():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_while_modules_are_imported_has_the_same_status_and_words(command, tmp_path, number):
-    process = start(command(tmp_path, "run"))
+    arguments = [sys.executable, "train_source_only.py", *command(tmp_path, "run")]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # torch is being loaded
         time.sleep(0.01)
     process.send_signal(number)

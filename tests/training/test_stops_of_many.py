@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_distributed import ROOT, finish, launch
+from tests.processes import ROOT, Forked, ended, launch
 from tests.training.test_resume import KEYS, assert_same_run
+from utils.launch import main as launch_main
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
 from utils.signals import STOPPED
@@ -83,112 +84,136 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-class Launched:
-    """``script`` of ``folder`` in two processes, which wait in the files ``names`` (with their process ids)."""
-
-    def __init__(self, folder: Path, script: str, arguments: list[str], names: str, **variables: str) -> None:
-        self.launcher = launch(2, str(folder / script), ["--config", *arguments], PYTHONPATH=str(ROOT), **variables)
-        said = [folder / f"{names}{rank}" for rank in (0, 1)]
-        until(lambda: all(path.is_file() for path in said) or self.launcher.poll() is not None, "both processes wait")
-        assert self.launcher.poll() is None, self.launcher.communicate()[0]
-        self.workers = [int(path.read_text()) for path in said]
-
-    def end(self) -> tuple[int, str]:
-        """Exit status and output, which ends with the last process that has it."""
-        output, _ = self.launcher.communicate(timeout=LIMIT)
-        return self.launcher.returncode, output
+def both_wait(folder: Path, names: str, running: Callable[[], bool]) -> list[int]:
+    """Ids of two processes that wait in the files ``names`` of ``folder``."""
+    said = [folder / f"{names}{rank}" for rank in (0, 1)]
+    until(lambda: all(path.is_file() for path in said) or not running(), "both processes wait")
+    assert running()
+    return [int(path.read_text()) for path in said]
 
 
-def stopped(folder: Path, arguments: list[str], step: int, signals: Callable[[Launched], None]) -> None:
-    """Start before ``step``, send ``signals``, and see the run saved after it and not started again."""
-    run = Launched(folder, "gated.py", arguments, f"step{step}-rank", MAX_RESTARTS="3")
-    signals(run)
+@pytest.fixture
+def launcher(fork) -> Callable[..., Forked]:
+    """The launcher alone, without ``run.sh``: ``launcher(SCRIPT, arguments)`` of two processes."""
+
+    def start(script: Path, arguments: list[str], **variables: str) -> Forked:
+        return fork(launch_main, ["5", str(script), *arguments], NPROC="2", PYTHONPATH=str(ROOT), **variables)
+
+    return start
+
+
+def end_of_step(folder: Path, step: int, process: Forked) -> None:
+    """Let both processes make the step that they wait before, and see the run saved after it and not started again."""
     (folder / f"go{step}").touch()
-    status, output = run.end()
+    status, output = process.ended(LIMIT)
     assert status == STOPPED, output
     assert torch.load(folder / "run/last.pth", weights_only=True)["step"] == step + 1
     assert not (folder / "run/run.lock").exists()
 
 
-def test_two_processes_stop_by_signal_or_without_launcher_and_go_on_bit_for_bit(command, tmp_path):
+def test_two_processes_stop_by_signal_or_without_launcher_and_go_on_bit_for_bit(command, tmp_path, launcher, fork_two):
     """A launcher that is killed; a signal to a single process; a scheduler's to the launcher."""
-    (tmp_path / "gated.py").write_text(GATED)
-    arguments = command(tmp_path, "run", *KEYS, "val.every=6")[1:]
+    script = tmp_path / "gated.py"
+    script.write_text(GATED)
+    arguments = command(tmp_path, "run", *KEYS, "val.every=6")
 
-    orphans = Launched(tmp_path, "gated.py", arguments, "step0-rank")
-    orphans.launcher.kill()
-    orphans.launcher.wait()
+    orphans = launch(2, str(script), arguments, PYTHONPATH=str(ROOT))
+    workers = both_wait(tmp_path, "step0-rank", lambda: orphans.poll() is None)
+    orphans.kill()
+    orphans.wait()
     with (
-        pytest.raises(CheckpointError, match=rf"another run \(process {orphans.workers[0]} on"),
+        pytest.raises(CheckpointError, match=rf"another run \(process {workers[0]} on"),
         open_run_folder(tmp_path / "run"),
     ):
         pass
     (tmp_path / "go0").touch()
-    said = orphans.launcher.stdout.read()  # until both have ended
+    said = orphans.stdout.read()  # until both have ended
     assert "torchrun has ended after step 1" in said and "the same command goes on from there" in said
-    step = torch.load(tmp_path / "run/last.pth", weights_only=True)["step"]
-    assert step == 1
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 1
 
-    stopped(tmp_path, arguments, step, lambda run: os.kill(run.workers[1], signal.SIGINT))
-    stopped(tmp_path, arguments, step + 1, lambda run: run.launcher.send_signal(signal.SIGUSR1))
-    finish(launch(2, "train_source_only.py", ["--config", *arguments]))
-    finish(launch(2, "train_source_only.py", command(tmp_path, "straight", *KEYS, "val.every=6")))
+    launched = launcher(script, arguments, MAX_RESTARTS="3")
+    both_wait(tmp_path, "step1-rank", launched.running)
+    os.kill(launched.pid, signal.SIGUSR1)
+    end_of_step(tmp_path, 1, launched)
+
+    first, second = fork_two(str(script), arguments, arguments)
+    both_wait(tmp_path, "step2-rank", second.running)
+    os.kill(second.pid, signal.SIGINT)
+    end_of_step(tmp_path, 2, first)
+    assert second.ended()[0] == STOPPED
+
+    for name in ("run", "straight"):
+        same = command(tmp_path, name, *KEYS, "val.every=6")
+        for process in fork_two("train_source_only.py", same, same):
+            status, output = process.ended()
+            assert status == 0, output
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_to_all_and_twice_stops_politely_and_longer_than_torchrun_would_wait(tmp_path, number):
-    """As SLURM sends it. A step and a checkpoint may take longer than torchrun's 30 seconds, which are one here."""
+@pytest.fixture
+def slow(launcher, tmp_path) -> Callable[..., tuple[Forked, list[int]]]:
+    """``slow(SECONDS, ECHO)`` starts ``SLOW`` in two processes, which wait for a signal: the launcher, their ids."""
     (tmp_path / "slow.py").write_text(SLOW)
-    run = Launched(tmp_path, "slow.py", ["3", "5"], "rank", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
-    for pid in 2 * [*run.workers, run.launcher.pid]:
+
+    def start(*arguments: str, **variables: str) -> tuple[Forked, list[int]]:
+        process = launcher(tmp_path / "slow.py", list(arguments), MAX_RESTARTS="3", **variables)
+        return process, both_wait(tmp_path, "rank", process.running)
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_all_and_twice_stops_politely_and_longer_than_torchrun_would_wait(tmp_path, slow, number):
+    """As SLURM sends it. A step and a checkpoint may take longer than torchrun's 30 seconds, which are one here."""
+    process, workers = slow("3", "5", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    for pid in 2 * [*workers, process.pid]:
         os.kill(pid, number)
         time.sleep(0.05)  # or the kernel makes one of two
-    status, output = run.end()
+    status, output = process.ended(LIMIT)
     assert status == STOPPED and len(list(tmp_path.glob("saved*"))) == 2, output
 
 
-def test_another_signal_to_the_launcher_ends_all_at_once(tmp_path):
+def test_another_signal_to_the_launcher_ends_all_at_once(tmp_path, slow):
     """5 seconds after the first one, which are none here."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    run = Launched(tmp_path, "slow.py", ["100", "0"], "rank")
-    run.launcher.send_signal(signal.SIGTERM)
+    process, _ = slow("100", "0")
+    os.kill(process.pid, signal.SIGTERM)
     until(lambda: len(list(tmp_path.glob("told*"))) == 2, "both processes are told")
-    run.launcher.send_signal(signal.SIGTERM)
-    status, _ = run.end()
+    os.kill(process.pid, signal.SIGTERM)
+    status, _ = process.ended(LIMIT)
     assert status == STOPPED and not list(tmp_path.glob("saved*"))
 
 
 def test_hangup_under_nohup_stops_nothing(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    run = Launched(tmp_path, "slow.py", ["0", "5"], "rank")
-    for pid in [*run.workers, run.launcher.pid]:
+    process = launch(2, str(tmp_path / "slow.py"), ["--config", "0", "5"], PYTHONPATH=str(ROOT))
+    for pid in [*both_wait(tmp_path, "rank", lambda: process.poll() is None), process.pid]:
         os.kill(pid, signal.SIGHUP)
     time.sleep(1)
-    assert run.launcher.poll() is None and not list(tmp_path.glob("told*"))
-    run.launcher.send_signal(signal.SIGTERM)
-    assert run.end()[0] == STOPPED
+    assert process.poll() is None and not list(tmp_path.glob("told*"))
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, LIMIT)[0] == STOPPED
 
 
-def test_what_the_user_has_to_mend_is_not_tried_again(command, tmp_path):
-    """Where one process alone meets it, and the other one, not in a step, is then told by torchrun to stop."""
-    script = tmp_path / "mendable.py"
-    script.write_text(
-        "import os, pathlib, time\n"
-        "from dataset.program import exit_after\n"
-        "from utils.signals import Unwinding\n"
-        "ready = pathlib.Path(__file__).with_name('ready')\n"
-        "def main():\n"
-        "    with Unwinding():\n"
-        "        if os.environ['RANK'] == '0':\n"
-        "            ready.touch()\n"
-        "            time.sleep(100)\n"
-        "        while not ready.exists():\n"
-        "            time.sleep(0.01)\n"
-        "        raise FileNotFoundError('no such list of images')\n"
-        "exit_after(main)\n"
-    )
-    run = launch(2, str(script), ["--config", "x"], PYTHONPATH=str(ROOT), MAX_RESTARTS="3")
-    output, _ = run.communicate(timeout=LIMIT)
-    assert run.returncode == 2 and output.count("no such list of images") == 1, output
+# One process meets what the user has to mend, and the other one, not in a step, is then told to stop.
+MENDABLE = """
+import os, pathlib, time
+from dataset.program import exit_after
+from utils.signals import Unwinding
+ready = pathlib.Path(__file__).with_name("ready")
+def main():
+    with Unwinding():
+        if os.environ["RANK"] == "0":
+            ready.touch()
+            time.sleep(100)
+        while not ready.exists():
+            time.sleep(0.01)
+        raise FileNotFoundError("no such list of images")
+exit_after(main)
+"""
+
+
+def test_what_the_user_has_to_mend_is_not_tried_again(tmp_path, launcher):
+    (tmp_path / "mendable.py").write_text(MENDABLE)
+    status, output = launcher(tmp_path / "mendable.py", ["x"], MAX_RESTARTS="3").ended(LIMIT)
+    assert status == 2 and output.count("no such list of images") == 1 and "Traceback" not in output, output
