@@ -131,7 +131,7 @@ def goes_on(config: Config) -> None:
     """A run is resumed from the file that the configuration names, does a step and saves."""
     with RunLog(Path(config.snapshot_dir), enabled=False) as log:
         trainer = trainer_of(config, log)
-        found = find_state(config, METHOD, data_of(config), lambda text: None)
+        found = find_state(data_of(config), METHOD, lambda text: None)
         assert found is not None
         trainer.load_state(found)
         saved(step(trainer))

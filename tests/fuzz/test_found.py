@@ -105,4 +105,4 @@ def test_negative_step_is_none(tmp_path):
     state = {"model": {}, "bn_updates": {}, "config": "", "optimizer": {}, "scaler": {}, "step": -5}
     torch.save(state | {"best_miou": 0.0, "skipped": 0}, path)
     with pytest.raises(DamagedError, match="last.pth is no state of a training: step missing"):
-        find_state(config, "train_pycda", RunData(config, {}), lambda text: None)
+        find_state(RunData(config, {}), "train_pycda", lambda text: None)

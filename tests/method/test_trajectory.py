@@ -123,8 +123,8 @@ def trainer(
     model.double()
     monkeypatch.setattr(data.Data, "training_loader", lambda self, domain: batches(spec, domain))
     log = RunLog(folder, enabled=False)
-    phases = script.phases(Experiment(config, data.Data(config), device, log))
-    return Trainer(config, model.train(), network.build_optimizer(config, model), phases, None, device, log)
+    phases = script.phases(Experiment(data.Data(config), device, log))
+    return Trainer(config, model.train(), network.build_optimizer(config.train, model), phases, None, device, log)
 
 
 def relative(ours: list[float], theirs: list[float]) -> float:

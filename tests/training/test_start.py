@@ -159,8 +159,8 @@ def test_trial_changes_nothing(command, tmp_path, monkeypatch):
     """Neither the network and the random numbers of the process, nor a whole run."""
     states, check = [], experiment.check_start
 
-    def checked(config, model, *arguments):
-        for run in (lambda: None, lambda: check(config, model, *arguments)):
+    def checked(data, model, validation):
+        for run in (lambda: None, lambda: check(data, model, validation)):
             run()
             tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             updates = [buffer.clone() for name, buffer in model.named_buffers() if name.endswith("updates")]

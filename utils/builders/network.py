@@ -13,7 +13,7 @@ from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import load_checkpoint_weights, load_encoder_decoder
 from utils import distributed
-from utils.config.schema import SCRATCH, Config, ConfigError, Size
+from utils.config.schema import SCRATCH, Config, ConfigError, Size, Train
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.log import RunLog
 
@@ -89,9 +89,8 @@ def _load_start(config: Config, model: Segmentor) -> list[str]:
     return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []
 
 
-def build_optimizer(config: Config, model: Segmentor) -> torch.optim.SGD:
+def build_optimizer(t: Train, model: Segmentor) -> torch.optim.SGD:
     """SGD with the encoder's and the decoder's learning rates; weight decay on convolution weights only."""
-    t = config.train
     groups = parameter_groups(model.encoder, t.lr_encoder, t.weight_decay)
     groups += parameter_groups(model.decoder, t.lr_decoder, t.weight_decay)
     return torch.optim.SGD(groups, lr=t.lr_decoder, momentum=t.momentum)

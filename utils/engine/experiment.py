@@ -77,14 +77,13 @@ def start_run(config: Config, num_workers: int) -> Iterator[Run]:
 class Experiment:
     """What a training script builds its phases from."""
 
-    config: Config
     data: Data
     device: torch.device
     log: RunLog
 
     def source_phase(self) -> Phase:
         """The supervised phase, the same in all four recipes."""
-        t = self.config.train
+        t = self.data.config.train
         return Phase("source", self.data.training_loader(SOURCE), supervised(t.lambda_seg, t.lambda_source))
 
     def target_phase(
@@ -149,29 +148,29 @@ def build_trainer(
     data = Data(config, log.text)
     run_data = RunData(config, data.lists())
     distributed.check_agreement(run_data.facts)
-    state = distributed.from_first(lambda: find_state(config, method, run_data, log.text))
+    state = distributed.from_first(lambda: find_state(run_data, method, log.text))
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)
-        report_resized_labels(config, data.source, log.text)
+        report_resized_labels(data)
     counts = f"{len(data.source)} source, {len(data.target)} target, {len(data.held_out)} held out for model selection"
     log.text(f"images: {counts}")
-    report_missing_classes(config, data.source, log.text)
+    report_missing_classes(data)
     validation = _make_validation(data, device, log)
     model = network.build_model(config, log, device, pretrained=state is None)
     warn_of_slow_amp(config.train.amp, device, log.text)
     if state is None:
-        check_start(config, model, validation, data.held_out, log.text)
+        check_start(data, model, validation)
     trainer = Trainer(
         config,
         model,
-        network.build_optimizer(config, model),
-        make_phases(Experiment(config, data, device, log)),
+        network.build_optimizer(config.train, model),
+        make_phases(Experiment(data, device, log)),
         validation,
         device,
         log,
         target_shares=TargetShares(data, device, log),
         origin={"method": method, "data": run_data.digests()},
-        manifest=Manifest(config, method, run_data),
+        manifest=Manifest(method, run_data),
     )
     if state:
         trainer.load_state(state)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -14,8 +15,9 @@ from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, read_pair, resized_pairs, stored_size
 from models.segmentor import Segmentor
 from utils import distributed
+from utils.builders.data import Data
 from utils.builders.network import check_batch
-from utils.config.schema import SCRATCH, Config, ConfigError, Model, Size
+from utils.config.schema import SCRATCH, ConfigError, Model, Size, Train
 from utils.engine.losses import check_parts
 from utils.engine.trainer import AUTOCAST
 from utils.engine.validation import Validation
@@ -47,51 +49,46 @@ def check_starting_weights(m: Model, self_trained: bool, report: Report) -> None
         )
 
 
-def report_resized_labels(config: Config, source: Sequence[Sample], report: Report) -> None:
+def report_resized_labels(data: Data) -> None:
     """Report how many labels have another size than their image. Raises DataError where that cannot be trained on."""
-    skip_bad = config.train.skip_bad_samples > 0
+    kind, skip_bad = data.config.source.label_kind, data.config.train.skip_bad_samples > 0
     found = distributed.from_first(
-        lambda: [str(s.label) for s in resized_pairs(source, config.source.label_kind, skip_bad=skip_bad)]
+        lambda: [str(sample.label) for sample in resized_pairs(data.source, kind, skip_bad=skip_bad)]
     )
     if found:
-        report(f"{len(found)} of {len(source)} source labels {OTHER_SIZES}: {few(found)}")
+        data.report(f"{len(found)} of {len(data.source)} source labels {OTHER_SIZES}: {few(found)}")
 
 
-def report_missing_classes(config: Config, source: Sequence[Sample], report: Report) -> None:
+def report_missing_classes(data: Data) -> None:
     """Name the classes that the source's labels lack, as far as a look at some of them can tell."""
     if not distributed.is_main():
         return
-    seen = labelled_classes(source, config.source.label_kind, config.num_classes, LOOKED_AT)
+    config = data.config
+    seen = labelled_classes(data.source, config.source.label_kind, config.num_classes, LOOKED_AT)
     if seen is not None and not seen.all():
         missing = [name for name, found in zip(config.class_table.names, seen, strict=True) if not found]
-        looked_at = f"{min(len(source), LOOKED_AT)} of {len(source)} source labels"
-        report(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
+        looked_at = f"{min(len(data.source), LOOKED_AT)} of {len(data.source)} source labels"
+        data.report(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
 
 
-def check_start(
-    config: Config,
-    model: Segmentor,
-    validation: Validation | None,
-    held_out: Sequence[Sample],
-    report: Report,
-) -> None:
+def check_start(data: Data, model: Segmentor, validation: Validation | None) -> None:
     """Try what a training does later than in its first step. Network and random numbers stay as they are.
 
     Raises:
         UserError: what will not work, on all processes alike; the message names the key or the file.
     """
-    check_batches(config, model)
-    problems, sizes = _problems(config, model, held_out, report)
+    check_batches(data.config.train, model)
+    problems, sizes = _problems(data, model)
     problems = distributed.gather(problems)
     if problems:
         raise problems[0]
     if validation is not None:
-        _try_validation(config, model, validation, extremes(held_out, distributed.gather(sizes)))
+        _try_validation(model, validation, extremes(data.held_out, distributed.gather(sizes)))
 
 
-def check_batches(config: Config, model: Segmentor) -> None:
+def check_batches(t: Train, model: Segmentor) -> None:
     """Raises ChoiceError or ConfigError where the network cannot be trained with the batches of the configuration."""
-    t, processes = config.train, distributed.world_size()
+    processes = distributed.world_size()
     if t.batch_size % processes == 0:  # else said by the loader
         check_parts(t.batch_size // processes, t.iter_size)
         check_batch(model, t.batch_size // processes // t.iter_size, "train.batch_size / train.iter_size")
@@ -128,15 +125,15 @@ def half_precision_time(dtype: torch.dtype) -> float:
     return half / single
 
 
-def _problems(
-    config: Config, model: Segmentor, held_out: Sequence[Sample], report: Report
-) -> tuple[list[UserError], list[tuple[Size, int]]]:
-    """What is wrong with files and folders as this process sees them, and the sizes of its share of ``held_out``."""
+def _problems(data: Data, model: Segmentor) -> tuple[list[UserError], list[tuple[Size, int]]]:
+    """What is wrong with files and folders as this process sees them, and the sizes of its share of held-out images."""
+    t = data.config.train
     try:
-        _check_cache(config.train.cache_dir)
+        _check_cache(t.cache_dir)
         if distributed.is_main():
-            _check_room(config, model, report)
-        return [], list(_checked_sizes(held_out, config.target.label_kind))
+            tensors = [*model.state_dict().values(), *(model.parameters() if t.momentum else ())]
+            _check_room(data.config.run_folder, sum(tensor.nbytes for tensor in tensors), data.report)
+        return [], list(_checked_sizes(data.held_out, data.config.target.label_kind))
     except UserError as error:
         return [error], []
 
@@ -151,12 +148,10 @@ def _check_cache(folder: str | None) -> None:
         ) from error
 
 
-def _check_room(config: Config, model: Segmentor, report: Report) -> None:
-    """Whether the disk has room for a checkpoint, as far as it says."""
-    tensors = [*model.state_dict().values(), *(model.parameters() if config.train.momentum else ())]
-    need = sum(tensor.nbytes for tensor in tensors)
-    free = shutil.disk_usage(config.run_folder).free
-    said = f"{free / 1e9:.2f} GB are free in {config.run_folder}, a checkpoint of this network takes {need / 1e9:.2f}"
+def _check_room(folder: Path, need: int, report: Report) -> None:
+    """Whether the disk has room for a checkpoint of ``need`` bytes, as far as it says."""
+    free = shutil.disk_usage(folder).free
+    said = f"{free / 1e9:.2f} GB are free in {folder}, a checkpoint of this network takes {need / 1e9:.2f}"
     if free < need:
         raise CheckpointError(f"{said}: make room or choose another snapshot_dir")
     if free < CHECKPOINTS * need:
@@ -188,14 +183,14 @@ def extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> li
     return [samples[index] for _, index in ends for _ in range(distributed.world_size())]
 
 
-def _try_validation(config: Config, model: Segmentor, validation: Validation, samples: Sequence[Sample]) -> None:
+def _try_validation(model: Segmentor, validation: Validation, samples: Sequence[Sample]) -> None:
     try:
         validation.try_out(model, samples)
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError) as error:  # what torch makes of sizes that do not go together
         reason = " ".join(str(error).split())
+        size = validation.config.test.input_size
         raise DataError(
-            f"the validation will fail: held-out image {samples[0].image} at test.input_size {config.test.input_size}: "
-            f"{reason}"
+            f"the validation will fail: held-out image {samples[0].image} at test.input_size {size}: {reason}"
         ) from error

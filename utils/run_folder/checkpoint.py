@@ -116,29 +116,29 @@ def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None)
         ) from error
 
 
-def find_state(config: Config, method: str, data: RunData, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """State to go on from as ``config.resume`` says, None to start anew.
+def find_state(data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """State to go on from as the key ``resume`` says, None to start anew.
 
     A damaged last checkpoint is reported and the one before it taken.
 
     Args:
+        data: what the run is trained and selected on, with its configuration.
         method: name of the training script.
-        data: what the run is trained and selected on.
 
     Raises:
         CheckpointError: no usable file, or one of another method, configuration or data.
     """
-    folder = config.run_folder
+    config, folder = data.config, data.config.run_folder
     if config.resume == "off":
         return None
     if config.resume != "auto":
-        return _checked(Path(config.resume), config, method, data, report)
+        return _checked(Path(config.resume), data, method, report)
     damaged = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
             continue
         try:
-            return _checked(path, config, method, data, report)
+            return _checked(path, data, method, report)
         except DamagedError as error:
             damaged.append(str(error))
             report(f"damaged checkpoint, looking for the one before it. {error}")
@@ -148,7 +148,7 @@ def find_state(config: Config, method: str, data: RunData, report: Callable[[str
     return None
 
 
-def _checked(path: Path, config: Config, method: str, data: RunData, report: Callable[[str], None]) -> dict[str, Any]:
+def _checked(path: Path, data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any]:
     """The training state in the file ``path``, if it is of this run."""
     try:
         state = read_file(path)
@@ -165,21 +165,14 @@ def _checked(path: Path, config: Config, method: str, data: RunData, report: Cal
     if wrong:
         raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing, or not what it should be")
     try:
-        _compare(state, path, config, method, data, report)
+        _compare(state, path, data, method, report)
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise DamagedError(f"{path} is no state of a training: what it says of its run cannot be read") from error
     report(f"going on from {path} after step {state['step']}")
     return state
 
 
-def _compare(
-    state: dict[str, Any],
-    path: Path,
-    config: Config,
-    method: str,
-    data: RunData,
-    report: Callable[[str], None],
-) -> None:
+def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, report: Callable[[str], None]) -> None:
     """Report or refuse a checkpoint of another method, configuration or data."""
     if "method" not in state:
         report(f"{path} is of an older version, which did not note the method and the data: they are not compared")
@@ -188,13 +181,13 @@ def _compare(
             f"{path} was written by {state['method']}.py, this is {method}.py: choose another exp_name, or start anew "
             f"with resume=off; model.weights={path} starts from its network"
         )
-    changed = config_changes(state["config"], config)
+    changed = config_changes(state["config"], data.config)
     problems = [f"another configuration ({changed})"] if changed else []
     if "digest" in state.get("data", {}):  # of all data together, in a form of its own
         report(f"{path} is of an older version, which noted the data in another way: they are not compared")
     elif "data" in state and (changed := data.changes(state["data"], path.parent)):
         problems.append(f"other data ({changed})")
-    if problems and not config.resume_force:
+    if problems and not data.config.resume_force:
         raise CheckpointError(
             f"{path} was written with {' and '.join(problems)}. Restore it, start anew with resume=off, or "
             "go on all the same with resume_force=true"

@@ -89,7 +89,7 @@ class RunData:
     """
 
     def __init__(self, config: Config, lists: Mapping[str, Sequence[Sample]]) -> None:
-        self._config, self.lists = config, lists
+        self.config, self.lists = config, lists
         c = config.curriculum
         files = {"source.id_table": config.source.id_table, "target.id_table": config.target.id_table}
         files |= {"curriculum.class_prior": c.class_prior, "curriculum.spatial_prior": c.spatial_prior}
@@ -126,7 +126,7 @@ class RunData:
         path = folder / "lists" / f"{name}.txt"
         if not path.is_file():
             return f"unknown in what, as there is no {path}"
-        root = self._config.source.data_dir if name == "source" else self._config.target.data_dir
+        root = self.config.source.data_dir if name == "source" else self.config.target.data_dir
         old = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         new = [os.path.relpath(sample.image, root) for sample in self.lists[name]]
         removed, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
@@ -157,9 +157,9 @@ class Manifest:
     without pauses, the number of images and the digest of each list, and the versions of code, torch and Python.
     """
 
-    def __init__(self, config: Config, method: str, data: RunData) -> None:
-        m = config.model
-        self._path, self._clock = config.run_folder / MANIFEST, time.monotonic()
+    def __init__(self, method: str, data: RunData) -> None:
+        m = data.config.model
+        self._path, self._clock = data.config.run_folder / MANIFEST, time.monotonic()
         self._content: dict[str, Any] = {
             "method": method,
             "start": m.weights_encoder if m.weights in (None, SCRATCH) else m.weights,
