@@ -21,8 +21,8 @@ def phases(experiment: Experiment) -> list[Phase]:
     from utils.builders.curriculum import build_curriculum
     from utils.engine.losses import self_training
 
-    curriculum = build_curriculum(experiment.data.config.curriculum, experiment.data, experiment.log.text)
-    curriculum = curriculum.to(experiment.device)
+    config, report = experiment.data.config, experiment.log.text
+    curriculum = build_curriculum(config.curriculum, config.num_classes, experiment.data, report).to(experiment.device)
     return [experiment.source_phase(), experiment.target_phase(self_training(curriculum), curriculum=curriculum)]
 
 

@@ -121,7 +121,7 @@ def test_classes_and_squares_are_checked_at_the_start(config_file, tmp_path):
         load_config([str(config_file), "num_classes=5"], "", "evaluate")
     config = build_config(config_file, ["target.crop_size=[64, 32]", "curriculum.box_size=[4, 40]"])
     with pytest.raises(ConfigError, match=r"curriculum.box_size is \[4, 40\], .* images of \(64, 32\)"):
-        build_curriculum(config.curriculum, Data(config))
+        build_curriculum(config.curriculum, config.num_classes, Data(config))
 
 
 @pytest.mark.parametrize("name", ["a/../../escape", "..", "/somewhere", ".", "a/.."])

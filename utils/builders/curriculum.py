@@ -12,7 +12,11 @@ from dataset.reading import read_image
 from utils import distributed
 from utils.builders.data import Data, check_one_size
 from utils.config.schema import ConfigError, Curriculum, Size
+from utils.pycda.class_thresholds import ClassThresholds
 from utils.pycda.curriculum import PyramidCurriculum
+
+# Keys of the thresholds of single classes
+THRESHOLD = ("threshold", "threshold_quantile", "threshold_momentum", "conf_threshold_max")
 
 
 def _target_size(data: Data) -> Size:
@@ -36,7 +40,7 @@ def _check_boxes(data: Data) -> None:
 
 
 def build_curriculum(
-    options: Curriculum, data: Data | None = None, report: Callable[[str], None] = lambda text: None
+    options: Curriculum, num_classes: int, data: Data | None = None, report: Callable[[str], None] = lambda text: None
 ) -> PyramidCurriculum:
     """The method's loss, as every reader of a configuration builds it.
 
@@ -45,20 +49,35 @@ def build_curriculum(
             needs one, which is enough for ``pseudo_labels``.
         report: gets the options.
     """
-    files = ("class_prior", "spatial_prior", "prior_sigma")  # all other keys are arguments of the curriculum
-    switches = {name: value for name, value in asdict(options).items() if name not in files}
+    others = ("class_prior", "spatial_prior", "prior_sigma", *THRESHOLD)  # all other keys are arguments
+    switches = {name: value for name, value in asdict(options).items() if name not in others}
     class_prior = spatial_prior = None
     if data is None:
         switches |= {"image_target": "uniform", "lambda_eq": 0.0}
     else:
         _check_boxes(data)
         class_prior, spatial_prior = distributed.from_first(lambda: _priors(data, report))
-    report("curriculum: " + ", ".join(f"{name}={value}" for name, value in switches.items()))
+    thresholds = _class_thresholds(options, num_classes) if options.threshold == "class_balanced" else None
+    used = switches | {name: getattr(options, name) for name in THRESHOLD if thresholds or name == "threshold"}
+    report("curriculum: " + ", ".join(f"{name}={value}" for name, value in used.items()))
     return PyramidCurriculum(
         None if class_prior is None else torch.from_numpy(class_prior),
         spatial_prior=None if spatial_prior is None else torch.from_numpy(spatial_prior),
+        class_thresholds=thresholds,
         all_reduce=distributed.all_reduce_sum,
         **switches,
+    )
+
+
+def _class_thresholds(options: Curriculum, num_classes: int) -> ClassThresholds:
+    layers = [*(["pixel"] if options.use_pixels else []), *(f"square_{b}" for b in options.box_size)]
+    return ClassThresholds(
+        num_classes,
+        layers,
+        quantile=options.threshold_quantile,
+        maximum=options.conf_threshold_max,
+        momentum=options.threshold_momentum,
+        all_reduce=distributed.all_reduce_sum,
     )
 
 

@@ -253,7 +253,7 @@ def _pictures(
     pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
     with torch.inference_mode():
         logits = {name: model.cpu()(pixels[None])["logits"] for name, model in models.items()}
-        layers = build_curriculum(trained.curriculum).pseudo_labels(logits[OWN])
+        layers = build_curriculum(trained.curriculum, trained.num_classes).pseudo_labels(logits[OWN])
     maps = {} if label is None else {"labels": label}
     maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
     pictures = {"image": image.resize(size)} | {caption: colour_map(ids, table) for caption, ids in maps.items()}

@@ -224,6 +224,14 @@ class Curriculum:
     )
     use_pixels: bool = key(True, "bottom layer: pixel pseudo-labels")
     conf_threshold: float = key(0.5, "a prediction is a pseudo-label where max P is above this", SHARE)
+    threshold: str = key(
+        "constant",
+        "constant: conf_threshold (released); class_balanced: a running quantile for each class, ours, as in CBST",
+        ("constant", "class_balanced"),
+    )
+    threshold_quantile: float = key(0.5, "of class_balanced: share of a class's predictions without a label", FRACTION)
+    threshold_momentum: float = key(0.9, "of class_balanced: share of the running quantile that stays", FRACTION)
+    conf_threshold_max: float = key(1.0, "of class_balanced: no threshold is above this", SHARE)
     merge_1x1: bool = key(False, "one mean over pixels and squares together (paper) instead of one mean each, added")
     lambda_pseudo: float = key(1.0, "weight of pixels and squares", WEIGHT)
     lambda_balance: float = key(1.0, "weight of the image term (top layer)", WEIGHT)

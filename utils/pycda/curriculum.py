@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .class_thresholds import ClassThresholds
 from .softmax_strips import SoftmaxStrips
 
 EPS = 1e-6  # inside the logarithms of the binary cross-entropy, released code; vanishes in half precision
@@ -48,6 +49,7 @@ class PyramidCurriculum(nn.Module):
         class_prior: (C,) source class histogram that sums to 1; may be None when ``image_target`` is "uniform".
         box_size: sides of the squares in pixels; empty switches the middle layer off.
         conf_threshold: a prediction is a label where its probability is above this.
+        class_thresholds: gives each class a threshold of its own instead (ours, see ``ClassThresholds``).
         merge_1x1: one mean over pixels and squares together (paper) instead of one mean each, added.
         lambda_pseudo, lambda_balance, lambda_eq: weights of pixels and squares, of the image term, of the spatial term.
         spatial_prior: (C, H, W) source class histogram per position, H x W the crop size; needed when lambda_eq > 0.
@@ -77,6 +79,7 @@ class PyramidCurriculum(nn.Module):
         region_pool: str = "logits",
         drop_saturated: bool = True,
         use_pixels: bool = True,
+        class_thresholds: ClassThresholds | None = None,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -95,6 +98,7 @@ class PyramidCurriculum(nn.Module):
         self.lambda_pseudo, self.lambda_balance, self.lambda_eq = lambda_pseudo, lambda_balance, lambda_eq or 0.0
         self.image_target, self.image_loss, self.region_pool = image_target, image_loss, region_pool
         self.drop_saturated, self.use_pixels = drop_saturated, use_pixels
+        self.class_thresholds = class_thresholds
         self.all_reduce = all_reduce or (lambda tensor: tensor)
         prior = None if class_prior is None else torch.as_tensor(class_prior, dtype=torch.float64)
         if prior is not None and prior.ndim != 1:
@@ -151,23 +155,26 @@ class PyramidCurriculum(nn.Module):
         # P_mean (N, C): P averaged over each image's pixels, the top layer;
         # pooled: for every b the b x b averages of Z, or of P with region_pool "probs", (N, C, H // b, W // b).
         ce, label, P_mean, *pooled = SoftmaxStrips.apply(Z, self.box_size, self.region_pool == "probs")
-        layers = {"pixel": self._labels(ce, label, valid)} if self.use_pixels else {}
+        layers = {"pixel": self._labels("pixel", ce, label, valid)} if self.use_pixels else {}
         for b, average in zip(self.box_size, pooled, strict=True):
-            layers[f"square_{b}"] = self._square_labels(average, valid, b)
+            layers[f"square_{b}"] = self._square_labels(f"square_{b}", average, valid, b)
         return layers, P_mean, pooled
 
-    def _labels(self, ce: Tensor, label: Tensor, valid: Tensor) -> PseudoLabels:
+    def _labels(self, layer: str, ce: Tensor, label: Tensor, valid: Tensor) -> PseudoLabels:
         """``ce`` is minus the log-probability of ``label``, the most probable class."""
-        return PseudoLabels(ce, label, (ce.detach().neg().exp() > self.conf_threshold) & valid)
+        confidence, threshold = ce.detach().neg().exp(), self.conf_threshold
+        if self.class_thresholds is not None:
+            threshold = self.class_thresholds(layer, confidence, label, valid)
+        return PseudoLabels(ce, label, (confidence > threshold) & valid)
 
-    def _square_labels(self, average: Tensor, valid: Tensor, b: int) -> PseudoLabels:
+    def _square_labels(self, layer: str, average: Tensor, valid: Tensor, b: int) -> PseudoLabels:
         if self.region_pool == "logits":
             log_prob = F.log_softmax(average, dim=1)
         else:
             log_prob = average.clamp_min(torch.finfo(average.dtype).tiny).log()
         best, label = log_prob.max(dim=1)
         any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void only if all of it is padding
-        return self._labels(-best, label, any_valid)
+        return self._labels(layer, -best, label, any_valid)
 
     def _mean_ce(self, layers: Sequence[PseudoLabels], zero: Tensor) -> Tensor:
         """Mean over the labelled entries of all ``layers`` and processes; ``zero`` where nothing is labelled."""
