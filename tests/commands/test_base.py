@@ -148,7 +148,7 @@ def test_base_is_one_path_at_the_top(tmp_path, text, message):
     [
         ("train: {num_steps: many}", "'train.num_steps' must be int"),
         ("train: {num_step: 1}", "unknown key 'train.num_step'"),
-        ("train: {schedule: cosine}", "'train.schedule' must be poly"),
+        ("train: {schedule: nonsense}", "'train.schedule' must be poly"),
         ("seed: 1\nseed: 2", "key 'seed' in line"),
         ("common: {ignore_label: 0}", "common.ignore_label is 0"),
         ("- seed", "expected keys and values"),

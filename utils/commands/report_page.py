@@ -236,10 +236,7 @@ def image_section(
             for caption, picture in pictures.items()
         )
         figures.append(f'<h3>{html.escape(sample.name)}</h3><div class="panels">{shown}</div>')
-    note = (
-        "By the final network in eval mode. Confidence is black at 0 and white at 1; above "
-        f"{trained.curriculum.conf_threshold} there is a pseudo-label, black is none."
-    )
+    note = "By the final network in eval mode. Confidence is black at 0 and white at 1; a pseudo-label is coloured."
     colours = png(legend(table, LEGEND_WIDTH), "colours of the classes")
     return f'<p class="note">{note}</p>{colours}{"".join(figures)}'
 

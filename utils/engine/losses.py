@@ -38,7 +38,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 Forward = Callable[..., dict[str, Tensor]]
-# Named scalars, of which ``total`` is minimised, and class histograms (C,), as they go into the log.
+# Named scalars and class histograms (C,), as they go into the log; ``total`` is minimised and must be finite.
 LossFunction = Callable[[Forward, Batch], dict[str, Tensor]]
 
 

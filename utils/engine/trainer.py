@@ -59,7 +59,9 @@ def learning_rate_factor(options: Train, step: int) -> float:
     last = max(step - 1, 0)
     if options.schedule == "poly":
         return (1 - last / options.num_steps) ** options.lr_pow
-    return 0.1 if last >= options.decrease_lr else 1.0
+    if options.schedule == "drop":
+        return 0.1 if last >= options.decrease_lr else 1.0
+    raise ValueError(f"train.schedule={options.schedule!r} has no formula here")
 
 
 class Trainer:
@@ -163,6 +165,7 @@ class Trainer:
                 self.scaler.scale(terms["total"]).backward()
                 if partwise:
                     partwise.backward()
+            # here .grad is the sum over all processes; with fp16 it is scaled until the optimiser's step
             self.scaler.step(self.optimizer)
             self.scaler.update()
         return {name: value.detach() for name, value in terms.items()}
@@ -186,11 +189,11 @@ class Trainer:
 
     def _check_finite(self, values: Mapping[str, float | dict[str, float]]) -> None:
         """Raises FloatingPointError for the first phase whose loss is not; what it did to the weights is not saved."""
-        terms = {name: value for name, value in values.items() if isinstance(value, float)}
-        phase = next((name.split("/")[0] for name, value in terms.items() if not math.isfinite(value)), None)
-        if phase is not None:
-            found = ", ".join(f"{n.split('/', 1)[1]}={v}" for n, v in terms.items() if n.startswith(f"{phase}/"))
-            raise FloatingPointError(f"non-finite loss in the {phase} step: {found}. {self._advice()}")
+        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
+        for phase in (phase.name for phase in self.phases):
+            if not math.isfinite(scalars.get(f"{phase}/total", 0.0)):
+                found = ", ".join(f"{n.split('/', 1)[1]}={v}" for n, v in scalars.items() if n.startswith(f"{phase}/"))
+                raise FloatingPointError(f"non-finite loss in the {phase} step: {found}. {self._advice()}")
 
     def _log(self, iteration: Iteration) -> None:
         step, factor = self.state.step, learning_rate_factor(self.config.train, self.state.step - 1)
