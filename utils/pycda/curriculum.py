@@ -7,8 +7,8 @@ The network's own predictions on the unlabelled target images are the labels:
     top     image    a class histogram                                  prediction averaged over the image
     (+)     spatial  a class histogram per position                     pooled prediction
 
-Z are the logits at the crop size, P = softmax(Z). Where paper and released code differ, an argument chooses; its default
-is the released code. This folder needs torch alone: copy it anywhere.
+Z are the logits at the crop size, P = softmax(Z). Where paper and released code differ, an argument chooses, by default
+the released code. This folder needs torch alone: copy it anywhere.
 """
 
 from collections.abc import Callable, Sequence
