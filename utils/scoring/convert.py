@@ -90,7 +90,7 @@ def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
     """Raises ConfigError where a forward pass would have too few images for batch norm."""
     for loader in loaders:
         smallest = min(len(batch) for batch in cast(Iterable[list], loader.batch_sampler))
-        check_batch(model, smallest, "adabn.batch_size")
+        check_batch(model, smallest, "adabn.batch_size, or images of several sizes,")
 
 
 def files_to_convert(config: Config, report: Callable[[str], None]) -> list[str]:
@@ -147,7 +147,7 @@ def convert_run(config: Config) -> None:
         of_domains, samples = statistics_samples(config), Data(config).test("optional")
         distributed.check_agreement(lambda: data_facts(data_contents(config, of_domains | {"test": samples})))
         # made before anything is scored, which takes long
-        loaders = [Data(config).statistics_loader(DOMAINS[name], found) for name, found in of_domains.items()]
+        loaders = [Data(config, log.text).statistics_loader(DOMAINS[name], found) for name, found in of_domains.items()]
         _check_batches(model, loaders)
         if not are_labelled(samples):
             log.text("no labelled test images: the network is converted without scores")
