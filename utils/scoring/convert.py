@@ -90,7 +90,7 @@ def _check_batches(model: Segmentor, loaders: Sequence[DataLoader]) -> None:
     """Raises ConfigError where a forward pass would have too few images for batch norm."""
     for loader in loaders:
         smallest = min(len(batch) for batch in cast(Iterable[list], loader.batch_sampler))
-        check_batch(model, smallest, "adabn.batch_size, or images of several sizes,")
+        check_batch(model, smallest, "adabn.batch_size")
 
 
 def files_to_convert(config: Config, report: Callable[[str], None]) -> list[str]:
