@@ -20,13 +20,13 @@ OPACITY = 0.5  # of a prediction on its image
 TEXT_SIZE, SMALL_TEXT, TITLE_HEIGHT = 12, 10, 18  # pixels
 LEGEND_SIZES = (13, 28)  # pixels of a letter below the narrowest and the widest pictures
 WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
-INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
-THREADS = 4  # that write
-WAITING = 6  # calls at most that are not done yet, each of which holds a picture
 # Fonts with more letters than Pillow's: of Linux, macOS and Windows; the last ones have Chinese, Japanese and Korean.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
 NO_LETTER = "\uffff"  # no font has it
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
+THREADS = 4  # that write
+WAITING = 6  # calls at most that are not done yet, each of which holds a picture
 LABEL_IDS = "label_ids"  # the folder of a saved prediction that can be scored
 
 
