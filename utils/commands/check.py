@@ -203,7 +203,7 @@ def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[
     """What the sizes of a domain's images mean for batches and crops."""
     from utils.builders.data import check_whole_images, one_at_a_time
 
-    name, a, crop, scale = report.split.name, config.adabn, options.crop_size, options.scale or (1, 1)
+    name, a, crop = report.split.name, config.adabn, options.crop_size
     try:
         check_whole_images(options, [one.sample for one in report.seen], config.train.batch_size)
     except UserError as error:
@@ -211,11 +211,10 @@ def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[
     whole = a.images == "whole" and a.domains in (name, "both") and options.input_size is None
     if whole and a.batch_size > 1 and len(report.sizes) > 1:
         yield Finding(REMARK, "", one_at_a_time(name), "one at a time")
-    factor = min(max(1, scale[0]), scale[1])
-    sizes = {size: [int(side * factor) for side in options.input_size or size] for size in report.sizes}
-    small = [size for size, (width, height) in sizes.items() if crop and (width < crop[0] or height < crop[1])]
+    sizes = Counter(options.input_size or one.size for one in report.seen if one.size)  # before any random scale
+    small = [size for size in sizes if crop and (size[0] < crop[0] or size[1] < crop[1])]
     if crop and small:
-        count, (width, height) = sum(report.sizes[size] for size in small), sizes[small[0]]
+        count, (width, height) = sum(sizes[size] for size in small), small[0]
         text = f"{count} images, as {width}x{height}, are smaller than {name}.crop_size {list(crop)} (W, H): "
         yield Finding(REMARK, "", text + "their crops are padded, and the padding is not trained on", "padded crops")
 

@@ -22,7 +22,7 @@ LEGEND_SIZES = (13, 28)  # pixels of a letter below the narrowest and the widest
 WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
 # Fonts with more letters than Pillow's: of Linux, macOS and Windows; the last ones have Chinese, Japanese and Korean.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
-NO_LETTER = "\uffff"  # no font has it
+NO_LETTER = "\uffff"  # no font has it, and draws the box that it draws for every letter that it lacks
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
 THREADS = 4  # that write
@@ -92,11 +92,10 @@ def drawable(texts: tuple[str, ...], size: int) -> tuple[tuple[str, ...], Font]:
     for name in FONTS if letters else ():
         with suppress(OSError):  # not on this machine
             fonts.append(ImageFont.truetype(name, size))
-    boxes = [bytes(font.getmask(NO_LETTER)) for font in fonts]  # what a font draws for each letter that it lacks
-    lacking = [{c for c in letters if bytes(font.getmask(c)) == box} for font, box in zip(fonts, boxes, strict=True)]
-    font, lacked = min(zip(fonts, lacking, strict=True), key=lambda pair: len(pair[1]))
-    in_ascii = str.maketrans({letter: _in_ascii(letter) for letter in lacked})
-    return tuple(text.translate(in_ascii) for text in texts), font
+    lacking = [[c for c in letters if bytes(font.getmask(c)) == bytes(font.getmask(NO_LETTER))] for font in fonts]
+    best = min(range(len(fonts)), key=lambda number: len(lacking[number]))
+    in_ascii = str.maketrans({letter: _in_ascii(letter) for letter in lacking[best]})
+    return tuple(text.translate(in_ascii) for text in texts), fonts[best]
 
 
 def _in_ascii(letter: str) -> str:
