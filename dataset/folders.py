@@ -64,8 +64,8 @@ def find_samples(
         repeats: whether a list may have a line several times, as for training.
 
     Raises:
-        DataError: a missing folder, an empty split, a missing file or pair, a label file of train ids, or two images of
-            one name; the message says what is expected.
+        DataError: a missing folder, an empty split, a missing file or pair, a label file of train ids, an image that is
+            listed as its own label, or two images of one name; the message says what is expected.
     """
     if dataset == "list":
         return _find_listed(Path(data_dir), data_list, labels, repeats)
@@ -84,6 +84,8 @@ def find_samples(
         if len(lines) != len(images):
             raise DataError(f"{label_list} has {len(lines)} lines for {len(images)} images: list one label per image")
         found = [_locate(line, label_dir, Path(label_root or root), label_list) for line in lines]
+        for image, label, line in zip(images, found, lines, strict=True):
+            _refuse_own_label(image, label, label_list, line)
     for label in found:
         refuse_train_ids(label, dataset)
     if labels == "required":
@@ -164,12 +166,14 @@ def read_list(path: str | Path, *, repeats: bool = False) -> list[str]:
         repeats: whether a line may be there several times, as people write who want rare classes seen more often.
 
     Raises:
-        DataError: no such file, no line, not UTF-8, or a line that is repeated although it may not be.
+        DataError: no such file, no line, not UTF-8, a header, or a line that is repeated although it may not be.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no list file {path}")
     lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if len(lines) > 1 and "." not in lines[0] and "." in lines[1]:  # words, above names of files
+        raise DataError(f"{_place(path, lines[0])} looks like a header: a list has paths only, remove that line")
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated and not repeats:
         raise DataError(
@@ -178,6 +182,17 @@ def read_list(path: str | Path, *, repeats: bool = False) -> list[str]:
     if not lines:
         raise DataError(f"{path} lists no file")
     return lines
+
+
+def _place(list_file: str | Path, line: str) -> str:
+    """Words for a message about a line that ``read_list`` gave."""
+    number = [text.strip() for text in read_text(Path(list_file)).split("\n")].index(line) + 1
+    return f"{list_file}, line {number}, {line!r},"
+
+
+def _refuse_own_label(image: Path, label: Path, list_file: str | Path, line: str) -> None:
+    if os.path.samefile(image, label):
+        raise DataError(f"{_place(list_file, line)} names {image} as the label of itself: name its label file")
 
 
 def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats: bool) -> list[Sample]:
@@ -191,6 +206,8 @@ def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats:
             raise DataError(f"{data_list} has the line {line!r}: 'image_path label_path' is needed")
         images.append(_locate(image, root, root, data_list))
         found.append(_locate(label, root, root, data_list) if label else None)
+        if found[-1]:
+            _refuse_own_label(images[-1], found[-1], data_list, line)
     return list(map(Sample, _names(images, (root,), None, repeats), images, found))
 
 

@@ -120,7 +120,8 @@ def epoch_batches(
     per_epoch = math.ceil(num_samples / batch_size)
     if num_samples // per_epoch < world_size:
         raise ChoiceError(
-            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any"
+            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any: "
+            "change the batch size or NPROC"
         )
     batches = []
     for epoch in range(epochs):

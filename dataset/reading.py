@@ -2,9 +2,10 @@
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _naming(what: str, path: Path) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damage leads them to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(f"cannot read {what} {path}: {reason}. Download it again or leave it out by a data_list") from (
             error
         )
@@ -87,9 +88,12 @@ def read_raw_label(path: Path, kind: str) -> np.ndarray:
     Greys of 1, 2, 4 and 8 bits, palettes, and greys of 16 bits that hold no id above 255.
 
     Raises:
-        DataError: an unreadable file; colours, lossy compression or other values instead of ids.
+        DataError: an unreadable file; colours, lossy compression or other values instead of ids; a SYNTHIA label of
+            more pixels than Pillow's limit.
     """
-    with _naming("label", path):
+    strict = kind == "synthia"  # Pillow only warns up to twice its limit, which in two passes takes gigabytes
+    limit = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+    with _naming("label", path), limit if strict else nullcontext():
         with Image.open(path) as image:
             if kind == "synthia" and _raw_mode(image) in COLOUR16:
                 return _first_channel16(path)

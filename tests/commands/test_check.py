@@ -202,6 +202,20 @@ def test_a_shape_that_the_test_size_distorts_is_remarked(command, data, capsys):
     assert "images of 96x64 are seen 1.33 times as wide at test.input_size [128, 64]" in findings(lines)[0]
 
 
+def test_several_sizes_and_crops_beyond_the_picture_are_named_where_they_matter(command, data, capsys):
+    for path in data.glob("cityscapes/*/train/*/*_000002_*.png"):
+        with Image.open(path) as picture:
+            picture.resize((60, 40), Image.Resampling.NEAREST).save(path)
+    status, lines = run(command, data, capsys, "target.crop_size=[64, 32]")
+    assert status == 0 and len(findings(lines)) == 2 and "adabn runs them one at a time" in findings(lines)[0]
+    assert "images, as 60x40, are smaller than target.crop_size [64, 32]" in findings(lines)[1]
+    for keys in (["target.input_size=[96, 64]"], ["adabn.images=crops", "target.crop_size=[60, 40]"]):
+        assert findings(run(command, data, capsys, *keys)[1]) == []
+    status, lines = run(command, data, capsys, "target.crop_size=null", "adabn.batch_size=1")
+    (error,) = findings(lines)
+    assert status == 1 and error.startswith("error: no batches for a training: images of one batch must be of one size")
+
+
 def test_turned_images_and_a_test_split_without_labels_are_remarked(command, data, capsys):
     exif = Image.Exif()
     exif[0x0112] = 3

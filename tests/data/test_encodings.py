@@ -9,7 +9,7 @@ from dataset.loader import SegmentationDataset
 from dataset.messages import DataError
 from dataset.reading import prediction_kind, read_image, read_label, read_pair, read_raw_label
 from dataset.transforms import EvalTransform
-from tests.data.png import chunk, grey
+from tests.data.png import chunk, grey, png
 
 ORIENTATION = 0x0112
 
@@ -109,6 +109,13 @@ def test_wrong_pictures_of_any_kind_are_named(tmp_path, spoil):
         with pytest.raises(DataError, match="cannot read .*a.png: ") as raised:
             read(tmp_path / "a.png")
         assert "\n" not in str(raised.value)
+
+
+def test_synthia_label_that_claims_too_many_pixels_is_refused_at_once(tmp_path, recwarn):
+    path = png(tmp_path / "a.png", (13000, 13000), 16, 2, bytes(1 + 6 * 13000))  # between the limit and twice as many
+    with pytest.raises(DataError, match=r"cannot read label .*a.png: Image size .* exceeds limit"):
+        read_raw_label(path, "synthia")
+    assert not recwarn.list
 
 
 def test_skipping_goes_past_several_bad_neighbours(tmp_path):

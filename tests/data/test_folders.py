@@ -93,6 +93,12 @@ def test_bad_lists_are_named(gtav, tmp_path, text, message):
         find_samples("gtav", gtav, data_list=tmp_path / "list.txt")
 
 
+def test_label_list_of_the_images_is_refused(gtav, tmp_path):
+    (tmp_path / "list.txt").write_text("images/00001.png\nimages/00002.png\n")
+    with pytest.raises(DataError, match="list.txt, line 1, 'images/00001.png', names .* as the label of itself"):
+        find_samples("gtav", gtav, data_list=tmp_path / "list.txt", label_list=tmp_path / "list.txt")
+
+
 def test_label_list_of_another_length_is_refused(gtav, tmp_path):
     (tmp_path / "labels.txt").write_text("00001.png\n")
     with pytest.raises(DataError, match="1 lines for 3 images"):

@@ -153,6 +153,23 @@ def test_encodings_of_list_files(tmp_path):
             read_list(tmp_path / "list.txt")
 
 
+@pytest.mark.parametrize("header", ["image label", "image,label", "Bild\tMaske", "# path"])
+def test_a_header_is_named_with_its_line(tmp_path, header):
+    (tmp_path / "list.txt").write_text(f"\n{header}\n{pair(tmp_path, 'a')}\n{pair(tmp_path, 'b')}\n")
+    with pytest.raises(DataError, match="list.txt, line 2, .* looks like a header"):
+        find_samples("list", tmp_path, data_list=tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("label", ["b.png", "./b.png", "link/b.png"])
+def test_an_image_as_its_own_label_is_named_with_its_line(tmp_path, label):
+    first, _ = pair(tmp_path, "a"), pair(tmp_path, "b")
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "list.txt").write_text(f"{first}\n\nb.png {label}\n")
+    for labels in ("required", "optional"):
+        with pytest.raises(DataError, match="list.txt, line 3, .*b.png as the label of itself"):
+            find_samples("list", tmp_path, data_list=tmp_path / "list.txt", labels=labels)
+
+
 def test_a_repetition_in_a_long_list_is_found_at_once(tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(200_000)) + "7.png\n")  # quadratic: 2 hours
     with pytest.raises(DataError, match="lists 7.png more than once"):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import test_adabn as convert
@@ -67,6 +68,21 @@ def test_trained_run_goes_before_the_pair_that_it_may_have_started_from(command,
     convert.main(command(tmp_path, "run", *pair, "adabn.batch_size=2"))
     assert f"another exp_name converts {tmp_path}/encoder.pth" in (tmp_path / "run/log.txt").read_text()
     assert (tmp_path / "run/adabn.pth").is_file() and not (tmp_path / "run/adabn_encoder.pth").exists()
+
+
+def test_images_of_several_sizes_are_converted_one_at_a_time(command, city, source_run, tmp_path):
+    shutil.copytree(city / "cityscapes", tmp_path / "data")
+    for path in (tmp_path / "data").glob("*/train/*/*_000002_*.png"):
+        with Image.open(path) as picture:
+            picture.resize((128, 96), Image.Resampling.NEAREST).save(path)
+    found = []
+    for size in (1, 2):
+        keys = [f"target.data_dir={tmp_path}/data", "val.held_out=0", f"adabn.batch_size={size}"]
+        convert.main(command(tmp_path, str(size), *keys, f"adabn.weights={source_run}"))
+        found.append(torch.load(tmp_path / str(size) / "adabn.pth", weights_only=True)["model"])
+        log = (tmp_path / f"{size}/log.txt").read_text()
+        assert ("target images have several sizes: adabn runs them one at a time" in log) == (size > 1)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 @pytest.mark.slow

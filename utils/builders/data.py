@@ -208,14 +208,21 @@ class Data:
     def statistics_loader(self, domain: int, samples: Sequence[Sample]) -> DataLoader:
         """Finite batches for batch-norm statistics, ``adabn.num_steps`` of them or ``adabn.epochs`` times all images.
 
+        Images of several sizes, which are no batch, go one at a time through each process; that is reported.
+
         Raises:
-            ChoiceError, DataError: the images cannot be batches, see ``check_whole_images``.
+            ChoiceError: the images cannot be batches, see ``check_whole_images``.
         """
         a, options = self.config.adabn, self._augmentation(domain, statistics_only=True)
-        check_whole_images(options, samples, math.ceil(a.batch_size / distributed.world_size()))
+        batch_size = a.batch_size
+        try:
+            check_whole_images(options, samples, math.ceil(batch_size / distributed.world_size()))
+        except DataError:
+            batch_size = distributed.world_size()
+            self.report(one_at_a_time("source" if domain == SOURCE else "target"))
         dataset = self.dataset(domain, samples, statistics_only=True)
         settings = {"seed": self.config.seed, "num_workers": self.config.test.num_workers, **_this_process()}
-        return finite_loader(dataset, a.batch_size, steps=a.num_steps, epochs=a.epochs, **settings)
+        return finite_loader(dataset, batch_size, steps=a.num_steps, epochs=a.epochs, **settings)
 
     def evaluation_loader(
         self, samples: Sequence[Sample], options: Domain | Evaluation, num_workers: int | None = None
@@ -285,6 +292,14 @@ def shape_remark(input_size: Size | None, sizes: Iterable[Size]) -> str:
     return (
         f"images of {size[0]}x{size[1]} are seen {stretched[size]:.2f} times as wide at test.input_size "
         f"[{width}, {height}]: another shape, or null, would not distort them"
+    )
+
+
+def one_at_a_time(domain: str) -> str:
+    """That the statistics of a domain are not taken by batches of ``adabn.batch_size``."""
+    return (
+        f"{domain} images have several sizes: adabn runs them one at a time. For batches set {domain}.input_size, or "
+        f"adabn.images=crops and {domain}.crop_size"
     )
 
 

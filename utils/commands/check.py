@@ -15,7 +15,7 @@ import numpy as np
 
 from dataset.folders import Sample, find_samples, known_labels
 from dataset.labels import IGNORE, class_table, id_lookup, known_ids, look_like_train_ids, refuse_train_ids
-from dataset.messages import SHOWN, DataError, few
+from dataset.messages import SHOWN, DataError, UserError, few
 from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
@@ -199,12 +199,34 @@ def _image_remarks(report: Report) -> Iterator[Finding]:
         yield Finding(REMARK, "", f"{len(resized)} labels {OTHER_SIZES}: {few(resized)}", "labels of another size")
 
 
+def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[Finding]:
+    """What the sizes of a domain's images mean for batches and crops."""
+    from utils.builders.data import check_whole_images, one_at_a_time
+
+    name, a, crop = report.split.name, config.adabn, options.crop_size
+    try:
+        check_whole_images(options, [one.sample for one in report.seen], config.train.batch_size)
+    except UserError as error:
+        yield Finding(ERROR, "", f"no batches for a training: {error}", "no batches")
+    whole = a.images == "whole" and a.domains in (name, "both") and options.input_size is None
+    if whole and a.batch_size > 1 and len(report.sizes) > 1:
+        yield Finding(REMARK, "", one_at_a_time(name), "one at a time")
+    sizes = Counter(options.input_size or one.size for one in report.seen if one.size)  # before any random scale
+    small = [size for size in sizes if crop and (size[0] < crop[0] or size[1] < crop[1])]
+    if crop and small:
+        count, (width, height) = sum(sizes[size] for size in small), small[0]
+        text = f"{count} images, as {width}x{height}, are smaller than {name}.crop_size {list(crop)} (W, H): "
+        yield Finding(REMARK, "", text + "their crops are padded, and the padding is not trained on", "padded crops")
+
+
 def check(config: Config, workers: int) -> list[Report]:
     """A report of each of ``splits``."""
     from utils.builders.data import Data, shape_remark  # torch, which a wrong command line need not wait for
 
     *training, test = splits(config)
     reports = [check_split(split, workers) for split in training]
+    for report, options in zip(reports, (config.source, config.target), strict=False):  # not val.data_list's
+        report.findings += _size_findings(report, options, config)
     if not Data(config).has_test_set:
         text = "there is no test set: training needs none, but there will be no scores"
         return [*reports, Report(test, findings=[Finding(REMARK, "", text, "no test set")])]

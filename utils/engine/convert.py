@@ -120,7 +120,7 @@ def convert_run(config: Config) -> None:
         weights = distributed.from_first(lambda: files_to_convert(a.weights, config.run_folder, pair, log.text))
         predictor, report = load_configured(config, weights, run.device)
         log.text(report)
-        model, data = predictor.model, Data(config)
+        model, data = predictor.model, Data(config, log.text)
         tested = data.test("optional")
         samples = {}
         if a.domains != "target":

@@ -1,9 +1,13 @@
 """Pictures of predictions: colour maps, label ids, overlays, panels, legend, clips; threads that write files."""
 
 import math
+import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -14,9 +18,13 @@ from dataset.files import write_whole
 from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
-TEXT_SIZE, TITLE_HEIGHT = 12, 18  # pixels
+TEXT_SIZE, SMALL_TEXT, TITLE_HEIGHT = 12, 10, 18  # pixels
 LEGEND_SIZES = (13, 28)  # pixels of a letter below the narrowest and the widest pictures
 WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
+# Fonts with more letters than Pillow's: of Linux, macOS and Windows; the last ones have Chinese, Japanese and Korean.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
+NO_LETTER = "\uffff"  # no font has it, and draws the box that it draws for every letter that it lacks
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
 THREADS = 4  # that write
 WAITING = 6  # calls at most that are not done yet, each of which holds a picture
@@ -67,9 +75,38 @@ def titled(columns: dict[str, Image.Image]) -> Image.Image:
     return stack(tiles, horizontal=True)
 
 
-def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, fill: str = "black") -> None:
-    """Text whose top left corner is ``at``, 16 pixels high, with letters beyond ASCII where Pillow has a font."""
-    draw.text(at, text, fill=fill, font=ImageFont.load_default(TEXT_SIZE))
+def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int = TEXT_SIZE) -> None:
+    """Black text whose top left corner is ``at``, in letters of ``size`` pixels, see ``drawable``."""
+    (shown,), font = drawable((text,), size)
+    draw.text(at, shown, fill="black", font=font)
+
+
+@cache
+def drawable(texts: tuple[str, ...], size: int) -> tuple[tuple[str, ...], Font]:
+    """A font for all ``texts``, and the texts with what it lacks in ASCII instead, so that no letter is a box.
+
+    It is Pillow's own, which has ASCII alone, or the first of ``FONTS`` on this machine that has more of the letters.
+    """
+    texts = tuple(unicodedata.normalize("NFC", text) for text in texts)
+    letters = {letter for text in texts for letter in text if not letter.isascii()}
+    fonts: list[Font] = [ImageFont.load_default(size)]
+    for name in FONTS if letters else ():
+        with suppress(OSError):  # not on this machine
+            fonts.append(ImageFont.truetype(name, size))
+    lacking = [[c for c in letters if bytes(font.getmask(c)) == bytes(font.getmask(NO_LETTER))] for font in fonts]
+    best = min(range(len(fonts)), key=lambda number: len(lacking[number]))
+    in_ascii = str.maketrans({letter: _in_ascii(letter) for letter in lacking[best]})
+    return tuple(text.translate(in_ascii) for text in texts), fonts[best]
+
+
+def _in_ascii(letter: str) -> str:
+    """A letter without its accents, or its Unicode name, as "l" and "zhe"; "?" for what is no letter."""
+    for text in (letter, letter.casefold()):  # the latter of the German sharp s is ss
+        if plain := unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode():
+            return plain
+    name = unicodedata.name(letter, "")
+    found = re.search(r"(?:LETTER|LIGATURE|SYLLABLE) (?:DOTLESS )?(\w+)", name)
+    return "?" if not found else found[1].capitalize() if "CAPITAL" in name else found[1].lower()
 
 
 def legend(table: ClassTable, width: int, present: np.ndarray | None = None) -> Image.Image:
@@ -79,12 +116,12 @@ def legend(table: ClassTable, width: int, present: np.ndarray | None = None) -> 
         present: bool (C,), False for classes that are faint; None: all are present.
     """
     size = min(max(width // WIDTH_IN_LETTERS, LEGEND_SIZES[0]), LEGEND_SIZES[1])
-    font, line = ImageFont.load_default(size), round(1.6 * size)
-    widest = max(math.ceil(font.getlength(name)) for name in table.names)
+    (names, font), line = drawable(table.names, size), round(1.6 * size)
+    widest = max(math.ceil(font.getlength(name)) for name in names)
     columns = max(1, width // (widest + round(2.4 * size)))
     sheet = Image.new("RGB", (width, math.ceil(table.num_classes / columns) * line + size // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, name in enumerate(table.names):
+    for number, name in enumerate(names):
         left = size // 2 + number % columns * (width // columns)
         top = size // 3 + number // columns * line
         colour, there = tuple(table.palette[number].tolist()), present is None or present[number]
@@ -175,9 +212,9 @@ def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
     write(draw, (8, 4), "Confusion matrix:\n% of the pixels\nof each label")
     draw.text((8, margin - 16), "label \\ prediction", fill="black")
     for row, name in enumerate(table.names):
-        draw.text((8, margin + cell * row + 14), name, fill="black")
+        write(draw, (8, margin + cell * row + 14), name, SMALL_TEXT)
         column = Image.new("RGB", (margin - 8, 14), "white")  # names of the columns read upwards
-        ImageDraw.Draw(column).text((0, 1), name, fill="black")
+        write(ImageDraw.Draw(column), (0, 1), name, SMALL_TEXT)
         picture.paste(column.rotate(90, expand=True), (margin + cell * row + 14, 4))
         for at, share in enumerate(shares[row]):
             left, top = margin + cell * at, margin + cell * row
