@@ -1,6 +1,7 @@
 """What a run is and what is left of it: other methods, other data, failed starts, stops at any moment."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def write_id_table(path: Path, ids: list[int]) -> None:
     read_id_table.cache_clear()
 
 
+SAME_NAMES = "the same names with other labels or sizes of images"
+
+
 def test_changed_data_is_named(city, tmp_path):
     shutil.copytree(city, tmp_path / "city")
     config, table = Config(num_classes=2), tmp_path / "ids.yaml"
@@ -99,13 +103,18 @@ def test_changed_data_is_named(city, tmp_path):
         write_list(samples, tmp_path / f"run/lists/{name}.txt", root)
     saved = RunData(config, lists).digests()
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
+    os.utime(source[0].label, (1, 1))  # a copy has other times
+    assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
+    with source[0].image.open("ab") as stream:
+        stream.write(b" ")
+    assert RunData(config, lists).changes(saved, tmp_path / "run") == f"source: {SAME_NAMES}"
     label = np.array(Image.open(source[2].label))
     Image.fromarray(np.roll(label, 9)).save(source[2].label)
     write_id_table(table, [2, 1])
     changed = RunData(config, {"source": source, "target": target[::-1], "held_out": held_out[:2] + target[:1]})
     assert changed.changes(saved, tmp_path / "run") == (
         f"held_out: 1 image(s) removed ({relative(held_out[2], config)}), 1 image(s) added "
-        f"({relative(target[0], config)}); source: the same images with other label files; source.id_table; "
+        f"({relative(target[0], config)}); source: {SAME_NAMES}; source.id_table; "
         "target: the same images in another order; target.id_table"
     )
     assert "source: unknown in what, as there is no" in changed.changes(saved, tmp_path)

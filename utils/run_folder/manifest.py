@@ -11,19 +11,22 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from dataset.files import file_version, write_whole
+from dataset.files import write_whole
 from dataset.folders import Sample
 from dataset.messages import DataError, few
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import SCRATCH, Config
 
 MANIFEST = "run.json"
+READERS = 16  # threads
 # Ends of the keys that change neither the result nor its place in the training; model.fc_dim only checks model.encoder.
 FREE = (
     "snapshot_dir",
@@ -74,11 +77,12 @@ def start_facts(config: Config) -> dict[str, str]:
 
 def file_facts(files: Iterable[str]) -> dict[str, str]:
     """SHA-256 of what each file holds, by its path."""
-    digests = {}
-    for path in files:
-        with open(path, "rb") as stream:
-            digests[path] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    return {path: _sha256(path) for path in files}
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class RunData:
@@ -98,14 +102,14 @@ class RunData:
         self._files = {key: digests[path] for key, path in there.items()}
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each list, with the sizes and times of its label files, and of each id table and prior file."""
+        """SHA-256 of each list, with what its label files hold, and of each id table and prior file."""
         return {name: _list_sha256(samples) for name, samples in self.lists.items()} | self._files
 
     def facts(self) -> dict[str, str]:
-        """What the processes of a run must agree on. The times of label files do not count, as copies may lose them."""
+        """What the processes of a run must agree on; label files by their names and sizes alone."""
         facts = dict(self._files)
         for name, samples in self.lists.items():
-            digest = _list_sha256(samples, times=False)[:12]
+            digest = _list_sha256(samples, contents=False)[:12]
             facts[f"the list of {name.replace('_', ' ')} images"] = f"{len(samples)} images (digest {digest})"
         return facts
 
@@ -135,19 +139,30 @@ class RunData:
             for images, what in ((removed, "removed"), (added, "added"))
             if images
         ]
-        same = "the same images with other label files" if old == new else "the same images in another order"
+        same = (
+            "the same names with other labels or sizes of images" if old == new else "the same images in another order"
+        )
         return ", ".join(changes) or same
 
 
-def _list_sha256(samples: Sequence[Sample], times: bool = True) -> str:
-    """Of the images' names and the names, sizes and, with ``times``, times of the last change of their label files."""
-    lines = []
-    for sample in samples:
-        lines.append(f"{sample.name}{sample.image.suffix}")
-        if sample.label is not None:
-            time, size = file_version(sample.label) or (0, 0)
-            lines.append(f"{sample.label.name} {size} {time if times else ''}")
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+def _list_sha256(samples: Sequence[Sample], contents: bool = True) -> str:
+    """Of the names and sizes in bytes of images and label files and, with ``contents``, of what the label files hold.
+
+    Images are not read, as they are many times larger. Times do not count, as copies lose them.
+    """
+    with ThreadPoolExecutor(READERS) as pool:  # files may lie far away
+        lines = pool.map(lambda sample: _described(sample, contents), samples)
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _described(sample: Sample, contents: bool) -> str:
+    words = [f"{sample.name}{sample.image.suffix}"]
+    for path in filter(None, (sample.image, sample.label)):
+        words.append(f"{path.name} {path.stat().st_size}")
+    if sample.label is not None and contents:
+        with suppress(OSError):  # the loader names the file, or replaces it
+            words.append(_sha256(sample.label))
+    return " ".join(words)
 
 
 class Manifest:
@@ -157,7 +172,7 @@ class Manifest:
     without pauses, the number of images and the digest of each list, and the versions of code, torch and Python.
     """
 
-    def __init__(self, method: str, data: RunData) -> None:
+    def __init__(self, method: str, data: RunData, digests: Mapping[str, str]) -> None:
         m = data.config.model
         self._path, self._clock = data.config.run_folder / MANIFEST, time.monotonic()
         self._content: dict[str, Any] = {
@@ -166,7 +181,7 @@ class Manifest:
             "started": None,
             "seconds": None,
             "images": {name: len(samples) for name, samples in data.lists.items()},
-            "digests": data.digests(),
+            "digests": dict(digests),
             "versions": {"code": git_revision(), "torch": torch.__version__, "python": platform.python_version()},
         }
 
