@@ -108,7 +108,7 @@ def data_of(config: Config) -> RunData:
 def trainer_of(config: Config, log: RunLog) -> Trainer:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    origin = {"method": METHOD, "data": data_of(config).digests()}
+    origin = {"method": METHOD, "data": data_of(config).digests}
     return Trainer(config, model, optimizer, [], None, torch.device("cpu"), log, origin=origin)
 
 

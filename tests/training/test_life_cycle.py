@@ -101,7 +101,7 @@ def test_changed_data_is_named(city, tmp_path):
         (tmp_path / "run/lists").mkdir(parents=True, exist_ok=True)
         root = config.source.data_dir if name == "source" else config.target.data_dir
         write_list(samples, tmp_path / f"run/lists/{name}.txt", root)
-    saved = RunData(config, lists).digests()
+    saved = RunData(config, lists).digests
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
     os.utime(source[0].label, (1, 1))  # a copy has other times
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""

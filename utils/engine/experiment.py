@@ -149,7 +149,7 @@ def build_trainer(
     run_data = RunData(config, data.lists())
     distributed.check_agreement(run_data.facts)
     state = distributed.from_first(lambda: find_state(run_data, method, log.text))
-    digests = distributed.from_first(run_data.digests)  # reads all labels
+    digests = distributed.from_first(lambda: run_data.digests)  # reads all labels
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)
         report_resized_labels(data)
@@ -171,7 +171,7 @@ def build_trainer(
         log,
         target_shares=TargetShares(data, device, log),
         origin={"method": method, "data": digests},
-        manifest=Manifest(method, run_data, digests),
+        manifest=Manifest(method, run_data) if distributed.is_main() else None,
     )
     if state:
         trainer.load_state(state)
