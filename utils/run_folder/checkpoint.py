@@ -12,10 +12,10 @@ from dataset.files import write_whole
 from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, read_file, reading
+from models.weights import WeightsError, read_file, reading, unchecked
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
-from utils.run_folder.classes import class_entry
+from utils.run_folder.classes import class_entry, class_table_of
 from utils.run_folder.identity import config_changes, data_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
@@ -142,6 +142,8 @@ def _checked(
         _compare(state, path, config, method, data, report)
     except (yaml.YAMLError, zlib.error, LookupError, TypeError, AttributeError, ValueError) as error:
         raise DamagedError(f"{path} is no state of a training: what it says of its run is unreadable") from error
+    if remark := unchecked(path):
+        report(remark)
     report(f"going on from {path} after step {state['step']}")
     return state
 
@@ -199,7 +201,7 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
     encoder = None
     for given in weights:
         path = resolve_weights(given)
-        if "model" in read_file(path):
+        if "bn_updates" in read_file(path):  # other code bases have files with a "model" too
             if encoder is not None:
                 break
             networks[given] = (str(path),)
@@ -233,9 +235,7 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
     if to.exists() and to.samefile(path):
         raise CheckpointError(f"{to} is the checkpoint itself: choose another file")
     kept = {name: content[name] for name in PASSED_ON if name in content}
-    classes = class_entry(config.class_table)
-    if kept.get("classes", classes)["names"] == classes["names"]:
-        kept["classes"] = classes
+    kept["classes"] = class_entry(config.table_for(class_table_of(content, config, str(path))))
     save_atomic(kept, to)
     sizes = " instead of ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (to, path))
     return f"{to}: weights, classes and configuration of {path}, {sizes} MB"

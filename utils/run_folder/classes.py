@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from dataset.labels import CITYSCAPES, ClassTable, is_id_table
-from models.weights import WeightsError, reading
+from dataset.labels import CITYSCAPES, ClassTable, is_id_table, table_of
+from dataset.messages import DataError
+from models.weights import WeightsError
 from utils.config.schema import Config
 
 
@@ -30,8 +29,11 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
         WeightsError: damaged classes; an older checkpoint whose id table is not there.
     """
     if "classes" in content:
-        with reading(origin):
-            return _table(content["classes"])
+        try:
+            entry = content["classes"]
+            return table_of(entry["names"], entry["palette"], entry["export_ids"])
+        except (DataError, LookupError, TypeError, ValueError) as error:
+            raise WeightsError(f"{origin} is damaged in its classes: {error}. Get the file anew") from error
     kind = config.source.label_kind
     if not is_id_table(kind):
         return CITYSCAPES
@@ -42,9 +44,3 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
             f"{origin} is older than this version and does not name its classes, and {error}: start from the folder "
             f"that has {kind}, or write a file that names them there, by sh run.sh export CONFIG --to FILE.pth"
         ) from error
-
-
-def _table(entry: Mapping[str, Any]) -> ClassTable:
-    names, export_ids = tuple(entry["names"]), np.zeros(256, np.uint8)
-    export_ids[: len(names)] = entry["export_ids"]
-    return ClassTable(names, np.array(entry["palette"], np.uint8), export_ids)

@@ -9,6 +9,7 @@ for each step, so that two steps cost what one does. ``torch.nn.functional.inter
 identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,8 @@ from dataset.messages import ChoiceError
 from dataset.reading import read_image
 from dataset.transforms import normalise, resized_window
 from models.segmentor import Segmentor
-from models.weights import WeightsError, load_tensors, read_file
+from models.weights import WeightsError, load_checkpoint_weights, read_checkpoint, unchecked
+from utils import distributed
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import AtTestTime, Config, Evaluation
@@ -148,17 +150,18 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
         ConfigError: an unknown key or a wrong value in ``overrides``.
     """
     path = resolve_weights(str(run))
-    content = read_file(path)
-    if "model" not in content or "config" not in content:
-        raise WeightsError(f"{path} is no checkpoint of this project, which would hold a network and its configuration")
+    content = read_checkpoint(path)
     config = config_of(content, str(path))
     for name, value in parse_overrides(overrides).items():
         set_key(config, name, value, "load")
     table = class_table_of(content, config, str(path))
+    if table.num_classes != config.num_classes:
+        raise WeightsError(f"{path} names {table.num_classes} classes, its network has {config.num_classes}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
         model = build_network(config, chosen)
-    load_tensors(model, content["model"], "network", str(path))
+    load_checkpoint_weights(model, content, path)
+    _say(unchecked(path))
     return Predictor(model.eval(), table, chosen, config.test, config.tta)
 
 
@@ -172,6 +175,18 @@ def load_configured(config: Config, files: Sequence[str | Path], device: torch.d
     return Predictor(model.eval(), config.class_table, device, config.test, config.tta), report
 
 
+def load_reported(config: Config, files: Sequence[str | Path], device: torch.device) -> Predictor:
+    """``load_configured`` whose report goes to standard error."""
+    predictor, report = load_configured(config, files, device)
+    _say(report)
+    return predictor
+
+
+def _say(report: str) -> None:
+    if report and distributed.is_main():
+        print(report, file=sys.stderr)
+
+
 def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
     """Predictor that sees pictures as ``config`` says (``test``, ``tta``), whatever the checkpoint was trained with.
 
@@ -181,9 +196,9 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
             and classes of ``config``.
     """
     if len(files) == 2:
-        return load_configured(config, files, device)[0]
-    own, table = load(files[0], device), config.class_table
-    return Predictor(own.model, table if table.names == own.names else own.table, device, config.test, config.tta)
+        return load_reported(config, files, device)
+    own = load(files[0], device)
+    return Predictor(own.model, config.table_for(own.table), device, config.test, config.tta)
 
 
 def config_of(content: Mapping[str, Any], origin: str) -> Config:
