@@ -72,12 +72,10 @@ def _sha256(path: str | Path) -> str:
 
 def unchecked(path: str | Path) -> str:
     """A line that says so if ``path`` is a file without checksums, as torch < 1.6 wrote them; else ""."""
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path) or not Path(path).is_file():  # the latter: torchvision's, checked by their hash
         return ""
-    return (
-        f"{path} has no checksums (torch's format before 1.6), so that damage may go unnoticed: compare its SHA-256, "
-        f"{_sha256(path)}"
-    )
+    said = "has no checksums (torch's format before 1.6), so that damage may go unnoticed: compare its SHA-256"
+    return f"{path} {said}, {_sha256(path)}"
 
 
 def read_torchvision(name: str) -> dict[str, Tensor]:
@@ -133,20 +131,13 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str, origi
         raise WeightsError(
             f"{origin} does not fit the {what}: {listed}. Is model.encoder / model.decoder the right one?"
         )
-    _check_finite(tensors, origin)
-    with reading(origin):
-        module.load_state_dict(tensors)
-    return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
-
-
-def _check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
     with reading(origin):
         broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(
-            f"{origin} holds NaN or infinity in {len(broken)} of {len(tensors)} tensors: {few(broken, SHOWN)}. It was "
-            "saved with them: take another file"
-        )
+        if broken:
+            number = f"{len(broken)} of {len(tensors)} tensors"
+            raise WeightsError(f"{origin} holds NaN or infinity in {number}: {few(broken, SHOWN)}. Take another file")
+        module.load_state_dict(tensors)
+    return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:
@@ -189,33 +180,28 @@ def load_encoder_decoder(
     reports = []
     if weights_encoder:
         classifier = model.encoder.classifier
-        origin, tensors, checked = _read_part(model.encoder, "encoder", weights_encoder, classifier)
+        origin, tensors = _read_part(model.encoder, "encoder", weights_encoder, classifier)
         features = {key: value for key, value in tensors.items() if key not in classifier}
-        reports += [_load_part(model.encoder, features, "encoder", origin), checked]
+        reports += [_load_part(model.encoder, features, "encoder", origin), unchecked(weights_encoder)]
         if isinstance(model.decoder, FCN8s) and not weights_decoder and len(features) < len(tensors):
             reports.append(_load_fully_connected(model.decoder, tensors, weights_encoder))
     if weights_decoder:
-        origin, tensors, checked = _read_part(model.decoder, "decoder", weights_decoder)
-        reports += [_load_part(model.decoder, tensors, "decoder", origin), checked]
+        origin, tensors = _read_part(model.decoder, "decoder", weights_decoder)
+        reports += [_load_part(model.decoder, tensors, "decoder", origin), unchecked(weights_decoder)]
     return "\n".join(filter(None, reports))
 
 
 class _Found(NamedTuple):
-    """Tensors in a file, by their names within one module."""
-
-    place: str  # entries of the file that lead to them
-    module: str  # "backbone.", or "" for all of them
-    tensors: dict[str, Tensor]
-    alone: bool  # whether the entry holds nothing else
-
-    def names(self, left_out: Sequence[str]) -> set[str]:
-        return {key for key in self.tensors if key.split(".")[-1] not in NO_WEIGHTS}.difference(left_out)
+    place: str  # entries of the file that lead to the tensors
+    module: str  # within that they are, as "backbone."; "" for the outermost
+    tensors: dict[str, Tensor]  # by their names within it
+    alone: bool  # whether nothing else is at this place
 
 
 def _read_part(
     module: nn.Module, what: str, origin: str, left_out: Sequence[str] = ()
-) -> tuple[str, dict[str, Tensor], str]:
-    """Where the tensors of ``module`` were found, the tensors, and what is to be said of the file, "" if nothing.
+) -> tuple[str, dict[str, Tensor]]:
+    """Where the tensors of ``module`` were found, and the tensors.
 
     A file of another code base may have them in an entry (``{"state_dict": ...}``) and below enclosing modules
     (``module.backbone.``). Without any that have the right names, those that come closest are taken.
@@ -228,20 +214,21 @@ def _read_part(
     if "model" in content and "bn_updates" in content:
         raise WeightsError(f"{origin} is a checkpoint of a whole network: give it as model.weights")
     own, found = module.state_dict().keys(), list(_find(content))
-    fitting = [one for one in found if one.names(left_out) == own]
-    alone = [one for one in fitting if one.alone] or [one for one in found if one.alone and not fitting]
-    if not found or not alone:
+    names = [{key for key in one.tensors if not key.endswith(NO_WEIGHTS)}.difference(left_out) for one in found]
+    fitting = [one for one, its in zip(found, names, strict=True) if its == own]
+    alone = [one for one in fitting if one.alone]
+    if len(alone) > 1:
+        raise WeightsError(
+            f"{origin} holds several networks, {few(one.place for one in alone)}: save one of them alone"
+        )
+    if not alone and (fitting or not found):
         parts = f"other modules beside {few(one.module for one in fitting)}" if found else few(content, SHOWN)
         raise WeightsError(
             f"{origin} is no file of the {what} alone, it holds {parts}: save the {what}'s tensors alone"
         )
-    if fitting and len(alone) > 1:
-        raise WeightsError(
-            f"{origin} holds several networks, {few(one.place for one in alone)}: save one of them alone"
-        )
-    best = max(alone, key=lambda one: (len(one.names(left_out) & own), len(one.tensors)))
-    checked = "" if by_name else unchecked(origin)
-    return f"{origin}, {best.place}" if best.place else origin, best.tensors, checked
+    whole = alone or [one for one in found if one.alone]
+    best = max(whole, key=lambda one: (len(one.tensors.keys() & own), len(one.tensors)))
+    return f"{origin}, {best.place}" if best.place else origin, best.tensors
 
 
 def _find(content: Mapping[Any, Any], at: tuple[str, ...] = ()) -> Iterator[_Found]:
@@ -258,7 +245,7 @@ def _find(content: Mapping[Any, Any], at: tuple[str, ...] = ()) -> Iterator[_Fou
 
 def _load_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
     """``load_tensors`` without the buffers of the official batch norm, which give its update counts."""
-    weights = {key: value for key, value in tensors.items() if key.split(".")[-1] not in NO_WEIGHTS}
+    weights = {key: value for key, value in tensors.items() if not key.endswith(NO_WEIGHTS)}
     report = load_tensors(module, weights, what, origin)
     suffix = f".{RUNNING_ITER}"
     with reading(origin):

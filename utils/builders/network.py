@@ -1,8 +1,8 @@
 """From a configuration to its network and optimiser."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -52,20 +52,14 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
 
 
 def _load_checkpoint(config: Config, model: Segmentor, path: str | Path) -> str:
-    """Load a checkpoint of this project, whose classes must be those of ``config``. Returns the report."""
-    content = read_checkpoint(path)
-    _check_classes(config, content, path)
-    return load_checkpoint_weights(model, content, path)
+    """Load a checkpoint of this project with the classes of ``config`` in their order. Returns the report.
 
-
-def _check_classes(config: Config, content: Mapping[str, Any], path: str | Path) -> None:
-    """Whether a checkpoint has the classes of ``config`` in their order. Colours and ids may differ.
-
-    Of an older checkpoint, which does not name its classes, only their number is compared.
+    Colours and ids may differ. An older checkpoint does not name its classes: only their number is compared.
 
     Raises:
-        WeightsError: it has not; the message names the classes, by their train ids.
+        WeightsError: damaged, or of other classes; the message names those that differ, by their train ids.
     """
+    content = read_checkpoint(path)
     names = class_table_of(content, config, str(path)).names if "classes" in content else ()
     number = len(names) or saved_keys(content, path).get("num_classes", config.num_classes)
     if number != config.num_classes:
@@ -76,6 +70,7 @@ def _check_classes(config: Config, content: Mapping[str, Any], path: str | Path)
             f"{path} has other classes than the configuration: {'; '.join(differing[:SHOWN])}. Give the id tables its "
             "classes in its order, or train a network of these"
         )
+    return load_checkpoint_weights(model, content, path)
 
 
 def _load_first(model: Segmentor, load: Callable[[], T]) -> T:

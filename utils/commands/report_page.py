@@ -35,7 +35,7 @@ from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend
-from utils.scoring.predictor import load_reported
+from utils.scoring.predictor import load_configured
 from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
 
 OWN, BEFORE = "this run", "baseline"
@@ -88,7 +88,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
     facts = {name: read_facts(path) for name, path in weights.items()}
-    networks = {name: load_reported(config, [path], device) for name, path in weights.items()}
+    networks = {name: load_configured(config, [path], device) for name, path in weights.items()}
     folders = [path.parent for path in weights.values()]
     compared = compare_networks(config, networks, folders, images)
     tested, table, classes = Data(config).test("optional"), config.class_table, config.test.eval_classes

@@ -10,7 +10,7 @@ identity. A place of the label takes from a few neighbouring places of the netwo
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,6 +136,12 @@ class Predictor:
         return mean_probability((upsample(view.logits, view.input_size, shape, mode) for view in views), 1)[0]
 
 
+def to_stderr(text: str) -> None:
+    """A text, unless it is empty, beside the output of a command; once, however many processes there are."""
+    if text and distributed.is_main():
+        print(text, file=sys.stderr)
+
+
 def load(run: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = ()) -> Predictor:
     """Predictor of a trained run, from its checkpoint alone.
 
@@ -161,30 +167,22 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
         model = build_network(config, chosen)
     load_checkpoint_weights(model, content, path)
-    _say(unchecked(path))
+    to_stderr(unchecked(path))
     return Predictor(model.eval(), table, chosen, config.test, config.tta)
 
 
-def load_configured(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Predictor, str]:
-    """Predictor with the network and classes of ``config``, and what was loaded.
+def load_configured(
+    config: Config, files: Sequence[str | Path], device: torch.device, report: Callable[[str], None] = to_stderr
+) -> Predictor:
+    """Predictor with the network and classes of ``config``.
 
     Args:
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
+        report: gets what was loaded.
     """
-    model, report = load_network(config, files, device)
-    return Predictor(model.eval(), config.class_table, device, config.test, config.tta), report
-
-
-def load_reported(config: Config, files: Sequence[str | Path], device: torch.device) -> Predictor:
-    """``load_configured`` whose report goes to standard error."""
-    predictor, report = load_configured(config, files, device)
-    _say(report)
-    return predictor
-
-
-def _say(report: str) -> None:
-    if report and distributed.is_main():
-        print(report, file=sys.stderr)
+    model, loaded = load_network(config, files, device)
+    report(loaded)
+    return Predictor(model.eval(), config.class_table, device, config.test, config.tta)
 
 
 def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
@@ -196,7 +194,7 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
             and classes of ``config``.
     """
     if len(files) == 2:
-        return load_reported(config, files, device)
+        return load_configured(config, files, device)
     own = load(files[0], device)
     return Predictor(own.model, config.table_for(own.table), device, config.test, config.tta)
 

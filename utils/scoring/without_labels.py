@@ -24,7 +24,7 @@ from utils.run_folder.checkpoint import pair_up
 from utils.run_folder.facts import distinct_names, starting_run
 from utils.run_folder.records import RECORDS, last_labels
 from utils.scoring.evaluation import evaluate, scores
-from utils.scoring.predictor import Predictor, load_reported
+from utils.scoring.predictor import Predictor, load_configured
 
 SEED = 0  # of the choice of the source images
 CAVEAT = (
@@ -112,7 +112,7 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = list(pair_up([start, *given] if start else given).values())
     first = [Path(paths[0]) for paths in files]  # of an official pair, the encoder's file
-    predictors = [load_reported(config, paths, device) for paths in files]
+    predictors = [load_configured(config, paths, device) for paths in files]
     networks = dict(zip(distinct_names(first), predictors, strict=True))
     return compare_networks(config, networks, [path.parent for path in first], images)
 
