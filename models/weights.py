@@ -49,7 +49,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a damage leads it to, and advises to run the code
-        problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
+        other = re.search(r"GLOBAL ([\w.]+)", str(error))  # of Python, which torch would have to run
+        reason = f"it holds a {other[1]}" if other else type(error).__name__
+        problem = f"{path} is damaged or no file of tensors ({reason})"
         raise WeightsError(f"{problem}: delete it and get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")

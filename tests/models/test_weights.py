@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,9 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match=r"file\.pth is damaged or no file of tensors"):
             read_checkpoint(file)
+    torch.save({"model": distinct(tiny()), "args": Namespace(lr=1)}, file)
+    with pytest.raises(WeightsError, match=r"it holds a argparse\.Namespace.*save plain tensors"):
+        read_checkpoint(file)
     torch.save([1, 2], file)
     with pytest.raises(WeightsError, match=r"file\.pth holds a list"):
         read_checkpoint(file)
