@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("--images", nargs="+", help="segment these files, folders or .txt lists instead of scoring")
     args = parse_arguments(parser, argv)
-    return args, parse_config(args, "evaluate")
+    return args, parse_config(args, "evaluate", labels=not args.images)
 
 
 def segment(args: argparse.Namespace) -> int:

@@ -231,13 +231,27 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
         raise DataError(f"{path} is nested too deeply: {_SHAPE}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    names, colours, ids = zip(*classes, strict=True)
-    train_ids = {raw: train for train, raws in enumerate(ids) for raw in raws}
-    table = ClassTable(names, np.array(colours, np.uint8), _export_ids([raws[0] for raws in ids]))
-    return table, *_arrays(8, train_ids, [*train_ids, *void, IGNORE])
+    train_ids = {raw: train for train, (_, _, raws) in enumerate(classes) for raw in raws}
+    return _table(classes), *_arrays(8, train_ids, [*train_ids, *void, IGNORE])
 
 
 _Class = tuple[str, list[int], list[int]]  # name, colour, raw ids
+
+
+def _table(classes: Sequence[_Class]) -> ClassTable:
+    names, colours, ids = zip(*classes, strict=True)
+    return ClassTable(names, np.array(colours, np.uint8), _export_ids([raws[0] for raws in ids]))
+
+
+def table_of(names: Iterable[Any], colours: Iterable[Any], export_ids: Iterable[Any]) -> ClassTable:
+    """Classes that are noted elsewhere than in an id table, checked as those of one.
+
+    Raises:
+        DataError: as ``read_id_table``.
+        TypeError, ValueError: no lists, or lists of different lengths.
+    """
+    rows = zip(names, colours, export_ids, strict=True)
+    return _table(_parse({"classes": [{"name": n, "colour": colour, "ids": [raw]} for n, colour, raw in rows]})[0])
 
 
 def _parse(content: Any) -> tuple[list[_Class], list[int]]:
@@ -261,8 +275,8 @@ def _parse(content: Any) -> tuple[list[_Class], list[int]]:
 def _parse_class(entry: Any, what: str) -> _Class:
     _check_keys(entry, what, {"name", "colour", "ids"}, set())
     name = entry["name"]
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"the name of {what} is {name!r}: it must be a word")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise DataError(f"the name of {what} is {name!r}: it must be a word that can be printed")
     colour = _numbers(entry["colour"], f"the colour of {name}")
     if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
         raise DataError(f"the colour of {name} is {colour}: it must be [R, G, B], each in 0..255")
@@ -287,7 +301,7 @@ def _numbers(values: Any, what: str) -> list[int]:
         if not isinstance(values, list):
             raise TypeError
         return [int(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{what} must be a list of whole numbers, got {values!r}") from None
 
 

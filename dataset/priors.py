@@ -90,6 +90,7 @@ def class_prior(
     num_classes: int,
     *,
     cache_dir: Path | None = None,
+    write_cache: bool = True,
     num_workers: int = 0,
     skip_bad: int = 0,
 ) -> np.ndarray:
@@ -97,6 +98,7 @@ def class_prior(
 
     Args:
         cache_dir: folder that keeps it as a text file for the next time; None: it is computed.
+        write_cache: False: the folder is only read, as it may be somebody else's.
         skip_bad: unreadable labels that are left out before it is an error.
 
     Raises:
@@ -108,7 +110,7 @@ def class_prior(
         if not counts.sum():
             raise DataError(f"no labelled pixel in {len(samples)} source labels: is source.dataset={kind} right?")
         prior = counts / counts.sum()
-        if path is None:
+        if path is None or not write_cache:
             return prior
         write_whole(path, lambda stream: np.savetxt(stream, prior))
     return load_class_prior(path, num_classes)

@@ -1,12 +1,13 @@
 """Load weights strictly: every tensor of the network is filled from the file, or the load fails and lists the keys."""
 
+import hashlib
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 RUNNING_SUMS = ("_tmp_running_mean", "_tmp_running_var")
 RUNNING_ITER = "_running_iter"
 OFFICIAL_MOMENTUM = 0.001
+NO_WEIGHTS = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)  # ends of keys, of buffers that our batch norm does not have
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module
+FILE_DEPTH = 2  # dictionaries within each other, below the outermost, that are searched for tensors
 FORGOTTEN = 100_000  # updates after which the bias correction is 1 in float32
 SHOWN = 8  # keys in an error message, several of which are of one layer
 
@@ -45,8 +49,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a damage leads it to, and advises to run the code
-        problem = f"{path} is damaged or no file of tensors ({type(error).__name__})"
-        raise WeightsError(f"{problem}: get it anew, or save plain tensors") from error
+        other = re.search(r"GLOBAL ([\w.]+)", str(error))  # of Python, which torch would have to run
+        reason = f"it holds a {other[1]}" if other else type(error).__name__
+        problem = f"{path} is damaged or no file of tensors ({reason})"
+        raise WeightsError(f"{problem}: delete it and get it anew, or save plain tensors") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected named tensors")
     return content
@@ -61,14 +67,35 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"the checksum of {damaged} does not match")
 
 
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def unchecked(path: str | Path) -> str:
+    """A line that says so if ``path`` is a file without checksums, as torch < 1.6 wrote them; else ""."""
+    if zipfile.is_zipfile(path) or not Path(path).is_file():  # the latter: torchvision's, checked by their hash
+        return ""
+    said = "has no checksums (torch's format before 1.6), so that damage may go unnoticed: compare its SHA-256"
+    return f"{path} {said}, {_sha256(path)}"
+
+
 def read_torchvision(name: str) -> dict[str, Tensor]:
-    """Weights that torchvision publishes as ``name``, e.g. "ResNet101_Weights.IMAGENET1K_V2", checked by their hash."""
+    """Weights that torchvision publishes as ``name``, e.g. "ResNet101_Weights.IMAGENET1K_V2", checked by their hash.
+
+    So is the file that torch has kept of an earlier download, which torch itself does not check again.
+    """
     from torchvision.models import get_weight  # here: it takes as long to import as all of torch
 
     try:
         weights = get_weight(name)
     except (ValueError, LookupError) as error:
         raise WeightsError(f"torchvision has no weights {name}, nor is it a file") from error
+    kept = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if kept.is_file():
+        if not _sha256(kept).startswith(kept.stem.rpartition("-")[2]):  # as torch names what it downloads
+            raise WeightsError(f"{kept} is damaged, its SHA-256 is not what its name says: delete it to fetch it anew")
+        return read_file(kept)
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -107,6 +134,10 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str, origi
             f"{origin} does not fit the {what}: {listed}. Is model.encoder / model.decoder the right one?"
         )
     with reading(origin):
+        broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+        if broken:
+            number = f"{len(broken)} of {len(tensors)} tensors"
+            raise WeightsError(f"{origin} holds NaN or infinity in {number}: {few(broken, SHOWN)}. Take another file")
         module.load_state_dict(tensors)
     return f"{what}: {len(tensors)} of {len(own)} tensors loaded from {origin}"
 
@@ -115,18 +146,23 @@ def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def load_checkpoint_weights(model: Segmentor, path: str | Path) -> str:
-    """Network and batch-norm update counts of one of our checkpoints. Returns the report."""
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Content of one of our checkpoints. Raises WeightsError where it is none."""
     content = read_file(path)
     if "model" not in content or "bn_updates" not in content:
         raise WeightsError(
             f"{path} is not a checkpoint of this project (keys: {few(content, SHOWN)}); "
-            "official files go into model.weights_encoder and model.weights_decoder"
+            "files of an encoder or a decoder alone go into model.weights_encoder and model.weights_decoder"
         )
+    return content
+
+
+def load_checkpoint_weights(model: Segmentor, content: Mapping[str, Any], path: str | Path) -> str:
+    """Network and batch-norm update counts of ``read_checkpoint(path)``. Returns the report."""
     report = load_tensors(model, content["model"], "network", str(path))
     with reading(path):
         set_bn_updates(model, content["bn_updates"])
-    return report
+    return "\n".join(filter(None, (report, unchecked(path))))
 
 
 def load_encoder_decoder(
@@ -135,8 +171,9 @@ def load_encoder_decoder(
     """Load the encoder and/or the decoder from a file each. Returns the report.
 
     Args:
-        weights_encoder: ImageNet file (its classifier is left out), encoder file of the official code, or the name of
-            torchvision weights. The classifier of VGG-16 initialises fc6 and fc7 of an ``fcn8s`` head, as in its paper.
+        weights_encoder: ImageNet file (its classifier is left out), encoder file of the official or another code base,
+            or the name of torchvision weights. The classifier of VGG-16 initialises fc6 and fc7 of an ``fcn8s`` head,
+            as in its paper.
         weights_decoder: decoder file of the official code.
 
     Raises:
@@ -144,29 +181,74 @@ def load_encoder_decoder(
     """
     reports = []
     if weights_encoder:
-        tensors = _read_part(weights_encoder)
-        features = {key: value for key, value in tensors.items() if key not in model.encoder.classifier}
-        reports.append(_load_part(model.encoder, features, "encoder", weights_encoder))
+        classifier = model.encoder.classifier
+        origin, tensors = _read_part(model.encoder, "encoder", weights_encoder, classifier)
+        features = {key: value for key, value in tensors.items() if key not in classifier}
+        reports += [_load_part(model.encoder, features, "encoder", origin), unchecked(weights_encoder)]
         if isinstance(model.decoder, FCN8s) and not weights_decoder and len(features) < len(tensors):
             reports.append(_load_fully_connected(model.decoder, tensors, weights_encoder))
     if weights_decoder:
-        reports.append(_load_part(model.decoder, _read_part(weights_decoder), "decoder", weights_decoder))
-    return "\n".join(reports)
+        origin, tensors = _read_part(model.decoder, "decoder", weights_decoder)
+        reports += [_load_part(model.decoder, tensors, "decoder", origin), unchecked(weights_decoder)]
+    return "\n".join(filter(None, reports))
 
 
-def _read_part(origin: str) -> dict[str, Tensor]:
-    """Tensors of a file or of torchvision, by the names they have in one process."""
+class _Found(NamedTuple):
+    place: str  # entries of the file that lead to the tensors
+    module: str  # within that they are, as "backbone."; "" for the outermost
+    tensors: dict[str, Tensor]  # by their names within it
+    alone: bool  # whether nothing else is at this place
+
+
+def _read_part(
+    module: nn.Module, what: str, origin: str, left_out: Sequence[str] = ()
+) -> tuple[str, dict[str, Tensor]]:
+    """Where the tensors of ``module`` were found, and the tensors.
+
+    A file of another code base may have them in an entry (``{"state_dict": ...}``) and below enclosing modules
+    (``module.backbone.``). Without any that have the right names, those that come closest are taken.
+
+    Args:
+        left_out: keys that such a file may have besides.
+    """
     by_name = TORCHVISION_NAME.fullmatch(origin) and not Path(origin).exists()
     content = read_torchvision(origin) if by_name else read_file(origin)
-    if "model" in content:
+    if "model" in content and "bn_updates" in content:
         raise WeightsError(f"{origin} is a checkpoint of a whole network: give it as model.weights")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    own, found = module.state_dict().keys(), list(_find(content))
+    names = [{key for key in one.tensors if not key.endswith(NO_WEIGHTS)}.difference(left_out) for one in found]
+    fitting = [one for one, its in zip(found, names, strict=True) if its == own]
+    alone = [one for one in fitting if one.alone]
+    if len(alone) > 1:
+        raise WeightsError(
+            f"{origin} holds several networks, {few(one.place for one in alone)}: save one of them alone"
+        )
+    if not alone and (fitting or not found):
+        parts = f"other modules beside {few(one.module for one in fitting)}" if found else few(content, SHOWN)
+        raise WeightsError(
+            f"{origin} is no file of the {what} alone, it holds {parts}: save the {what}'s tensors alone"
+        )
+    whole = alone or [one for one in found if one.alone]
+    best = max(whole, key=lambda one: (len(one.tensors.keys() & own), len(one.tensors)))
+    return f"{origin}, {best.place}" if best.place else origin, best.tensors
+
+
+def _find(content: Mapping[Any, Any], at: tuple[str, ...] = ()) -> Iterator[_Found]:
+    """All dictionaries of tensors in a file, and of each the tensors of every module."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        entry = {str(key).replace(COMPILED, ""): value for key, value in content.items()}
+        for prefix in {key[: dot.end()] for key in entry for dot in re.finditer(r"^|\.", key)}:
+            tensors = {key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)}
+            yield _Found(".".join(at), prefix, tensors, len(tensors) == len(entry))
+    for key, value in content.items():
+        if isinstance(value, dict) and len(at) < FILE_DEPTH:
+            yield from _find(value, (*at, str(key)))
 
 
 def _load_part(module: nn.Module, tensors: dict[str, Tensor], what: str, origin: str) -> str:
     """``load_tensors`` without the buffers of the official batch norm, which give its update counts."""
-    dropped = (*RUNNING_SUMS, RUNNING_ITER, COUNTER)
-    report = load_tensors(module, {k: v for k, v in tensors.items() if k.split(".")[-1] not in dropped}, what, origin)
+    weights = {key: value for key, value in tensors.items() if not key.endswith(NO_WEIGHTS)}
+    report = load_tensors(module, weights, what, origin)
     suffix = f".{RUNNING_ITER}"
     with reading(origin):
         counts = {k.removesuffix(suffix): _update_count(float(v)) for k, v in tensors.items() if k.endswith(suffix)}
@@ -203,5 +285,7 @@ def _load_fully_connected(head: FCN8s, tensors: dict[str, Tensor], origin: str) 
 
 def _update_count(running_iter: float) -> int:
     """Updates t from the official counter, which is ``sum_{k<=t} (1-m)^k = (1 - (1-m)^(t+1)) / m``."""
+    if not math.isfinite(running_iter):
+        raise ValueError(f"the batch norm's {RUNNING_ITER} is {running_iter}")
     left = 1 - running_iter * OFFICIAL_MOMENTUM
     return round(math.log(left) / math.log(1 - OFFICIAL_MOMENTUM)) - 1 if left > 0 else FORGOTTEN

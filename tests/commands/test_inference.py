@@ -9,9 +9,10 @@ from PIL import Image
 
 import evaluate
 import train_source_only
-from dataset.labels import CITYSCAPES
+from dataset.labels import CITYSCAPES, read_id_table
 from models.weights import WeightsError
 from tests.data.test_own_data import keys, own  # noqa: F401 - a fixture
+from utils.commands import export, predict
 from utils.config.read import build_config
 from utils.config.schema import ConfigError
 from utils.inference import load
@@ -72,6 +73,14 @@ def test_own_classes_travel_in_the_checkpoint(command, city, own, tmp_path):  # 
     assert predictor.names == ("ground", "built", "plants", "moving")
     assert predictor.palette.tolist()[2] == [107, 142, 35]
     assert predictor.table.export_ids[:5].tolist() == [7, 11, 21, 26, 0]
+    read_id_table.cache_clear()
+    configured = command(own, "run", *keys(own, city))  # which names the table that is gone
+    (picture, *_) = sorted((city / "gtav/images").glob("*.png"))
+    predict.main([*configured, str(picture), "--save", str(own / "p")])
+    ids = np.asarray(Image.open(own / "p/label_ids" / picture.name))
+    assert np.array_equal(ids, predictor.table.export_ids[predictor(picture)])
+    export.main([*configured, "--to", str(own / "passed_on.pth")])
+    assert load(own / "passed_on.pth").names == predictor.names
     content = torch.load(own / "run/last.pth", weights_only=True)
     del content["classes"]
     content["config"] = content["config"].replace("classes.yaml", "gone.yaml")

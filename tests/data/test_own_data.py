@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,15 @@ import train_source_only
 from dataset.folders import DataError, find_samples
 from dataset.labels import id_lookup, read_id_table
 from dataset.reading import read_label
+from models.weights import WeightsError
 from utils.builders.data import Data
+from utils.builders.network import build_model, build_network, load_network
 from utils.commands import check, export, predict, report
 from utils.config.read import build_config
+from utils.config.schema import Config
 from utils.inference import load
+from utils.run_folder.checkpoint import model_state
+from utils.run_folder.log import RunLog
 
 TABLE = """\
 classes:
@@ -72,6 +78,42 @@ def test_four_classes_through_the_whole_recipe(command: Callable[..., list[str]]
     assert np.array(result["confusion_matrix"]).shape == (4, 4) and (own / "p/confusion.png").is_file()
     assert '"target/share/pixel/plants"' in (own / "pycda/log.jsonl").read_text()
     assert "no labelled held-out" in (own / "pycda/log.txt").read_text()
+
+
+def test_checkpoint_of_other_classes_is_refused_and_says_which(command, city, own):
+    def config_of(table: str, *more: str) -> Config:
+        (own / "other.yaml").write_text(table)
+        read_id_table.cache_clear()
+        _, file, *overrides = command(
+            own, "run", *(key.replace("classes.", "other.") for key in keys(own, city)), *more
+        )
+        return build_config(file, overrides)
+
+    def refused(table: str, *more: str) -> str:
+        config = config_of(table, *more)
+        with pytest.raises(WeightsError) as error:
+            load_network(config, [file], cpu)
+        model = replace(config.model, weights=str(file))
+        with pytest.raises(WeightsError, match=re.escape(str(error.value))):
+            build_model(replace(config, model=model), RunLog(own, enabled=False), cpu)
+        return str(error.value)
+
+    file, cpu, config = own / "run.pth", torch.device("cpu"), config_of(TABLE)
+    state = model_state(config, build_network(config, cpu))
+    torch.save(state, file)
+    first, *others = TABLE.splitlines(keepends=True)
+    swapped = "".join([first, others[1], others[0], *others[2:]])
+    assert "class 0 is ground there, built here; class 1 is built there, ground here" in refused(swapped)
+    assert "configuration: class 2 is plants there, Grün here" in refused(TABLE.replace("plants", "Grün"))
+    fewer = "".join([first, *others[:3]])
+    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
+    load_network(config_of(TABLE.replace("128, 64", "1, 2").replace("ids: [7,", "ids: [9,")), [file], cpu)
+    torch.save({name: value for name, value in state.items() if name != "classes"}, file)  # as older versions wrote it
+    load_network(config_of(swapped), [file], cpu)
+    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
+    torch.save(state | {"classes": {name: entry[:3] for name, entry in state["classes"].items()}}, file)
+    with pytest.raises(WeightsError, match="run.pth names 3 classes, its network has 4"):
+        load(file)
 
 
 def test_ids_become_classes_and_unknown_ones_are_named(city, own):

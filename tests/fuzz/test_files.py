@@ -14,7 +14,7 @@ from models.batchnorm import BatchNorm2d
 from models.encoder import Encoder
 from models.heads import FCN
 from models.segmentor import Segmentor
-from models.weights import load_checkpoint_weights, load_encoder_decoder, read_file
+from models.weights import load_checkpoint_weights, load_encoder_decoder, read_checkpoint, read_file
 from tests.data import png
 from tests.fuzz.mutations import (
     damaged_bytes,
@@ -162,7 +162,7 @@ def test_weights_of_a_run(place, state, data):
     content = model_state(run_config(place), network())
     path.write_bytes(data.draw(damaged_state(content).map(saved) | damaged_file(content)))
 
-    reads(lambda: load_checkpoint_weights(network(), path), path)
+    reads(lambda: load_checkpoint_weights(network(), read_checkpoint(path), path), path)
     reads(lambda: read_summary(path), path)
     reads(lambda: describes_itself(path), path)
 

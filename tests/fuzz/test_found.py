@@ -1,5 +1,6 @@
 """What fuzzing found, one case of each kind, so that it stays mended where hypothesis is not installed."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,15 +60,14 @@ CONTENTS = {
     "text": {"config": "a: ["},
     "number": {"config": 5},
     "list": {"config": "- 1"},
-    "classes": {"config": "", "classes": {"names": ["a"], "palette": [[1, 2, 300]], "export_ids": [1]}},
 }
+CLASSES = {"names": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]], "export_ids": [1, 2]}
 READERS: dict[str, Callable[[Path], object]] = {
-    "weights": lambda path: load_checkpoint_weights(nn.Module(), path),
+    "weights": lambda path: load_checkpoint_weights(nn.Module(), read_file(path), path),
     "configuration": lambda path: config_of(read_file(path), str(path)),
-    "classes": lambda path: class_table_of(read_file(path), Config(), str(path)),
     "summary": read_summary,
 }
-PAIRS = [("bn_updates", "weights"), ("classes", "classes")]
+PAIRS = [("bn_updates", "weights")]
 PAIRS += [(content, reader) for content in ("text", "number", "list") for reader in ("configuration", "summary")]
 
 
@@ -77,6 +77,30 @@ def test_checkpoint_that_says_something_else(tmp_path, content, reader):
     torch.save(CONTENTS[content], path)
     with pytest.raises(UserError, match="run.pth"):
         READERS[reader](path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("palette", [[1, 2, 300], [4, 5, 6]]),
+        ("palette", [[1, 2, 3], [4, 5]]),
+        ("palette", [[1, 2, 3], "red"]),
+        ("export_ids", [1, 256]),
+        ("export_ids", [1, math.inf]),
+        ("export_ids", 5),
+        ("names", [1] * 2),
+        ("names", ["a"]),
+        ("names", ["a", "a"]),
+        ("names", ["a", ""]),
+        ("names", ["a", "\x1b[2J"]),
+        ("names", ["a", torch.ones(2)]),
+    ],
+)
+def test_classes_of_a_checkpoint_are_checked_like_an_id_table(tmp_path, entry, value):
+    path = tmp_path / "run.pth"
+    torch.save({"classes": CLASSES | {entry: value}}, path)
+    with pytest.raises(WeightsError, match="^[^\x1b\n]*run.pth is damaged in its classes: [^\x1b\n]*$"):
+        class_table_of(read_file(path), Config(), str(path))
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:

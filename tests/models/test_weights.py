@@ -1,7 +1,10 @@
 """Weights of the official code, of ImageNet and of this project are loaded whole, or not at all."""
 
+import hashlib
 import math
 import random
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import train_source_only
 from models import build_segmentor, heads
 from models.batchnorm import BatchNorm2d, batch_norms, bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_file
+from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_checkpoint, read_file
 
 TRIALS, PAGE = 60, 4096
 
@@ -58,9 +61,12 @@ def test_official_pair_fills_the_whole_network(tmp_path):
     old = official(decoder, updates=700, prefix="")
     torch.save(old, tmp_path / "decoder.pth", _use_new_zipfile_serialization=False)
     report = load_encoder_decoder(model, str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
+    digest = hashlib.sha256((tmp_path / "decoder.pth").read_bytes()).hexdigest()
     assert report.splitlines() == [
         f"encoder: 115 of 115 tensors loaded from {tmp_path}/encoder.pth",
         f"decoder: 34 of 34 tensors loaded from {tmp_path}/decoder.pth",
+        f"{tmp_path}/decoder.pth has no checksums (torch's format before 1.6), so that damage may go unnoticed: "
+        f"compare its SHA-256, {digest}",
     ]
     assert same(model.encoder, encoder) and same(model.decoder, decoder)
 
@@ -107,8 +113,80 @@ def test_imagenet_file_may_have_its_classifier_and_batch_counters(tmp_path):
     torch.save(tensors | rest, tmp_path / "imagenet.pth")
     assert "encoder: 10 of 10 tensors" in load_encoder_decoder(model, str(tmp_path / "imagenet.pth"))
     assert same(model.encoder, tensors) and set(bn_updates(model).values()) == {0}
-    with pytest.raises(WeightsError, match="unexpected"):  # a decoder has no such excuse
+    with pytest.raises(WeightsError, match="no file of the decoder alone"):  # a decoder has no such excuse
         load_encoder_decoder(model, None, str(tmp_path / "imagenet.pth"))
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [
+        (lambda t: {"state_dict": prefixed("module.", t), "epoch": 90}, ", state_dict"),
+        (
+            lambda t: {"model": t, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "loss": torch.ones(1)},
+            ", model",
+        ),
+        (lambda t: {"model_state": prefixed("module.backbone.", t)}, ", model_state"),
+        (lambda t: {"checkpoint": {"net": prefixed("encoder._orig_mod.", t)}}, ", checkpoint.net"),
+        (lambda t: prefixed("_orig_mod.module.model.", t), ""),
+        (lambda t: {name.replace(".", "._orig_mod."): tensor for name, tensor in t.items()}, ""),
+        (lambda t: {"state_dict": prefixed("module.", t | {"fc.weight": torch.ones(10, 4)})}, ", state_dict"),
+    ],
+)
+def test_encoder_of_another_code_base_is_read_where_it_fits(tmp_path, wrap, place):
+    model = tiny()
+    tensors = distinct(model.encoder)
+    torch.save(wrap(tensors), tmp_path / "file.pth")
+    report = load_encoder_decoder(model, str(tmp_path / "file.pth"))
+    assert report == f"encoder: 10 of 10 tensors loaded from {tmp_path}/file.pth{place}"
+    assert same(model.encoder, tensors)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda t: prefixed("backbone.", t) | {"head.weight": torch.ones(2)},
+            r"other modules beside backbone\.",
+        ),
+        (lambda t: {"student": t, "teacher": t}, "several networks, student, teacher"),
+        (lambda t: {"epoch": 90, "args": {"lr": 0.1}}, "it holds args, epoch"),
+        (
+            lambda t: {"model": prefixed("backbone.", t | {"extra": torch.ones(2)})},
+            "file.pth, model does not fit .*1 unexp",
+        ),
+    ],
+)
+def test_file_of_something_else_than_an_encoder_says_what_it_is(tmp_path, wrap, message):
+    model = tiny()
+    torch.save(wrap(distinct(model.encoder)), tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_encoder_decoder(model, str(tmp_path / "file.pth"))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_an_error_of_the_file(tmp_path, value):
+    model, file = tiny(), tmp_path / "file.pth"
+    tensors = distinct(model.encoder)
+    tensors["2.weight"][1] = value
+    torch.save(tensors, file)
+    with pytest.raises(WeightsError, match=r"file\.pth holds NaN or infinity in 1 of 10 tensors: 2\.weight"):
+        load_encoder_decoder(model, str(file))
+    torch.save(distinct(model.encoder) | {"1._running_iter": torch.tensor(value)}, file)
+    with pytest.raises(WeightsError, match=r"file\.pth: .*_running_iter is"):
+        load_encoder_decoder(model, str(file))
+
+
+def test_damaged_file_that_torch_has_downloaded_is_named(tmp_path, monkeypatch):
+    kept = tmp_path / "checkpoints" / Path(ResNet50_Weights.IMAGENET1K_V1.url).name
+    kept.parent.mkdir()
+    kept.write_bytes(b"PK\3\4 cut off")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(WeightsError, match=f"^{kept} is damaged.*delete it"):
+        load_encoder_decoder(tiny(), "ResNet50_Weights.IMAGENET1K_V1")
 
 
 @pytest.mark.slow
@@ -161,7 +239,7 @@ def test_checkpoint_brings_weights_and_update_counts(tmp_path):
     trained, model = tiny(), tiny()
     trained.encoder(torch.randn(2, 3, 6, 6))
     torch.save({"model": trained.state_dict(), "bn_updates": bn_updates(trained), "step": 3}, tmp_path / "last.pth")
-    report = load_checkpoint_weights(model, tmp_path / "last.pth")
+    report = load_checkpoint_weights(model, read_checkpoint(tmp_path / "last.pth"), tmp_path / "last.pth")
     assert report == f"network: 12 of 12 tensors loaded from {tmp_path}/last.pth"
     assert same(model, trained.state_dict())
     assert bn_updates(model) == {"encoder.1": 1, "encoder.3": 1}
@@ -171,27 +249,30 @@ def test_files_in_the_wrong_place_say_where_they_belong(tmp_path):
     model, file = tiny(), tmp_path / "file.pth"
     torch.save(model.encoder.state_dict(), file)
     with pytest.raises(WeightsError, match=r"not a checkpoint of this project \(keys: 0\.weight.*weights_encoder"):
-        load_checkpoint_weights(model, file)
+        read_checkpoint(file)
     torch.save({"model": model.state_dict(), "bn_updates": {"encoder.1": 1}}, file)
     with pytest.raises(WeightsError, match=r"file\.pth is a checkpoint of a whole network: give it as model\.weights"):
         load_encoder_decoder(model, str(file))
     with pytest.raises(WeightsError, match=r"file\.pth: update counts .*differ in: encoder\.3"):
-        load_checkpoint_weights(model, file)
+        load_checkpoint_weights(model, read_checkpoint(file), file)
 
 
 def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     file = tmp_path / "file.pth"
     with pytest.raises(WeightsError, match=r"no weights file .*file\.pth"):
-        load_checkpoint_weights(tiny(), file)
+        read_checkpoint(file)
     torch.save(distinct(tiny()), file)
     whole = file.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"<html>moved</html>", b"hello", b"\x80\x02}q"):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match=r"file\.pth is damaged or no file of tensors"):
-            load_checkpoint_weights(tiny(), file)
+            read_checkpoint(file)
+    torch.save({"model": distinct(tiny()), "args": Namespace(lr=1)}, file)
+    with pytest.raises(WeightsError, match=r"it holds a argparse\.Namespace.*save plain tensors"):
+        read_checkpoint(file)
     torch.save([1, 2], file)
     with pytest.raises(WeightsError, match=r"file\.pth holds a list"):
-        load_checkpoint_weights(tiny(), file)
+        read_checkpoint(file)
 
 
 @pytest.mark.parametrize("how", ["bit", "page"])

@@ -228,6 +228,7 @@ def test_scaler_of_a_run_without_one_is_left_as_it_is():
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
     state = {"model": model.state_dict(), "bn_updates": {}, "optimizer": optimizer.state_dict(), "scaler": {}}
     progress = load_training_state(state | {"step": 3, "best_miou": 1.5, "skipped": 0}, model, optimizer, scaler)
+    assert optimizer.state_dict() == state["optimizer"]
     assert progress.step == 3 and scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale()
     with pytest.raises(CheckpointError, match="does not fit this network and optimiser: .*weight"):
         load_training_state(state | {"model": {}}, model, optimizer, scaler)

@@ -7,14 +7,14 @@ from typing import TypeVar
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from dataset.messages import ChoiceError
+from dataset.messages import SHOWN, ChoiceError
 from models import build_segmentor
 from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
-from models.weights import load_checkpoint_weights, load_encoder_decoder
+from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_checkpoint
 from utils import distributed
 from utils.config.schema import SCRATCH, Config, ConfigError, Size, Train
-from utils.run_folder.checkpoint import resolve_weights
+from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.run_folder.log import RunLog
 
 T = TypeVar("T")
@@ -47,7 +47,29 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
     model = build_network(config, device)
     if len(files) == 2:
         return model, _load_first(model, lambda: load_encoder_decoder(model, *map(str, files)))
-    return model, _load_first(model, lambda: load_checkpoint_weights(model, files[0]))
+    return model, _load_first(model, lambda: _load_checkpoint(config, model, files[0]))
+
+
+def _load_checkpoint(config: Config, model: Segmentor, path: str | Path) -> str:
+    """Load a checkpoint of this project with the classes of ``config`` in their order. Returns the report.
+
+    Colours and ids may differ. An older checkpoint does not name its classes: only their number is compared.
+
+    Raises:
+        WeightsError: damaged, or of other classes; the message names those that differ, by their train ids.
+    """
+    content = read_checkpoint(path)
+    names = class_table_of(content, config, str(path)).names if "classes" in content else ()
+    number = len(names) or saved_keys(content, path).get("num_classes", config.num_classes)
+    if number != config.num_classes:
+        raise WeightsError(f"{path} has {number} classes, the configuration {config.num_classes}")
+    pairs = enumerate(zip(names, config.class_table.names, strict=True)) if names else ()
+    if differing := [f"class {c} is {there} there, {here} here" for c, (there, here) in pairs if there != here]:
+        raise WeightsError(
+            f"{path} has other classes than the configuration: {'; '.join(differing[:SHOWN])}. Give the id tables its "
+            "classes in its order, or train a network of these"
+        )
+    return load_checkpoint_weights(model, content, path)
 
 
 def _load_first(model: Segmentor, load: Callable[[], T]) -> T:
@@ -83,7 +105,7 @@ def _load_start(config: Config, model: Segmentor) -> list[str]:
     m = config.model
     parts = [path for path in (m.weights_encoder, m.weights_decoder) if path]
     if m.weights not in (None, SCRATCH):
-        report = load_checkpoint_weights(model, resolve_weights(m.weights))
+        report = _load_checkpoint(config, model, resolve_weights(m.weights))
         unused = [f"not loaded, as model.weights is the whole network: {' and '.join(parts)}"] if parts else []
         return [report, *unused]
     return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []

@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         raise ConfigError(f"command line: --logits and --size do not go with a {WEIGHTS} file")
     if args.size and min(args.size) < 1:
         raise ConfigError(f"command line: --size must be positive, got {' '.join(map(str, args.size))}")
-    return args, parse_config(args, "evaluate")
+    return args, parse_config(args, "evaluate", labels=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

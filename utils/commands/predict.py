@@ -33,14 +33,17 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--fps", type=float, default=10.0, help="frames per second of the clip")
     args = parse_arguments(parser, argv, rest="images")
     if not args.images:
-        raise ConfigError("command line: no pictures: give files, folders or .txt lists")
+        raise ConfigError(
+            f"command line: no pictures (the first argument, {args.config}, is the configuration): give files, folders "
+            "or .txt lists"
+        )
     if not 0 <= args.opacity <= 1:
         raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
     if args.fps <= 0:
         raise ConfigError(f"command line: --fps must be above 0, got {args.fps}")
     if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
         raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
-    return args, parse_config(args, "evaluate")
+    return args, parse_config(args, "evaluate", labels=False)
 
 
 def segment(args: argparse.Namespace, config: Config) -> int:

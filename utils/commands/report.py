@@ -1,11 +1,13 @@
 """Did it help? ``sh run.sh report`` writes an HTML page about a run, ``sh run.sh compare`` prints a table."""
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from os.path import expanduser
 
 from dataset.program import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config
+from utils.config.schema import ConfigError
 
 IMAGES = 100  # of each domain at most
 REPORT = """``sh run.sh report CONFIG [--baseline RUN]``: one HTML file about a run, in its folder.
@@ -31,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=_count, default=IMAGES, help="of each domain at most, for what needs no label")
     args = parse_arguments(parser, argv)
     config = parse_config(args, "evaluate")
+    path = config.run_folder / "report.html"
+    if config.run_folder.is_dir() and not os.access(path if path.exists() else config.run_folder, os.W_OK):
+        raise ConfigError(f"cannot write {path}: compare says without writing anything whether it helped")
     from utils.commands.report_page import page  # torch, once the command line is known to be right
 
-    path = config.run_folder / "report.html"
     path.write_text(page(config, args.baseline, args.images))
     print(path)
 

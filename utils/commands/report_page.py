@@ -88,7 +88,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
     weights[OWN] = resolve_weights(str(config.run_folder))
     facts = {name: read_summary(path) for name, path in weights.items()}
-    networks = {name: load_configured(config, [path], device)[0] for name, path in weights.items()}
+    networks = {name: load_configured(config, [path], device) for name, path in weights.items()}
     folders = [path.parent for path in weights.values()]
     compared = compare_networks(config, networks, folders, images)
     tested, table, classes = Data(config).test("optional"), config.class_table, config.test.eval_classes

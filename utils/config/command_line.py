@@ -110,8 +110,13 @@ def find_config(given: str) -> Path:
     raise ConfigError(f"no config file {given}; the nearest is {nearest(given, known)}")
 
 
-def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any] | None = None) -> Config:
+def parse_config(
+    args: argparse.Namespace, script: str, defaults: dict[str, Any] | None = None, *, labels: bool = True
+) -> Config:
     """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``.
+
+    Args:
+        labels: False: none are read, so that the id tables need not be there.
 
     Raises:
         ConfigError: a key, a value, or classes that do not go together.
@@ -121,7 +126,8 @@ def parse_config(args: argparse.Namespace, script: str, defaults: dict[str, Any]
         print(to_yaml(config), end="")
         raise SystemExit(0)
     try:  # else a wrong name would stop the run only at its first validation
-        config.class_table.ids(config.test.eval_classes or ())
+        if labels:
+            config.class_table.ids(config.test.eval_classes or ())
     except ChoiceError as error:
         raise ConfigError(f"test.eval_classes: {error}") from error
     return config

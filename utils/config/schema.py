@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
+from dataset.labels import DATA_SETS, ClassTable, class_table, is_id_table
 from dataset.messages import DataError, UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
@@ -318,8 +318,7 @@ class Config:
         tables = {}
         for name, options in (("source", self.source), ("target", self.target), ("test", self.test)):
             try:
-                kind = options.label_kind
-                tables[name] = read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
+                tables[name] = class_table(options.label_kind)
             except (DataError, ValueError) as error:
                 raise ConfigError(f"{name}.id_table: {error}") from error
         for name, table in tables.items():
@@ -331,3 +330,14 @@ class Config:
                 f"num_classes is {self.num_classes}, the data sets have {tables['source'].num_classes}: set it to that"
             )
         return tables["test"]
+
+    def table_for(self, own: ClassTable) -> ClassTable:
+        """The classes ``own`` of a checkpoint; if the test set has the same, with its colours and ids.
+
+        Its id table need not be there: a checkpoint may be passed on without. Raises DataError for a damaged one.
+        """
+        kind = self.test.label_kind
+        if is_id_table(kind) and not Path(kind).is_file():
+            return own
+        table = class_table(kind)
+        return table if table.names == own.names else own

@@ -118,8 +118,7 @@ def convert_run(config: Config) -> None:
     with start_run(config, config.test.num_workers) as run:
         log = run.log
         weights = distributed.from_first(lambda: files_to_convert(a.weights, config.run_folder, pair, log.text))
-        predictor, report = load_configured(config, weights, run.device)
-        log.text(report)
+        predictor = load_configured(config, weights, run.device, log.text)
         model, data = predictor.model, Data(config, log.text)
         tested = data.test("optional")
         samples = {}

@@ -71,6 +71,6 @@ def _check_settings(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[s
 def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
-        momentum = optimizer.state[parameter].get("momentum_buffer")
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")  # [] would make an entry
         if momentum is not None and momentum.shape != parameter.shape:
             raise ValueError(f"a momentum of {tuple(momentum.shape)} for a parameter of {tuple(parameter.shape)}")

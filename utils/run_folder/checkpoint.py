@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from dataset.files import write_whole
-from dataset.labels import CITYSCAPES, ClassTable, is_id_table
-from dataset.messages import ChoiceError, UserError
+from dataset.labels import CITYSCAPES, ClassTable, is_id_table, table_of
+from dataset.messages import ChoiceError, DataError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
-from models.weights import WeightsError, read_file, reading
+from models.weights import WeightsError, read_file, reading, unchecked
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.manifest import RunData, config_changes, git_revision
@@ -67,11 +66,11 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
         WeightsError: damaged classes; an older checkpoint whose id table is not there.
     """
     if "classes" in content:
-        with reading(origin):
+        try:
             entry = content["classes"]
-            names, export_ids = tuple(entry["names"]), np.zeros(256, np.uint8)
-            export_ids[: len(names)] = entry["export_ids"]
-            return ClassTable(names, np.array(entry["palette"], np.uint8), export_ids)
+            return table_of(entry["names"], entry["palette"], entry["export_ids"])
+        except (DataError, LookupError, TypeError, ValueError) as error:
+            raise WeightsError(f"{origin} is damaged in its classes: {error}. Get the file anew") from error
     kind = config.source.label_kind
     if not is_id_table(kind):
         return CITYSCAPES
@@ -168,6 +167,8 @@ def _checked(path: Path, data: RunData, method: str, report: Callable[[str], Non
         _compare(state, path, data, method, report)
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise DamagedError(f"{path} is no state of a training: what it says of its run cannot be read") from error
+    if remark := unchecked(path):
+        report(remark)
     report(f"going on from {path} after step {state['step']}")
     return state
 
@@ -221,7 +222,7 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
     encoder = None
     for given in weights:
         path = resolve_weights(given)
-        if "model" in read_file(path):
+        if "bn_updates" in read_file(path):  # other code bases have files with a "model" too
             if encoder is not None:
                 break
             networks[given] = (str(path),)
@@ -255,9 +256,7 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
     if to.exists() and to.samefile(path):
         raise CheckpointError(f"{to} is the checkpoint itself: choose another file")
     kept = {name: content[name] for name in PASSED_ON if name in content}
-    classes = class_entry(config.class_table)
-    if kept.get("classes", classes)["names"] == classes["names"]:
-        kept["classes"] = classes
+    kept["classes"] = class_entry(config.table_for(class_table_of(content, config, str(path))))
     save_atomic(kept, to)
     sizes = " instead of ".join(f"{file.stat().st_size / 1e6:.1f}" for file in (to, path))
     return f"{to}: weights, classes and configuration of {path}, {sizes} MB"

@@ -91,10 +91,9 @@ def score(
                 _say(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
             # all of them first: scoring takes long, and a file that does not fit should stop the command before it
-            loaded = {name: load_configured(config, files, device) for name, files in networks.items()}
+            loaded = {name: load_configured(config, files, device, _say) for name, files in networks.items()}
             loader, matrices = Data(config).evaluation_loader(samples, config.test), {}
-            for name, (predictor, report) in loaded.items():
-                _say(report)
+            for name, predictor in loaded.items():
                 folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
                 matrices[name] = score_network(predictor, loader, samples, folder)
         _say(f"{len(samples)} images\n{comparison(matrices, table, classes)}")

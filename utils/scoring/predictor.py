@@ -9,7 +9,8 @@ for each step, so that two steps cost what one does. ``torch.nn.functional.inter
 identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,8 @@ from dataset.messages import ChoiceError
 from dataset.reading import read_image
 from dataset.transforms import normalise, resized_window
 from models.segmentor import Segmentor
-from models.weights import WeightsError, load_tensors, read_file
+from models.weights import WeightsError, load_checkpoint_weights, read_checkpoint, unchecked
+from utils import distributed
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
 from utils.config.schema import AtTestTime, Config, Evaluation
@@ -133,6 +135,12 @@ class Predictor:
         return mean_probability((upsample(view.logits, view.input_size, shape, mode) for view in views), 1)[0]
 
 
+def to_stderr(text: str) -> None:
+    """A text, unless it is empty, beside the output of a command; once, however many processes there are."""
+    if text and distributed.is_main():
+        print(text, file=sys.stderr)
+
+
 def load(run: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = ()) -> Predictor:
     """Predictor of a trained run, from its checkpoint alone.
 
@@ -147,28 +155,33 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
         ConfigError: an unknown key or a wrong value in ``overrides``.
     """
     path = resolve_weights(str(run))
-    content = read_file(path)
-    if "model" not in content or "config" not in content:
-        raise WeightsError(f"{path} is no checkpoint of this project, which would hold a network and its configuration")
+    content = read_checkpoint(path)
     config = config_of(content, str(path))
     for name, value in parse_overrides(overrides).items():
         set_key(config, name, value, "load")
     table = class_table_of(content, config, str(path))
+    if table.num_classes != config.num_classes:
+        raise WeightsError(f"{path} names {table.num_classes} classes, its network has {config.num_classes}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
         model = build_network(config, chosen)
-    load_tensors(model, content["model"], "network", str(path))
+    load_checkpoint_weights(model, content, path)
+    to_stderr(unchecked(path))
     return Predictor(model.eval(), table, chosen, config.test, config.tta)
 
 
-def load_configured(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Predictor, str]:
-    """Predictor with the network and classes of ``config``, and what was loaded.
+def load_configured(
+    config: Config, files: Sequence[str | Path], device: torch.device, report: Callable[[str], None] = to_stderr
+) -> Predictor:
+    """Predictor with the network and classes of ``config``.
 
     Args:
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
+        report: gets what was loaded.
     """
-    model, report = load_network(config, files, device)
-    return Predictor(model.eval(), config.class_table, device, config.test, config.tta), report
+    model, loaded = load_network(config, files, device)
+    report(loaded)
+    return Predictor(model.eval(), config.class_table, device, config.test, config.tta)
 
 
 def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
@@ -180,9 +193,9 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
             and classes of ``config``.
     """
     if len(files) == 2:
-        return load_configured(config, files, device)[0]
-    own, table = load(files[0], device), config.class_table
-    return Predictor(own.model, table if table.names == own.names else own.table, device, config.test, config.tta)
+        return load_configured(config, files, device)
+    own = load(files[0], device)
+    return Predictor(own.model, config.table_for(own.table), device, config.test, config.tta)
 
 
 def config_of(content: Mapping[str, Any], origin: str) -> Config:

@@ -112,7 +112,7 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = list(pair_up([start, *given] if start else given).values())
     first = [Path(paths[0]) for paths in files]  # of an official pair, the encoder's file
-    predictors = [load_configured(config, paths, device)[0] for paths in files]
+    predictors = [load_configured(config, paths, device) for paths in files]
     networks = dict(zip(distinct_names(first), predictors, strict=True))
     return compare_networks(config, networks, [path.parent for path in first], images)
 
@@ -140,6 +140,7 @@ def compare_networks(
         config.source.label_kind,
         config.num_classes,
         cache_dir=folders[-1] / "priors",
+        write_cache=False,
         num_workers=config.test.num_workers,
         skip_bad=config.train.skip_bad_samples,
     )
