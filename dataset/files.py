@@ -1,6 +1,7 @@
 """Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -8,6 +9,8 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from dataset.messages import DataError
+
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # of the environment
 
 
 def write_whole(
@@ -58,6 +61,20 @@ def read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         byte = f"byte 0x{error.object[error.start]:02x}"
         raise DataError(f"{path}, line {line}, is not UTF-8 ({byte}; UTF-16 or Latin-1?): save it as UTF-8") from error
+
+
+def expand_path(text: str) -> str:
+    """The path that people wrote: a leading ``~`` is the home folder, ``$NAME`` and ``${NAME}`` are variables.
+
+    Raises:
+        DataError: a variable that is not set, unless there is a file of just that name.
+    """
+    unset = [match.group() for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])]
+    if unset and os.path.lexists(text):
+        return text
+    if unset:
+        raise DataError(f"the variable {unset[0]} in {text!r} is not set: set it, or write the path without it")
+    return os.path.expanduser(os.path.expandvars(text))
 
 
 def file_version(path: Path) -> tuple[int, int] | None:

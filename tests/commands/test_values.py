@@ -7,6 +7,7 @@ import pytest
 from dataset.messages import UserError
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data
+from utils.commands.export import parse as parse_export
 from utils.config.command_line import load_config
 from utils.config.read import ConfigError, build_config
 from utils.config.values import KEYS
@@ -105,6 +106,22 @@ def test_home_folder_is_expanded(config_file, monkeypatch):
     config = build_config(config_file, ["target.data_dir=~/Cityscapes", "model.weights=runs/~"])
     assert (config.source.data_dir, config.target.data_dir) == ("/home/somebody/GTAV", "/home/somebody/Cityscapes")
     assert (config.model.weights, config.exp_name) == ("runs/~", "~x")
+
+
+def test_variables_of_the_environment_are_expanded(config_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA", "~/data")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (tmp_path / "$NOWHERE").mkdir()
+    config_file.write_text("source: {data_dir: $DATA/GTAV}\nsnapshot_dir: '${DATA}2'\nexp_name: $DATA")
+    config = build_config(config_file, [f"target.data_dir={tmp_path}/$NOWHERE"])
+    assert (config.source.data_dir, config.snapshot_dir) == ("/home/somebody/data/GTAV", "/home/somebody/data2")
+    assert (config.target.data_dir, config.exp_name) == (f"{tmp_path}/$NOWHERE", "$DATA")
+    with pytest.raises(ConfigError, match=r"key 'train.cache_dir': the variable \$\{NOWHERE\} in .* is not set"):
+        build_config(config_file, ["train.cache_dir=${NOWHERE}/cache"])
+    with pytest.raises(ConfigError, match=r"argument --to: the variable \$NOWHERE .* is not set"):
+        parse_export([str(config_file), "--to", "$NOWHERE/own.pt2"])
+    assert parse_export([str(config_file), "--to", "$DATA/own.pt2"])[0].to == Path("/home/somebody/data/own.pt2")
 
 
 @pytest.mark.parametrize("override", ["train.num_steps=[1", "tta.scales={", "train.lr_pow=@1", "source.flip='no"])

@@ -8,10 +8,9 @@ status is 1 if a picture could not be read; the others are segmented.
 import argparse
 import sys
 from collections.abc import Sequence
-from os.path import expanduser
 
 from dataset.program import exit_after
-from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path, path_text
 from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
@@ -23,7 +22,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__, "sh run.sh predict")
     parser.usage = "sh run.sh predict CONFIG PATH... --save DIR [option ...] [key=value ...]"
     parser.add_argument(
-        "--weights", nargs="+", type=expanduser, help="run folder or checkpoint; default: this configuration's run"
+        "--weights", nargs="+", type=path_text, help="run folder or checkpoint; default: this configuration's run"
     )
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")

@@ -11,13 +11,16 @@ from typing import Any
 
 import yaml
 
-from dataset.files import read_text
+from dataset.files import expand_path, read_text
 from dataset.messages import nearest
 from utils.config.official import DERIVED, RENAMED, check_complete, translate
 from utils.config.schema import LIST, Config, ConfigError
 from utils.config.values import KEYS
 
 OFFICIAL = "common."  # the group of the authors' keys
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "cfgs"
+SUFFIX = ".yaml"
 BASE = "base"  # names the file that this one inherits from
 
 
@@ -99,11 +102,26 @@ class YamlFile:
         return f"{self.path}, {OFFICIAL}{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
+def find_config(given: str, folder: Path = Path()) -> Path:
+    """File of the configuration ``given``: from ``folder``, else the shipped one of that name.
+
+    ``.yaml`` may be left out. Raises ConfigError, which names the nearest one.
+    """
+    path = Path(expand_path(given))
+    for place in (folder / path, ROOT / path, SHIPPED / path):
+        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
+            if place.name and candidate.is_file():
+                return candidate
+    known = [str(file) for file in (folder / path).parent.glob(f"*{SUFFIX}")]
+    known += [str(file.relative_to(ROOT)) for file in SHIPPED.rglob(f"*{SUFFIX}")]
+    raise ConfigError(f"no config file {folder / path}; the nearest is {nearest(given, known)}")
+
+
 def read_yaml(path: str | Path, script: str) -> YamlFile:
     """One YAML file; the authors' keys below ``common:`` as ours for ``script``, whatever its base is made of.
 
     Raises:
-        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path.
+        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path, or not there.
         DataError: it is not UTF-8.
     """
     path = Path(path)
@@ -114,6 +132,7 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
         base = entries.pop(BASE, None)
         if base is not None and (not isinstance(base, str) or not base):
             raise ConfigError(f"{BASE} must be the path of one file, got {base!r}")
+        found = base and find_config(base, path.parent)
         if OFFICIAL.removesuffix(".") in entries:
             raise ConfigError(f"{OFFICIAL.removesuffix('.')}: expected keys and values")
         below = [name for name in entries if name.startswith(OFFICIAL)]
@@ -121,7 +140,7 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
         keys = translate(official, script, repeated) if official else {}
     named = {own: name for name, own in (RENAMED | DERIVED).items() if name in official}
     theirs = {own: name for own, name in named.items() if own in keys.keys() - entries.keys()}
-    return YamlFile(path, base and path.parent / base, keys | entries, theirs, frozenset(official))
+    return YamlFile(path, found, keys | entries, theirs, frozenset(official))
 
 
 def read_chain(path: str | Path, script: str) -> list[YamlFile]:
@@ -131,14 +150,10 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
     ``exp_name`` is not inherited, because two runs would share a folder.
 
     Raises:
-        ConfigError: as ``read_yaml``; a base that is not there; files that are each other's base.
+        ConfigError: as ``read_yaml``; files that are each other's base.
     """
     chain = [read_yaml(path, script)]
     while (base := chain[0].base) is not None:
-        if not base.is_file():
-            raise ConfigError(
-                f"{chain[0].path}: its base {base} is no file; {BASE} is relative to the file it stands in"
-            )
         if base.resolve() in {file.path.resolve() for file in chain}:
             names = [str(file.path) for file in reversed(chain)]
             raise ConfigError(f"a file cannot inherit from itself: {' -> '.join([*names, str(base)])}")
