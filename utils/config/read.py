@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dataset.files import expand_path, read_text
+from dataset.files import YamlLoader, expand_path, read_text
 from dataset.messages import nearest
 from utils.config.official import DERIVED, RENAMED, check_complete, translate
 from utils.config.schema import LIST, Config, ConfigError
@@ -42,8 +42,6 @@ def _naming(origin: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except RecursionError as error:
-        raise ConfigError(f"{origin}: it is nested too deeply, or a key contains itself by a YAML alias") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: an escape that is no character
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -128,7 +126,7 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
     if not path.is_file():
         raise ConfigError(f"no config file {path}")
     with _naming(str(path)):
-        entries, repeated = _entries(yaml.compose(read_text(path), Loader=yaml.SafeLoader))
+        entries, repeated = _entries(yaml.compose(read_text(path), Loader=YamlLoader))
         base = entries.pop(BASE, None)
         if base is not None and (not isinstance(base, str) or not base):
             raise ConfigError(f"{BASE} must be the path of one file, got {base!r}")
@@ -196,7 +194,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         overrides[name] = text
         if name not in KEYS or KEYS[name].type is not str or text[:1] in ("'", '"'):
             with _naming(f"command line: key '{name}': {text!r}"):
-                overrides[name] = _content(yaml.compose(text, Loader=yaml.SafeLoader))
+                overrides[name] = _content(yaml.compose(text, Loader=YamlLoader))
     return overrides
 
 
@@ -240,6 +238,11 @@ def build_config(
     if config.test.dataset == LIST and "test.input_size" not in given | (defaults or {}).keys():
         config.test.input_size = None  # the default is Cityscapes' shape
     return config
+
+
+def read_keys(text: str) -> dict[str, Any]:
+    """What ``to_yaml`` wrote, perhaps another version's, by dotted key. Raises yaml.YAMLError where it is no YAML."""
+    return flatten(yaml.load(text, Loader=YamlLoader))
 
 
 def to_yaml(config: Config) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.labels import CITYSCAPES, DATA_SETS, ClassTable, is_id_table, read_id_table
-from dataset.messages import DataError, UserError
+from dataset.messages import SHORT, DataError, UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
@@ -18,6 +18,8 @@ Range = tuple[float, float]
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the key."""
+
+    longest = SHORT
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataset.messages import ChoiceError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file, reading
-from utils.config.read import flatten, to_yaml
+from utils.config.read import read_keys, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.classes import class_entry
 from utils.run_folder.identity import config_changes, data_changes, git_revision
@@ -62,7 +62,7 @@ def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]
     """
     with reading(origin):
         try:
-            return flatten(yaml.safe_load(content["config"]))
+            return read_keys(content["config"])
         except yaml.YAMLError as error:
             raise ValueError("its configuration is not YAML") from error
 

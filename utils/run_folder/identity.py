@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from dataset.files import file_version
 from dataset.folders import Sample
 from dataset.labels import IGNORE, id_lookup, is_id_table
 from dataset.messages import few
-from utils.config.read import flatten, to_yaml
+from utils.config.read import read_keys, to_yaml
 from utils.config.schema import SCRATCH, Config
 
 # Keys that change neither the result nor its place in the training.
@@ -69,7 +68,7 @@ def config_changes(saved: str, config: Config) -> str:
     """
     unset = Config()
     unset.follow_target()
-    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
+    default, old, new = (read_keys(text) for text in (to_yaml(unset), saved, to_yaml(config)))
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)
@@ -184,7 +183,7 @@ def _counted(images: Iterable[str], what: str) -> str:
 
 def start_facts(config: Config) -> dict[str, str]:
     """The configuration and the code, by name."""
-    keys = flatten(yaml.safe_load(to_yaml(config)))
+    keys = read_keys(to_yaml(config))
     shared = {name: str(value) for name, value in keys.items() if name not in OF_A_NODE and not name.endswith(LISTS)}
     return shared | {"code": git_revision()}
 
