@@ -20,7 +20,7 @@ from models.segmentor import Segmentor
 from models.weights import WeightsError, load_tensors, read_file
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
-from utils.config.schema import Config
+from utils.config.schema import Config, ConfigError
 from utils.run_folder.checkpoint import resolve_weights, saved_keys
 from utils.run_folder.classes import class_table_of
 from utils.scoring.evaluation import views_of
@@ -109,7 +109,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     Raises:
         FileNotFoundError: nothing was trained there.
         WeightsError: a damaged file, or one that is no checkpoint of this project.
-        ConfigError: an unknown key or a wrong value in ``overrides``.
+        ConfigError: a key that is unknown or of another group, or a wrong value, in ``overrides``.
     """
     path = resolve_weights(str(run))
     content = read_file(path)
@@ -117,6 +117,8 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
         raise WeightsError(f"{path} is no checkpoint of this project, which would hold a network and its configuration")
     config = config_of(content, str(path))
     for name, value in parse_overrides(overrides).items():
+        if name.partition(".")[0] not in ("test", "tta"):
+            raise ConfigError(f"load: only keys of test and tta can be changed, not '{name}'")
         set_key(config, name, value, "load")
     table = class_table_of(content, config, str(path))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -164,6 +164,9 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, 
         (["--opacity", "50"], "--opacity must be from 0 to 1"),
         (["--clip", "a.mp4"], "--clip must end in .gif or .webp"),
         (["--fps", "0"], "--fps must be above 0"),
+        (["--fps", "nan"], "--fps must be .*, got nan"),
+        (["--fps", "0.001"], "--fps must be .* from 0.01"),
+        (["tta.scales=[1e9]"], "'tta.scales' must be"),
         (["--weights", str(source_run), str(source_run / "last.pth")], "names 2 networks"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -60,10 +60,8 @@ def test_aliases_of_aliases_are_refused(tmp_path):
 
 
 def test_long_messages_keep_their_beginning_and_end():
-    assert len(str(DataError("/a/file.png: " + "x" * 10**6 + ": do this"))) < 320
-    assert re.fullmatch(
-        r"/a/file.png: x+ \.\.\. x+: do this", str(DataError("/a/file.png: " + "x" * 999 + ": do this"))
-    )
+    text = str(DataError(f"/a/file.png: {'x' * 10**6}: do this"))
+    assert len(text) < 320 and re.fullmatch(r"/a/file.png: x+ \.\.\. x+: do this", text)
     assert len(str(DataError("/" * 2 * 10**4))) <= 1200
 
 

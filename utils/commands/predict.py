@@ -14,6 +14,7 @@ from utils.config.command_line import make_parser, parse_arguments, parse_config
 from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
+SLOWEST, FASTEST = 0.01, 100  # frames per second; a .gif counts the time of one in 1/100 s, with 16 bits
 UNREADABLE = 1  # exit status
 
 
@@ -34,8 +35,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         raise ConfigError("command line: no pictures: give files, folders or .txt lists")
     if not 0 <= args.opacity <= 1:
         raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
-    if args.fps <= 0:
-        raise ConfigError(f"command line: --fps must be above 0, got {args.fps}")
+    if not SLOWEST <= args.fps <= FASTEST:
+        raise ConfigError(f"command line: --fps must be above 0, from {SLOWEST} to {FASTEST}, got {args.fps}")
     if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
         raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
     return args, parse_config(args, "evaluate")

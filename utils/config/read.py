@@ -21,6 +21,33 @@ OFFICIAL = "common."  # the group of the authors' keys
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cfgs"
 SUFFIX = ".yaml"
+# What other programs call a key of ours, or what stands for it here.
+_NAMES = {
+    "train.lr_encoder": "lr base_lr learning_rate init_lr lr0",
+    "train.num_steps": "epochs num_epochs max_epochs n_epochs epoch iterations num_iterations iters max_iters max_iter "
+    "max_iterations steps max_steps total_steps",
+    "train.batch_size": "batch bs batchsize bsz samples_per_gpu",
+    "train.num_workers": "workers n_workers threads",
+    "train.schedule": "lr_policy lr_schedule scheduler policy",
+    "train.amp": "fp16 bf16 half precision mixed_precision use_amp",
+    "train.print_freq": "log_every log_interval log_freq print_every",
+    "num_classes": "classes nc nclass n_classes n_class class_num",
+    "source.input_size": "image_size img_size imgsz size resize img_scale resolution",
+    "source.crop_size": "crop patch_size crops random_crop",
+    "source.id_table": "palette label_map class_map names class_names",
+    "source.data_dir": "data dataset_dir data_root root data_path dataroot",
+    "model.encoder": "backbone arch architecture network net",
+    "model.decoder": "head decode_head classifier",
+    "model.weights": "pretrained checkpoint ckpt load_from init init_from finetune",
+    "val.every": "val_every val_interval eval_every eval_interval eval_freq save_every save_interval save_freq",
+    "curriculum.conf_threshold": "threshold confidence conf tau pseudo_threshold",
+    "exp_name": "name run_name experiment run exp",
+    "snapshot_dir": "output output_dir out out_dir work_dir save_dir log_dir logdir runs",
+    "resume": "resume_from restore continue",
+    "seed": "random_seed manual_seed rng",
+    "NPROC=2 sh run.sh SCRIPT, and CUDA_VISIBLE_DEVICES": "device devices gpu gpus gpu_id gpu_ids num_gpus ngpus cuda",
+}
+OTHER_NAMES = {name: key for key, names in _NAMES.items() for name in names.split()}
 BASE = "base"  # names the file that this one inherits from
 
 
@@ -161,6 +188,16 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
     return chain
 
 
+def _meant(name: str) -> str:
+    """The key that was probably meant: of that meaning, that last part or that look; of the same group if it can be."""
+    group, _, leaf = name.rpartition(".")
+    leaf = leaf.lower().replace("-", "_")
+    same_leaf = [key for key in KEYS if key.split(".")[-1] == leaf]
+    close = (OTHER_NAMES | RENAMED).get(leaf) or [*same_leaf, nearest(name, KEYS)][0]
+    beside = f"{group}.{close.split('.')[-1]}"
+    return beside if beside in KEYS else close
+
+
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     """Set the dotted key ``name`` to what ``value`` (a text or a value) means; errors name ``origin``.
 
@@ -170,9 +207,7 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     if value in (None, "", {}) and any(key.startswith(f"{name}.") for key in KEYS):
         return  # a group of which all keys are left out
     if name not in KEYS:
-        same_leaf = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
-        close = same_leaf[0] if same_leaf else nearest(name, KEYS)
-        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{close}'")
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{_meant(name)}'")
     group, _, leaf = name.rpartition(".")
     with _naming(origin):
         setattr(getattr(config, group) if group else config, leaf, KEYS[name].value(value))

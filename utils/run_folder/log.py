@@ -47,7 +47,7 @@ class RunLog:
     ) -> None:
         if self.enabled:
             if error is not None and not isinstance(error, SystemExit):
-                self.text(f"{type(error).__name__}: {error}")
+                self._write(f"{type(error).__name__}: {error}")  # the program itself says it on the console
             for name, log in ((RECORDS, self._json), (BOARD, self._board), (TEXT, self._text)):
                 with self._tolerate(name):
                     log.close()
@@ -86,14 +86,17 @@ class RunLog:
 
     def text(self, message: str) -> None:
         """A line (or a table) for people."""
-        if not self.enabled:
-            return
-        line = f"{time.strftime('%H:%M:%S')} {message}"
-        tqdm.write(line, file=sys.stdout)  # above a progress bar instead of through it
-        sys.stdout.flush()
+        if self.enabled:
+            # above a progress bar instead of through it
+            tqdm.write(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stdout)
+            sys.stdout.flush()
+            self._write(message)
+
+    def _write(self, message: str) -> None:
+        """A line of ``log.txt`` alone."""
         if TEXT not in self._off:
             with self._tolerate(TEXT):
-                self._text.write(f"{line}\n")
+                self._text.write(f"{time.strftime('%H:%M:%S')} {message}\n")
                 self._text.flush()
 
     def record(self, step: int, values: dict[str, float], shares: dict[str, dict[str, float]] | None = None) -> None:

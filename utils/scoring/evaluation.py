@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset.labels import CITYSCAPES, SCORED_CLASSES, ClassTable
+from dataset.messages import ChoiceError
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
@@ -84,6 +85,8 @@ def views_of(model: Segmentor, image: Tensor, tta: AtTestTime | None = None) -> 
     """What a network in eval mode says of images (N, 3, h, w), once a scale and mirror image of ``tta``."""
     views = []
     for scale in tta.scales if tta else (1.0,):
+        if scale * min(image.shape[-2:]) < 1:
+            raise ChoiceError(f"tta.scales: {scale:g} leaves no pixel of an input of {image.shape[3]}x{image.shape[2]}")
         seen = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
         input_size = (seen.shape[-2], seen.shape[-1])
         views.append(View(model.stride_logits(seen), input_size))

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from dataset.folders import read_list, split_pair
 from dataset.labels import ClassTable
 from dataset.loader import MapDataset, eval_loader
 from dataset.messages import DataError, few
+from dataset.program import say
 from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
@@ -117,11 +118,15 @@ def natural(path: Path) -> list[list[tuple[int, str]]]:
 
 
 def _in_folder(folder: Path, results: Path) -> list[Path]:
-    files = [path for path in _walk(folder, results.resolve()) if path.suffix.lower() in SUFFIXES]
+    walked = list(_walk(folder, results.resolve()))
+    files = [path for path in walked if path.suffix.lower() in SUFFIXES]
     if not files:
         videos = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
         raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}){advice}")
+    others = Counter(path.suffix.lower() or "without an ending" for path in walked)
+    if left_out := [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]:
+        say(f"no pictures, left out below {folder}: {', '.join(left_out)}", "predict")
     return sorted(files, key=lambda path: natural(path.relative_to(folder)))
 
 
