@@ -45,8 +45,12 @@ def found(folder: Path, kind: str) -> dict[str, Image.Image]:
 def test_a_folder_with_all_its_formats(command, source_run, photos, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = command(source_run.parent, "source_only", str(photos), "--save", str(out), "--confidence")
+    for name in ("a.XML", "b.xml", "README"):
+        (photos / "Köln süd" / name).touch()
     assert predict.main(arguments) == 0
-    assert f"4 pictures by {source_run}/" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert f"4 pictures by {source_run}/" in output.out
+    assert output.err.count(f"left out below {photos}: 2 .xml, 1 without an ending\n") == 1
     names = ["Köln süd/frame 10.png", "Köln süd/frame 2.png", "Köln süd/morning/frame.png", "grey.png"]
     for kind in (*FOLDERS, "confidence"):
         assert list(found(out, kind)) == names

@@ -125,7 +125,8 @@ def _in_folder(folder: Path, results: Path) -> list[Path]:
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
         raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}){advice}")
     others = Counter(path.suffix.lower() or "without an ending" for path in walked)
-    if left_out := [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]:
+    left_out = [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]
+    if left_out and os.environ.get("RANK", "0") == "0":
         say(f"no pictures, left out below {folder}: {', '.join(left_out)}", "predict")
     return sorted(files, key=lambda path: natural(path.relative_to(folder)))
 

@@ -1,0 +1,36 @@
+"""Every command runs where loader processes are spawned (macOS) or forked from a server (Python 3.14)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# As the program itself would be started, but for the start method, which is the platform's.
+FORCED = (
+    "import multiprocessing, runpy, sys; multiprocessing.set_start_method(sys.argv[1]); "
+    "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_every_command_runs(method, command, city, source_run, tmp_path):
+    workers = ["train.num_workers=2", "test.num_workers=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run(script: str, name: str, *options: str) -> str:
+        line = [sys.executable, "-c", FORCED, method, str(ROOT / script), *command(tmp_path, name, *workers), *options]
+        result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert result.returncode == 0, (script, result.stdout[-2000:], result.stderr[-2000:])
+        return result.stdout
+
+    start = f"model.weights={source_run}"
+    run("utils/commands/check.py", "check", "--workers", "2")
+    run("train_pycda_spatial.py", "spatial", start, "curriculum.image_target=source", f"train.cache_dir={tmp_path}/c")
+    run("test_adabn.py", "spatial", "adabn.images=crops")
+    run("evaluate.py", "spatial", "--weights", str(tmp_path / "spatial"))
+    run("utils/commands/predict.py", "spatial", str(city / "gtav/images"), "--save", str(tmp_path / "out"))
+    assert (tmp_path / "spatial/report.html") == Path(run("utils/commands/report.py", "spatial").split()[-1])
