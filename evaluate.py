@@ -6,19 +6,16 @@
 
 import argparse
 from collections.abc import Sequence
-from os.path import expanduser
 
 from dataset.program import exit_after
 from utils.commands import predict
-from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path, path_text
 from utils.config.schema import Config, ConfigError
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--weights", nargs="+", type=expanduser, help="what to score; default: this configuration's run"
-    )
+    parser.add_argument("--weights", nargs="+", type=path_text, help="what to score; default: this configuration's run")
     parser.add_argument(
         "--predictions", type=path, help="score the label-id PNGs below this folder instead of a network"
     )

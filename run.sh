@@ -43,7 +43,7 @@ count_gpus() {
 
 [ $# -ge 1 ] || { usage >&2; exit 2; }
 case $1 in
-    -h | --help) usage; exit ;;
+    -h | --help | help) usage; exit ;;
     check | compare | demo | export | report) module utils.commands "$@" ;;
     ablation) shift; module utils.commands demo --ablation "$@" ;;
     benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;

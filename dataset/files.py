@@ -1,13 +1,19 @@
 """Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 from uuid import uuid4
 
+import yaml
+
 from dataset.messages import DataError
+
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # of the environment
+MOST_VALUES, DEEPEST = 10_000, 20  # of a YAML file
 
 
 def write_whole(
@@ -58,6 +64,47 @@ def read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         byte = f"byte 0x{error.object[error.start]:02x}"
         raise DataError(f"{path}, line {line}, is not UTF-8 ({byte}; UTF-16 or Latin-1?): save it as UTF-8") from error
+
+
+class Bounded(yaml.composer.Composer):
+    """Mixed into a loader of YAML, it refuses a text that aliases make endless, or huge: each use of one counts."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        try:
+            top = super().get_single_node()
+        except RecursionError:
+            raise yaml.composer.ComposerError(problem="nested too deeply") from None
+        values, nodes = 0, [(top, 0)] if top else []
+        while nodes:
+            node, depth = nodes.pop()
+            values += 1
+            if depth > DEEPEST:
+                raise yaml.composer.ComposerError(problem="nested too deeply, or contains itself by an alias")
+            if values > MOST_VALUES:
+                raise yaml.composer.ComposerError(problem=f"over {MOST_VALUES} values, by aliases of aliases")
+            if isinstance(node, yaml.SequenceNode):
+                nodes += [(below, depth + 1) for below in node.value]
+            elif isinstance(node, yaml.MappingNode):
+                nodes += [(below, depth + 1) for pair in node.value for below in pair]
+        return top
+
+
+class YamlLoader(Bounded, yaml.SafeLoader):
+    """Every YAML of a configuration is read by this one, see ``Bounded``."""
+
+
+def expand_path(text: str) -> str:
+    """The path that people wrote: a leading ``~`` is the home folder, ``$NAME`` and ``${NAME}`` are variables.
+
+    Raises:
+        DataError: a variable that is not set, unless there is a file of just that name.
+    """
+    unset = [match.group() for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])]
+    if unset and os.path.lexists(text):
+        return text
+    if unset:
+        raise DataError(f"the variable {unset[0]} in {text!r} is not set: set it, or write the path without it")
+    return os.path.expanduser(os.path.expandvars(text))
 
 
 def file_version(path: Path) -> tuple[int, int] | None:

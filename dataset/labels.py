@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dataset.files import read_text
+from dataset.files import Bounded, read_text
 from dataset.messages import ChoiceError, DataError, few, nearest
 
 IGNORE = 255  # train id of what is not scored and not trained on
@@ -191,7 +191,7 @@ def is_id_table(kind: str) -> bool:
     return kind.endswith((".yaml", ".yml"))
 
 
-class _Strings(yaml.BaseLoader):
+class _Strings(Bounded, yaml.BaseLoader):
     """Strings, lists and mappings are all there is: a class called ``no`` is no boolean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -227,8 +227,6 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise DataError(f"{path}{where}, is not YAML: {problem}") from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply: {_SHAPE}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     train_ids = {raw: train for train, (_, _, raws) in enumerate(classes) for raw in raws}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 5  # names
+LONGEST, SHORT, ADVICE = 1200, 300, 100  # characters of a message; beside its paths; of its end if it is cut
 MENDABLE = 2  # exit status
 IN_LOADER = "Original Traceback"  # in the error of a loader process, which DataLoader repeats with its traceback
 
@@ -27,12 +28,16 @@ class UserError(Exception):
 
     Attributes:
         status: of that program.
+        longest: characters beside paths; of a longer message the middle is left out, as its end says what to do.
     """
 
     status = MENDABLE
+    longest = 3 * SHORT
 
     def __str__(self) -> str:
-        return printable(of_loader(super().__str__()))
+        text = printable(of_loader(super().__str__()))
+        room = min(self.longest + sum(len(word) for word in text.split() if "/" in word), LONGEST)
+        return text if len(text) <= room else f"{text[: room - ADVICE]} ... {text[5 - ADVICE :]}"
 
 
 class ChoiceError(UserError, ValueError):
@@ -41,6 +46,8 @@ class ChoiceError(UserError, ValueError):
 
 class DataError(UserError, RuntimeError):
     """A data set that cannot be used as it is; the message names the file and says what to do."""
+
+    longest = SHORT
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:

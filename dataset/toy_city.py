@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.files import expand_path
 from dataset.labels import CITYSCAPES, DATA_SETS
 from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
@@ -135,7 +136,7 @@ def encode_png16(pixels: np.ndarray) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.toy_city", description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=lambda text: Path(expand_path(text)))
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--synthia", action="store_true", help="the source scenes in SYNTHIA's 16-bit layout too")
     args = parser.parse_args(argv)

@@ -119,8 +119,17 @@ def test_missing_base_names_both_files(tmp_path):
     write(tmp_path / "sub/middle.yaml", "base: root.yaml")
     write(tmp_path / "root.yaml", "seed: 1")  # not there, where middle.yaml looks
     leaf = write(tmp_path / "leaf.yaml", "base: sub/middle.yaml")
-    with pytest.raises(ConfigError, match=r"sub/middle.yaml: its base .*/sub/root.yaml is no file"):
+    with pytest.raises(ConfigError, match=r"sub/middle.yaml: no config file .*/sub/root.yaml"):
         build_config(leaf)
+
+
+def test_base_in_the_home_folder_or_among_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(tmp_path / "home/root.yaml", "seed: 7")
+    assert build_config(write(tmp_path / "own.yaml", "base: ~/root.yaml")).seed == 7
+    for name in ("pycda_paper", "cfgs/pycda_paper.yaml"):
+        shipped = build_config(write(tmp_path / "own.yaml", f"base: {name}"))
+        assert shipped.curriculum.image_target == "source" and shipped.exp_name == "own"
 
 
 @pytest.mark.parametrize(

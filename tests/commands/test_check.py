@@ -160,6 +160,12 @@ def test_what_repeats_is_one_line(command, data, capsys):
     assert len(findings(run(command, data, capsys, *keys, "--all")[1])) == 72
 
 
+def test_colour_labels_are_said_to_be_what_a_training_says(command, data, capsys):
+    keys = own(data, TWO, 6, lambda i: np.zeros((64, 32, 3)))
+    status, lines = run(command, data, capsys, *keys)
+    assert status == 1 and len(findings(lines)) == 3 and "is a colour picture (RGB)" in findings(lines)[0]
+
+
 def test_train_ids_as_labels_are_remarked(command, data, capsys):
     for path in (data / "gtav/labels").iterdir():
         write(path, id_lookup("gtav")[np.array(Image.open(path))])

@@ -29,6 +29,9 @@ def test_every_shipped_config_loads_and_survives_writing(path, tmp_path):
     ("text", "message"),
     [
         ("model: {encodr: resnet18_dilated8}", r"unknown key 'model.encodr'; the nearest is 'model.encoder'"),
+        ("train.learning_rate: 1", r"the nearest is 'train.lr_encoder'"),
+        ("test: {Image-Size: [8, 8]}", r"the nearest is 'test.input_size'"),
+        ("gpus: 4", r"the nearest is 'NPROC=2"),
         ("lambda_pseudo: 1.0", r"unknown key 'lambda_pseudo'; the nearest is 'curriculum.lambda_pseudo'"),
         ("train: {num_steps: many}", r"'train.num_steps' must be int, at least 1, got 'many'"),
         ("train: {num_steps: 1.5}", r"'train.num_steps' must be int"),

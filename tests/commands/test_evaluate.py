@@ -13,7 +13,7 @@ import evaluate
 from dataset.folders import DataError
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
-from utils.config.command_line import ROOT, find_config
+from utils.config.read import ROOT, find_config
 from utils.config.schema import AtTestTime, ConfigError, Evaluation
 from utils.metrics import ConfusionMatrix
 from utils.scoring.evaluation import comparison

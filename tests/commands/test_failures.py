@@ -120,7 +120,7 @@ def run_sh(*arguments: str, folder: Path, **variables: str) -> subprocess.Comple
 
 def test_wrong_key_of_several_processes_is_said_once_before_they_start(tmp_path):
     wrong = run_sh("train_source_only", "source_only_exp001", "seed=-1", folder=tmp_path, NPROC="2")
-    message = "train_source_only.py: error: command line: key 'seed' must be at least 0, got -1\n"
+    message = "train_source_only.py: error: command line: key 'seed' must be int, at least 0, got '-1'\n"
     assert (wrong.returncode, wrong.stderr) == (2, message)
 
 

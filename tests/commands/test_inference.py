@@ -10,6 +10,7 @@ from PIL import Image
 import evaluate
 import train_source_only
 from dataset.labels import CITYSCAPES, read_id_table
+from dataset.messages import ChoiceError
 from models.weights import WeightsError
 from tests.data.test_own_data import keys, own  # noqa: F401 - a fixture
 from utils.commands import export, predict
@@ -51,6 +52,10 @@ def test_picture_array_and_path_are_the_same_and_probabilities_agree(city, sourc
         predictor(np.zeros((4, 4, 3), np.float32))
     with pytest.raises(ConfigError, match="tta.flop"):
         load(source_run, overrides=["tta.flop=true"])
+    with pytest.raises(ConfigError, match="only keys of test and tta can be changed, not 'num_classes'"):
+        load(source_run, overrides=["num_classes=3"])
+    with pytest.raises(ChoiceError, match="tta.scales: 0.05 leaves no pixel of an input of 16x8"):
+        load(source_run, overrides=["tta.scales=[0.05]"])(np.zeros((8, 16, 3), np.uint8))
 
 
 def test_file_is_turned_upright_and_the_aspect_is_kept(city, source_run, tmp_path):

@@ -60,6 +60,7 @@ def test_names_without_their_endings_and_questions_to_one_process():
     for question in ("--help", "--print-config"):
         assert started("evaluate", "c.yaml", question, NPROC="2") == f"{ROOT / 'evaluate.py'} c.yaml {question}"
     assert started("evaluate", NPROC="2") == str(ROOT / "evaluate.py")
+    assert started("help") == started("--help") and "sh run.sh SCRIPT CONFIG" in started("help")
     assert started("check", "--help") == "-P -m utils.commands check --help"
 
 

@@ -42,8 +42,12 @@ def found(folder: Path, kind: str) -> dict[str, Image.Image]:
 def test_a_folder_with_all_its_formats(command, source_run, photos, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = command(source_run.parent, "source_only", str(photos), "--save", str(out), "--confidence")
+    for name in ("a.XML", "b.xml", "README"):
+        (photos / "Köln süd" / name).touch()
     assert predict.main(arguments) == 0
-    assert f"4 pictures by {source_run}/" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert f"4 pictures by {source_run}/" in output.out
+    assert output.err.count(f"left out below {photos}: 2 .xml, 1 without an ending\n") == 1
     names = ["Köln süd/frame 10.png", "Köln süd/frame 2.png", "Köln süd/morning/frame.png", "grey.png"]
     for kind in (*FOLDERS, "confidence"):
         assert list(found(out, kind)) == names
@@ -200,6 +204,9 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, 
         (["--opacity", "50"], "--opacity must be from 0 to 1"),
         (["--clip", "a.mp4"], "--clip must end in .gif or .webp"),
         (["--fps", "0"], "--fps must be above 0"),
+        (["--fps", "nan"], "--fps must be .*, got nan"),
+        (["--fps", "0.001"], "--fps must be .* from 0.01"),
+        (["tta.scales=[1e9]"], "'tta.scales' must be"),
         (["--weights", str(source_run), str(source_run / "last.pth")], "names 2 networks"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,6 +12,7 @@ import train_pycda
 from dataset.labels import CITYSCAPES
 from utils.commands import report
 from utils.commands.report_page import chart
+from utils.config.schema import ConfigError
 
 LAYERS = ("pixel", "square_4", "square_8")
 
@@ -125,3 +126,9 @@ def test_long_lines_are_thinned_to_means():
 def test_single_point_is_a_number():
     figure = chart("scores", {"miou": [(5, 41.26)], "other": [(5, 3.0)]})
     assert "<svg" not in figure and "step 5" in figure and "</i>miou 41.26<" in figure and "</i>other 3<" in figure
+
+
+def test_run_on_a_read_only_disk_is_refused_before_anything_is_computed(command, source_run, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
+    with pytest.raises(ConfigError, match=f"cannot write {source_run}/report.html: compare says"):
+        report.main(command(source_run.parent, source_run.name))

@@ -7,6 +7,7 @@ import pytest
 from dataset.messages import UserError
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data
+from utils.commands.export import parse as parse_export
 from utils.config.command_line import load_config
 from utils.config.read import ConfigError, build_config
 from utils.config.values import KEYS
@@ -107,6 +108,22 @@ def test_home_folder_is_expanded(config_file, monkeypatch):
     assert (config.model.weights, config.exp_name) == ("runs/~", "~x")
 
 
+def test_variables_of_the_environment_are_expanded(config_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA", "~/data")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (tmp_path / "$NOWHERE").mkdir()
+    config_file.write_text("source: {data_dir: $DATA/GTAV}\nsnapshot_dir: '${DATA}2'\nexp_name: $DATA")
+    config = build_config(config_file, [f"target.data_dir={tmp_path}/$NOWHERE"])
+    assert (config.source.data_dir, config.snapshot_dir) == ("/home/somebody/data/GTAV", "/home/somebody/data2")
+    assert (config.target.data_dir, config.exp_name) == (f"{tmp_path}/$NOWHERE", "$DATA")
+    with pytest.raises(ConfigError, match=r"key 'train.cache_dir': the variable \$\{NOWHERE\} in .* is not set"):
+        build_config(config_file, ["train.cache_dir=${NOWHERE}/cache"])
+    with pytest.raises(ConfigError, match=r"argument --to: the variable \$NOWHERE .* is not set"):
+        parse_export([str(config_file), "--to", "$NOWHERE/own.pt2"])
+    assert parse_export([str(config_file), "--to", "$DATA/own.pt2"])[0].to == Path("/home/somebody/data/own.pt2")
+
+
 @pytest.mark.parametrize("override", ["train.num_steps=[1", "tta.scales={", "train.lr_pow=@1", "source.flip='no"])
 def test_broken_override_names_its_key(config_file, override):
     with pytest.raises(ConfigError, match=f"command line: key '{override.split('=')[0]}'.* is not YAML") as error:
@@ -140,13 +157,13 @@ def test_byte_order_mark_is_dropped(config_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seed: 1\n".encode("utf-16"), "is UTF-16 .*save it as UTF-8"),
+        ("seed: 1\n".encode("utf-16"), "is not UTF-8 .*UTF-16.*save it as UTF-8"),
         (b"seed: 1\nexp_name: caf\xe9\n", "line 2, is not UTF-8 .*save it as UTF-8"),
         (b"seed: 1\nmodel:\n\tencoder: x\n", "is not YAML, line 3: .*indent with spaces"),
         (b"seed: [1\n", "is not YAML"),
         (b"seed: !!python/name:os.system\n", "'seed' must be int"),
         (b'seed: "\\UFFFFFFFF"\n', "is not YAML"),
-        (b"a: \x00\n", "no text file"),
+        (b"a: \x00\n", "is not YAML"),
         (b"a: \x01\n", "is not YAML"),
         (b"seed: &a {b: *a}\n", "contains itself"),
         (b"[" * 5000, "nested too deeply"),

@@ -1,10 +1,15 @@
 """Id tables are read strictly: one line that names the file and what is wrong in it."""
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from yaml import YAMLError
 
 from dataset.labels import id_lookup, known_ids, read_id_table
-from dataset.messages import DataError
+from dataset.messages import DataError, UserError
+from utils.config.read import build_config, read_keys
 
 A, B = "{name: a, colour: [0, 0, 0], ids: [0]}", "{name: b, colour: [9, 0, 0], ids: [1]}"
 
@@ -39,6 +44,25 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as raised:
         read_id_table(str(path))
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_aliases_of_aliases_are_refused(tmp_path):
+    path = tmp_path / "t.yaml"
+    uses = (f"{name}: &{name} [{', '.join(9 * [f'*{before}'])}]" for before, name in pairwise("abcdefgh"))
+    path.write_text("\n".join(["a: &a [x, y]", *uses]))
+    for read in (read_id_table, build_config):
+        with pytest.raises(UserError, match="over 10000 values, by aliases of aliases"):
+            read(str(path))
+    with pytest.raises(YAMLError, match="by aliases of aliases"):
+        read_keys(path.read_text())
+    path.write_text("source: {crop_size: &size [64, 32]}\ntarget: {crop_size: *size}")
+    assert build_config(path).target.crop_size == (64, 32)
+
+
+def test_long_messages_keep_their_beginning_and_end():
+    text = str(DataError(f"/a/file.png: {'x' * 10**6}: do this"))
+    assert len(text) < 320 and re.fullmatch(r"/a/file.png: x+ \.\.\. x+: do this", text)
+    assert len(str(DataError("/" * 2 * 10**4))) <= 1200
 
 
 def test_words_that_yaml_takes_for_booleans_are_names(tmp_path):

@@ -10,9 +10,9 @@ from dataset.folders import find_samples, read_list
 from dataset.labels import read_id_table
 from dataset.priors import load_class_prior
 from tests.fuzz.mutations import SNIPPETS, TREES, damaged_bytes, damaged_text, encoded, hypothesis, limited, reads, st
-from utils.config.command_line import ROOT, load_config
+from utils.config.command_line import load_config
 from utils.config.official import RENAMED, SCRIPTS
-from utils.config.read import build_config, to_yaml
+from utils.config.read import ROOT, build_config, to_yaml
 from utils.config.schema import Config
 from utils.config.values import KEYS
 

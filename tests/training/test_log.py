@@ -39,6 +39,14 @@ def run(command, source_run, tmp_path_factory) -> Path:
     return runs / "pycda"
 
 
+def test_an_error_is_in_the_log_and_not_on_the_console_too(tmp_path, capsys):
+    with pytest.raises(ValueError), RunLog(tmp_path) as log:
+        log.text("begun")
+        raise ValueError("wrong")
+    assert "ValueError: wrong" in (tmp_path / "log.txt").read_text()
+    assert "begun" in (output := capsys.readouterr().out) and "wrong" not in output
+
+
 def test_histograms_hold_the_class_shares_and_scalars_the_rest(run):
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     written = {(step, value.tag): value for step, value in values(run)}

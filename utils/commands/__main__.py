@@ -6,7 +6,7 @@ from importlib import import_module
 
 from dataset.messages import nearest
 from dataset.program import exit_after
-from utils.config.command_line import ROOT
+from utils.config.read import ROOT
 from utils.config.schema import ConfigError
 
 COMMANDS = {  # module and function of this package

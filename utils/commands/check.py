@@ -253,7 +253,9 @@ def describe(report: Report, fold: bool = True) -> str:
         topics[finding.level, finding.topic].append(finding)
     for (level, topic), found in topics.items():
         if fold and len(found) > SHOWN:
-            lines.append(f"  {level}: {len(found)} files: {topic}: {few(f.path for f in found)} (--all lists them)")
+            first = f". The first: {found[0].message}" if found[0].path in found[0].message else ""
+            files = few(finding.path for finding in found)
+            lines.append(f"  {level}: {len(found)} files: {topic}: {files} (--all lists them){first}")
         else:
             lines += [f"  {level}: {f.path + ': ' if f.path else ''}{f.message}" for f in found]
     return "\n".join(lines)

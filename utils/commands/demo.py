@@ -19,8 +19,8 @@ from PIL import Image
 from dataset.program import exit_after
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
-from utils.config.command_line import ROOT, Parser, is_override, path
-from utils.config.read import build_config
+from utils.config.command_line import Parser, is_override, path
+from utils.config.read import ROOT, build_config
 from utils.config.schema import ConfigError
 from utils.scoring.pictures import colour_map, legend, stack, titled
 

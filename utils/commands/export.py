@@ -7,10 +7,9 @@ what only training needs.
 
 import argparse
 from collections.abc import Sequence
-from os.path import expanduser
 
 from dataset.program import exit_after
-from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path, path_text
 from utils.config.schema import Config, ConfigError
 
 WEIGHTS = ".pth"
@@ -21,9 +20,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     """The options, checked; the configuration."""
     parser = make_parser(__doc__, "sh run.sh export")
     parser.add_argument("--to", type=path, required=True, help=f"file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument(
-        "--weights", type=expanduser, help="run folder or checkpoint; default: this configuration's run"
-    )
+    parser.add_argument("--weights", type=path_text, help="run folder or checkpoint; default: this configuration's run")
     parser.add_argument("--logits", action="store_true", help="give logits (N, C, H, W) instead of classes")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="pictures of this size only")
     args = parse_arguments(parser, argv)

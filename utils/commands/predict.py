@@ -9,13 +9,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from os.path import expanduser
 
 from dataset.program import exit_after
-from utils.config.command_line import make_parser, parse_arguments, parse_config, path
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path, path_text
 from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
+SLOWEST, FASTEST = 0.01, 100  # frames per second; a .gif counts the time of one in 1/100 s, with 16 bits
 UNREADABLE = 1  # exit status
 
 
@@ -24,7 +24,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__, "sh run.sh predict")
     parser.usage = "sh run.sh predict CONFIG PATH... --save DIR [option ...] [key=value ...]"
     parser.add_argument(
-        "--weights", nargs="+", type=expanduser, help="run folder or checkpoint; default: this configuration's run"
+        "--weights", nargs="+", type=path_text, help="run folder or checkpoint; default: this configuration's run"
     )
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
@@ -39,8 +39,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         )
     if not 0 <= args.opacity <= 1:
         raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
-    if args.fps <= 0:
-        raise ConfigError(f"command line: --fps must be above 0, got {args.fps}")
+    if not SLOWEST <= args.fps <= FASTEST:
+        raise ConfigError(f"command line: --fps must be above 0, from {SLOWEST} to {FASTEST}, got {args.fps}")
     if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
         raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
     return args, parse_config(args, "evaluate", labels=False)

@@ -3,10 +3,9 @@
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from os.path import expanduser
 
 from dataset.program import exit_after
-from utils.config.command_line import make_parser, parse_arguments, parse_config
+from utils.config.command_line import make_parser, parse_arguments, parse_config, path_text
 from utils.config.schema import ConfigError
 
 IMAGES = 100  # of each domain at most
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page of a run and print its path."""
     parser = make_parser(REPORT, "sh run.sh report")
     parser.add_argument(
-        "--baseline", type=expanduser, help="run folder to compare with; default: the run that it started from"
+        "--baseline", type=path_text, help="run folder to compare with; default: the run that it started from"
     )
     parser.add_argument("--images", type=_count, default=IMAGES, help="of each domain at most, for what needs no label")
     args = parse_arguments(parser, argv)
@@ -51,7 +50,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     config = parse_config(args, "evaluate")
     from utils.scoring.without_labels import compare_runs, describe  # torch, as above
 
-    print(describe(compare_runs(config, [expanduser(run) for run in args.runs], args.images)))
+    print(describe(compare_runs(config, args.runs, args.images)))
 
 
 def _count(text: str) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from dataset.folders import Sample
@@ -28,7 +27,7 @@ from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data, are_labelled
-from utils.config.read import build_config, flatten, to_yaml
+from utils.config.read import build_config, read_keys, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
@@ -272,10 +271,10 @@ def configuration(text: str) -> str:
     """The keys whose values are not the defaults, and all of them, folded up."""
     default = Config()
     default.follow_target()
-    defaults = flatten(yaml.safe_load(to_yaml(default)))
+    defaults = read_keys(to_yaml(default))
     lines = [
         f"{name}: {_value(value)}  (default: {_value(defaults[name])})"
-        for name, value in flatten(yaml.safe_load(text)).items()
+        for name, value in read_keys(text).items()
         if value != defaults[name]
     ]
     return f"{preformatted(chr(10).join(lines))}<details><summary>all keys</summary>{preformatted(text)}</details>"

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.messages import ChoiceError, nearest
-from utils.config.read import build_config, to_yaml
+from dataset.files import expand_path
+from dataset.messages import ChoiceError, DataError
+from utils.config.read import build_config, find_config, to_yaml
 from utils.config.schema import Config, ConfigError
 from utils.config.values import KEYS, value_text
 
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "cfgs"
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
-SUFFIX = ".yaml"
 
 
 def keys_markdown() -> str:
@@ -74,7 +72,7 @@ def parse_arguments(
     """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
 
     Args:
-        rest: attribute for the arguments that are neither the configuration nor ``key=value``; None: these are errors.
+        rest: attribute for the paths that are neither the configuration nor ``key=value``; None: these are errors.
 
     Raises:
         ConfigError: an unknown option, no configuration, or an argument that is not ``key=value``.
@@ -88,26 +86,11 @@ def parse_arguments(
     if args.config is None:
         parser.error("a configuration is needed")
     if rest is not None:
-        setattr(args, rest, others)
+        setattr(args, rest, [expand_path(given) for given in others])
     elif others:
         raise ConfigError(f"command line: '{others[0]}' is not key=value")
     args.overrides = overrides
     return args
-
-
-def find_config(given: str) -> Path:
-    """File of the configuration ``given``: from where the command was started, else the shipped one of that name.
-
-    ``.yaml`` may be left out. Raises ConfigError, which names the nearest one.
-    """
-    path = Path(given).expanduser()
-    for place in (path, ROOT / path, SHIPPED / path):
-        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
-            if place.name and candidate.is_file():
-                return candidate
-    known = [str(file) for file in path.parent.glob(f"*{SUFFIX}")]
-    known += [str(file.relative_to(ROOT)) for file in SHIPPED.rglob(f"*{SUFFIX}")]
-    raise ConfigError(f"no config file {given}; the nearest is {nearest(given, known)}")
 
 
 def parse_config(
@@ -140,9 +123,17 @@ def load_config(
     return parse_config(parse_arguments(make_parser(description), argv), script, defaults)
 
 
+def path_text(text: str) -> str:
+    """Path that an option names, see ``expand_path``: shells do not expand everywhere."""
+    try:
+        return expand_path(text)
+    except DataError as error:  # so that argparse names the option
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def path(text: str) -> Path:
-    """Path that an option names; ``~`` is the home folder, which shells do not expand everywhere."""
-    return Path(text).expanduser()
+    """``path_text`` as a Path."""
+    return Path(path_text(text))
 
 
 if __name__ == "__main__":

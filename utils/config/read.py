@@ -11,13 +11,43 @@ from typing import Any
 
 import yaml
 
-from dataset.files import read_text
+from dataset.files import YamlLoader, expand_path, read_text
 from dataset.messages import nearest
 from utils.config.official import DERIVED, RENAMED, check_complete, translate
 from utils.config.schema import LIST, Config, ConfigError
 from utils.config.values import KEYS
 
 OFFICIAL = "common."  # the group of the authors' keys
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "cfgs"
+SUFFIX = ".yaml"
+# What other programs call a key of ours, or what stands for it here.
+_NAMES = {
+    "train.lr_encoder": "lr base_lr learning_rate init_lr lr0",
+    "train.num_steps": "epochs num_epochs max_epochs n_epochs epoch iterations num_iterations iters max_iters max_iter "
+    "max_iterations steps max_steps total_steps",
+    "train.batch_size": "batch bs batchsize bsz samples_per_gpu",
+    "train.num_workers": "workers n_workers threads",
+    "train.schedule": "lr_policy lr_schedule scheduler policy",
+    "train.amp": "fp16 bf16 half precision mixed_precision use_amp",
+    "train.print_freq": "log_every log_interval log_freq print_every",
+    "num_classes": "classes nc nclass n_classes n_class class_num",
+    "source.input_size": "image_size img_size imgsz size resize img_scale resolution",
+    "source.crop_size": "crop patch_size crops random_crop",
+    "source.id_table": "palette label_map class_map names class_names",
+    "source.data_dir": "data dataset_dir data_root root data_path dataroot",
+    "model.encoder": "backbone arch architecture network net",
+    "model.decoder": "head decode_head classifier",
+    "model.weights": "pretrained checkpoint ckpt load_from init init_from finetune",
+    "val.every": "val_every val_interval eval_every eval_interval eval_freq save_every save_interval save_freq",
+    "curriculum.conf_threshold": "threshold confidence conf tau pseudo_threshold",
+    "exp_name": "name run_name experiment run exp",
+    "snapshot_dir": "output output_dir out out_dir work_dir save_dir log_dir logdir runs",
+    "resume": "resume_from restore continue",
+    "seed": "random_seed manual_seed rng",
+    "NPROC=2 sh run.sh SCRIPT, and CUDA_VISIBLE_DEVICES": "device devices gpu gpus gpu_id gpu_ids num_gpus ngpus cuda",
+}
+OTHER_NAMES = {name: key for key, names in _NAMES.items() for name in names.split()}
 BASE = "base"  # names the file that this one inherits from
 
 
@@ -39,8 +69,6 @@ def _naming(origin: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except RecursionError as error:
-        raise ConfigError(f"{origin}: it is nested too deeply, or a key contains itself by a YAML alias") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: an escape that is no character
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -99,21 +127,37 @@ class YamlFile:
         return f"{self.path}, {OFFICIAL}{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
+def find_config(given: str, folder: Path = Path()) -> Path:
+    """File of the configuration ``given``: from ``folder``, else the shipped one of that name.
+
+    ``.yaml`` may be left out. Raises ConfigError, which names the nearest one.
+    """
+    path = Path(expand_path(given))
+    for place in (folder / path, ROOT / path, SHIPPED / path):
+        for candidate in (place, place.with_name(f"{place.name}{SUFFIX}")):
+            if place.name and candidate.is_file():
+                return candidate
+    known = [str(file) for file in (folder / path).parent.glob(f"*{SUFFIX}")]
+    known += [str(file.relative_to(ROOT)) for file in SHIPPED.rglob(f"*{SUFFIX}")]
+    raise ConfigError(f"no config file {folder / path}; the nearest is {nearest(given, known)}")
+
+
 def read_yaml(path: str | Path, script: str) -> YamlFile:
     """One YAML file; the authors' keys below ``common:`` as ours for ``script``, whatever its base is made of.
 
     Raises:
-        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path.
+        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path, or not there.
         DataError: it is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}")
     with _naming(str(path)):
-        entries, repeated = _entries(yaml.compose(read_text(path), Loader=yaml.SafeLoader))
+        entries, repeated = _entries(yaml.compose(read_text(path), Loader=YamlLoader))
         base = entries.pop(BASE, None)
         if base is not None and (not isinstance(base, str) or not base):
             raise ConfigError(f"{BASE} must be the path of one file, got {base!r}")
+        found = base and find_config(base, path.parent)
         if OFFICIAL.removesuffix(".") in entries:
             raise ConfigError(f"{OFFICIAL.removesuffix('.')}: expected keys and values")
         below = [name for name in entries if name.startswith(OFFICIAL)]
@@ -121,7 +165,7 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
         keys = translate(official, script, repeated) if official else {}
     named = {own: name for name, own in (RENAMED | DERIVED).items() if name in official}
     theirs = {own: name for own, name in named.items() if own in keys.keys() - entries.keys()}
-    return YamlFile(path, base and path.parent / base, keys | entries, theirs, frozenset(official))
+    return YamlFile(path, found, keys | entries, theirs, frozenset(official))
 
 
 def read_chain(path: str | Path, script: str) -> list[YamlFile]:
@@ -131,14 +175,10 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
     ``exp_name`` is not inherited, because two runs would share a folder.
 
     Raises:
-        ConfigError: as ``read_yaml``; a base that is not there; files that are each other's base.
+        ConfigError: as ``read_yaml``; files that are each other's base.
     """
     chain = [read_yaml(path, script)]
     while (base := chain[0].base) is not None:
-        if not base.is_file():
-            raise ConfigError(
-                f"{chain[0].path}: its base {base} is no file; {BASE} is relative to the file it stands in"
-            )
         if base.resolve() in {file.path.resolve() for file in chain}:
             names = [str(file.path) for file in reversed(chain)]
             raise ConfigError(f"a file cannot inherit from itself: {' -> '.join([*names, str(base)])}")
@@ -146,6 +186,16 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
         inherited.keys.pop("exp_name", None)
         chain.insert(0, inherited)
     return chain
+
+
+def _meant(name: str) -> str:
+    """The key that was probably meant: of that meaning, that last part or that look; of the same group if it can be."""
+    group, _, leaf = name.rpartition(".")
+    leaf = leaf.lower().replace("-", "_")
+    same_leaf = [key for key in KEYS if key.split(".")[-1] == leaf]
+    close = (OTHER_NAMES | RENAMED).get(leaf) or [*same_leaf, nearest(name, KEYS)][0]
+    beside = f"{group}.{close.split('.')[-1]}"
+    return beside if beside in KEYS else close
 
 
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
@@ -157,9 +207,7 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
     if value in (None, "", {}) and any(key.startswith(f"{name}.") for key in KEYS):
         return  # a group of which all keys are left out
     if name not in KEYS:
-        same_leaf = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
-        close = same_leaf[0] if same_leaf else nearest(name, KEYS)
-        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{close}'")
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{_meant(name)}'")
     group, _, leaf = name.rpartition(".")
     with _naming(origin):
         setattr(getattr(config, group) if group else config, leaf, KEYS[name].value(value))
@@ -181,7 +229,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         overrides[name] = text
         if name not in KEYS or KEYS[name].type is not str or text[:1] in ("'", '"'):
             with _naming(f"command line: key '{name}': {text!r}"):
-                overrides[name] = _content(yaml.compose(text, Loader=yaml.SafeLoader))
+                overrides[name] = _content(yaml.compose(text, Loader=YamlLoader))
     return overrides
 
 
@@ -225,6 +273,11 @@ def build_config(
     if config.test.dataset == LIST and "test.input_size" not in given | (defaults or {}).keys():
         config.test.input_size = None  # the default is Cityscapes' shape
     return config
+
+
+def read_keys(text: str) -> dict[str, Any]:
+    """What ``to_yaml`` wrote, perhaps another version's, by dotted key. Raises yaml.YAMLError where it is no YAML."""
+    return flatten(yaml.load(text, Loader=YamlLoader))
 
 
 def to_yaml(config: Config) -> str:

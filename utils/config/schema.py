@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.labels import DATA_SETS, ClassTable, class_table, is_id_table
-from dataset.messages import DataError, UserError
+from dataset.messages import SHORT, DataError, UserError
 
 SCRATCH = "scratch"  # as model.weights: none, on purpose
 LIST = "list"  # own data: pairs named by a list, label ids by a table
@@ -18,6 +18,8 @@ Range = tuple[float, float]
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the key."""
+
+    longest = SHORT
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ COUNT = Interval("at least 0", lambda x: x >= 0)
 POSITIVE = Interval("at least 1", lambda x: x >= 1)
 WEIGHT = COUNT  # of a loss, or a rate: 0 switches it off
 ABOVE_0 = Interval("above 0", lambda x: x > 0)
+TIMES = Interval("above 0 and at most 10", lambda x: 0 < x <= 10)  # the size of an input
 SHARE = Interval("0 to 1", lambda x: 0 <= x <= 1)
 FRACTION = Interval("at least 0 and below 1", lambda x: 0 <= x < 1)
 MOMENTUM = Interval("above 0 and at most 1", lambda x: 0 < x <= 1)  # of a running average, which never moves by 0
@@ -172,7 +175,7 @@ class AtTestTime:
     """Test-time augmentation; training has its own, see ``Domain``."""
 
     scales: tuple[float, ...] = key(
-        (1.0,), "evaluate at these scales of the input and average the probabilities", ABOVE_0, needs_one=True
+        (1.0,), "evaluate at these scales of the input and average the probabilities", TIMES, needs_one=True
     )
     flip: bool = key(False, "... and at each scale its mirror image too")
 

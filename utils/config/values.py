@@ -1,7 +1,6 @@
 """What each key admits, and the value that a text means for it: the key's type decides, not how YAML reads the text."""
 
 import math
-import os
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -10,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from dataset.files import expand_path
+from dataset.messages import DataError
 from utils.config.schema import Config, ConfigError, Interval, Range
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -71,7 +72,10 @@ class Key:
             raise ConfigError(f"key '{self.name}' is [min, max], got {given!r}: the first number is the smaller one")
         if isinstance(value, str) and not value.isprintable():
             raise ConfigError(f"key '{self.name}' has a character that cannot be printed: {value!r}")
-        return os.path.expanduser(value) if self.path else value
+        try:
+            return expand_path(value) if self.path else value
+        except DataError as error:
+            raise ConfigError(f"key '{self.name}': {error}") from error
 
 
 def convert(given: Any, type_: Any) -> Any:

@@ -13,7 +13,7 @@ from dataset.messages import ChoiceError, DataError, UserError
 from models.batchnorm import bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, read_file, reading, unchecked
-from utils.config.read import flatten, to_yaml
+from utils.config.read import read_keys, to_yaml
 from utils.config.schema import Config
 from utils.run_folder.manifest import RunData, config_changes, git_revision
 
@@ -91,7 +91,7 @@ def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]
     """
     with reading(origin):
         try:
-            return flatten(yaml.safe_load(content["config"]))
+            return read_keys(content["config"])
         except yaml.YAMLError as error:
             raise ValueError("its configuration is not YAML") from error
 

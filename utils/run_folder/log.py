@@ -154,7 +154,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self.text(f"{type(error).__name__}: {error}")
+            self._write(f"{type(error).__name__}: {error}", TEXT)  # the program itself says it on the console
         self._close_board()
         for name in list(self._handlers):
             self._close(name)

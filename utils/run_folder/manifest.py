@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from dataset.files import write_whole
 from dataset.folders import Sample
 from dataset.messages import DataError, few
-from utils.config.read import flatten, to_yaml
+from utils.config.read import read_keys, to_yaml
 from utils.config.schema import SCRATCH, Config
 
 MANIFEST = "run.json"
@@ -62,7 +61,7 @@ def config_changes(saved: str, config: Config) -> str:
     """
     unset = Config()
     unset.follow_target()
-    default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
+    default, old, new = (read_keys(text) for text in (to_yaml(unset), saved, to_yaml(config)))
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.endswith(FREE))
@@ -71,7 +70,7 @@ def config_changes(saved: str, config: Config) -> str:
 
 def start_facts(config: Config) -> dict[str, str]:
     """The configuration and the code, by name, for the processes of a run to agree on."""
-    keys = flatten(yaml.safe_load(to_yaml(config)))
+    keys = read_keys(to_yaml(config))
     shared = {name: str(value) for name, value in keys.items() if not name.endswith(OF_A_NODE + FILES)}
     return shared | {"code": git_revision()}
 

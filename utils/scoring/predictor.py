@@ -31,7 +31,7 @@ from models.weights import WeightsError, load_checkpoint_weights, read_checkpoin
 from utils import distributed
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
-from utils.config.schema import AtTestTime, Config, Evaluation
+from utils.config.schema import AtTestTime, Config, ConfigError, Evaluation
 from utils.metrics import class_map
 from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.scoring.pictures import colour_map
@@ -113,6 +113,10 @@ class Predictor:
         images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
         self.model.eval()
         for scale in self.tta.scales:
+            if scale * min(images.shape[-2:]) < 1:
+                raise ChoiceError(
+                    f"tta.scales: {scale:g} leaves no pixel of an input of {images.shape[3]}x{images.shape[2]}"
+                )
             seen = images
             if scale != 1:
                 seen = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -158,6 +162,8 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     content = read_checkpoint(path)
     config = config_of(content, str(path))
     for name, value in parse_overrides(overrides).items():
+        if name.partition(".")[0] not in ("test", "tta"):
+            raise ConfigError(f"load: only keys of test and tta can be changed, not '{name}'")
         set_key(config, name, value, "load")
     table = class_table_of(content, config, str(path))
     if table.num_classes != config.num_classes:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from dataset.folders import Sample, read_list, split_pair
 from dataset.labels import ClassTable
 from dataset.loader import MapDataset, eval_loader
 from dataset.messages import DataError, few
+from dataset.program import say
 from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
@@ -111,6 +112,10 @@ def _in_folder(folder: Path, searched: set[Path], results: set[Path]) -> list[Pa
         videos = [path for path in files if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
         raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are left out){advice}")
+    others = Counter(path.suffix.lower() or "without an ending" for path in files)
+    left_out = [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]
+    if left_out and os.environ.get("RANK", "0") == "0":
+        say(f"no pictures, left out below {folder}: {', '.join(left_out)}", "predict")
     return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
 
