@@ -103,7 +103,7 @@ def test_questions_and_mistakes_are_answered_without_torch(program, tmp_path):
         assert answer.returncode == 0 and "conf_threshold: 0.5" in answer.stdout, answer.stderr
         mistakes = {"pycda_exp01": "cfgs/pycda_exp001.yaml", "--confg=x": "--help"}
         wrong = python(*program, "pycda_exp001", "train.batch_size=0", **path)
-        assert wrong.returncode == 2 and "'train.batch_size' must be at least 1, got 0" in wrong.stderr
+        assert wrong.returncode == 2 and "'train.batch_size' must be int, at least 1, got '0'" in wrong.stderr
     for argument, message in mistakes.items():
         wrong = python(*program, argument, **path)
         assert wrong.returncode == 2 and message in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
