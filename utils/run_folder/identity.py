@@ -21,19 +21,23 @@ from dataset.messages import few
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import SCRATCH, Config
 
-# Keys that change neither the result nor its place in the training.
+# Beginnings of the keys that change neither the weights nor how they are scored in training.
 FREE_KEYS = (
     "snapshot_dir",
     "exp_name",
-    "resume",
-    "resume_force",
+    "resume",  # and resume_force
     "timeout_minutes",
     "model.fc_dim",  # only checks model.encoder
+    "val.every",  # the best before is compared with those after, which are scored as it was
+    "test.",
+    "tta.",
     "train.num_workers",
     "train.cache_dir",
     "train.skip_bad_samples",
-    "test.num_workers",
+    "train.print_freq",
+    "adabn.",
 )
+SCORING = ("test.input_size", "test.upsampling", "test.eval_classes")  # of a validation too, if there is one
 # Keys in which nodes may differ: data may lie on a disk of their own, the first process alone has the run folder.
 OF_A_NODE = (
     "snapshot_dir",
@@ -72,7 +76,9 @@ def config_changes(saved: str, config: Config) -> str:
     default, old, new = (flatten(yaml.safe_load(text)) for text in (to_yaml(unset), saved, to_yaml(config)))
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
-    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in FREE_KEYS)
+    scored = SCORING if config.val.held_out or config.val.data_list else ()
+    kept = {k for k in old.keys() | new.keys() if k in scored or not k.startswith(FREE_KEYS)}
+    differing = sorted(k for k in kept if old.get(k) != new.get(k))
     return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in differing)
 
 
