@@ -40,10 +40,8 @@ from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, de
 
 OWN, BEFORE = "this run", "baseline"
 # Of the run's own configuration, what makes its pseudo-labels; other keys may have come and gone since.
-PSEUDO_LABELS = (
-    *("target.input_size", "curriculum.box_size", "curriculum.use_pixels"),
-    *("curriculum.conf_threshold", "curriculum.region_pool"),
-)
+IN_CURRICULUM = "box_size", "use_pixels", "conf_threshold", "region_pool"
+PSEUDO_LABELS = ("target.input_size", *(f"curriculum.{name}" for name in IN_CURRICULUM))
 SHOWN_IMAGES = 6  # evenly spaced
 PICTURE_WIDTH, LEGEND_WIDTH = 640, 1120  # pixels at most, so that the page stays small
 SHOWN_SHARES = 5  # classes in the verdict without labels
@@ -147,7 +145,7 @@ def verdict_without_labels(method: str, compared: Comparison) -> str:
     most = sorted(shares, key=shares.__getitem__, reverse=True)[:SHOWN_SHARES]
     listed = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in most)
     text = f"{method}, without test labels: predicts {listed} on {compared.images} target images"
-    found = {said: html.escape(words) for said, words in verdicts(compared, compared.judged[-1]).items()}
+    found = {said: html.escape(words) for said, words in verdicts(compared, len(compared.networks) - 1).items()}
     lines = (f'<p class="{"warning" if said == TAKEN else "note"}">{words}</p>' for said, words in found.items())
     return f'<p class="verdict">{html.escape(text)}</p>{"".join(lines)}'
 

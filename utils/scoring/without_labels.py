@@ -52,7 +52,7 @@ class Comparison:
 
     classes: tuple[str, ...]
     networks: tuple[str, ...]
-    starts: list[int]  # by network, the one that it started from, else the first one
+    starts: list[int]  # by network, the one that it started from, else the first one, which is its own
     controls: list[int | None]  # by network of a curriculum, the one trained without it from the same weights
     images: int
     available: int
@@ -64,11 +64,6 @@ class Comparison:
     source_images: int
     source_available: int
     trained_on: int | None  # of the source images, by any of the networks; None: not known
-
-    @property
-    def judged(self) -> list[int]:
-        """The networks that have one to be judged against; a single network is judged against itself."""
-        return list(range(1, len(self.networks))) or [0]
 
     def fates(self, run: int, before: int) -> list[str]:
         """What network ``run`` made of each class of network ``before``, see ``fate``."""
@@ -196,12 +191,10 @@ def _origins(files: Sequence[Path]) -> tuple[list[int], list[int | None]]:
     given = [starting_run(path) for path in files]
     found = [resolve_weights(start).resolve() if start else None for start in given]
     methods = [str(read_file(path).get("method")) for path in files]
-    control: dict[Path | None, int] = {
-        start: i for i, start in enumerate(found) if start and methods[i] == "train_adabn"
-    }
-    curriculum = [method.startswith("train_pycda") for method in methods]
+    control = {found[i]: i for i, method in enumerate(methods) if method == "train_adabn" and found[i]}
     starts = [places.get(start, 0) if i and start else 0 for i, start in enumerate(found)]
-    return starts, [control.get(start) if curriculum[i] else None for i, start in enumerate(found)]
+    learnt = [method.startswith("train_pycda") for method in methods]
+    return starts, [control.get(start) if learns else None for start, learns in zip(found, learnt, strict=True)]
 
 
 def _trained_on(folders: Sequence[Path], samples: Sequence[Sample]) -> int | None:
@@ -217,12 +210,10 @@ def _source_words(c: Comparison) -> str:
     """The source scores in words, and whether the networks were trained on these images."""
     found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(c.networks, c.source_miou, strict=True))
     scored = f"mIoU on {c.source_images} of {c.source_available} source images: {found}."
-    if c.trained_on is None:
-        return f"{scored} It is not known whether the networks were trained on them."
-    if c.trained_on == 0:
-        return f"{scored} The networks were trained on none of them."
     part = "all" if c.trained_on == c.source_images else str(c.trained_on)
-    return f"{scored} They were trained on {part} of them, so a loss is what was forgotten, not a score on new images."
+    known = {None: "It is not known whether they were trained on them.", 0: "They were trained on none of them."}
+    forgotten = f"They were trained on {part} of them, so a loss is what was forgotten, not a score on new images."
+    return f"{scored} {known.get(c.trained_on, forgotten)}"
 
 
 def verdicts(c: Comparison, run: int) -> dict[str, str]:
@@ -231,16 +222,14 @@ def verdicts(c: Comparison, run: int) -> dict[str, str]:
     own, before, fates = c.networks[run], c.networks[start], c.fates(run, start)
     shares = zip(c.classes, c.source, c.predicted[start], c.predicted[run], strict=True)
     words = [f"{name} (source {100 * s:.1f}, {100 * b:.1f} -> {100 * a:.1f} %)" for name, s, b, a in shares]
+    listed = {f: ", ".join(word for word, own in zip(words, fates, strict=True) if own == f) for f in fates if f}
     sentences = {
-        TAKEN: f"{own} took away what {before} had: {{}}. This is a sign that it did not help.",
-        BACK: f"{own} brought back what {before} had lost of the source: {{}}.",
-        GONE: f"Common in the source, but gone in {before} already: {{}}.",
+        TAKEN: f"{own} took away what {before} had: {listed.get(TAKEN)}. This is a sign that it did not help.",
+        BACK: f"{own} brought back what {before} had lost of the source: {listed.get(BACK)}.",
+        GONE: f"Common in the source, but gone in {before} already: {listed.get(GONE)}.",
     }
-    found = {"": f"{own} took no common class away from {before}."} if TAKEN not in fates and run != start else {}
-    for said, sentence in sentences.items():
-        if said in fates:
-            found[said] = sentence.format(", ".join(w for w, f in zip(words, fates, strict=True) if f == said))
-    return found
+    found = {f: sentence for f, sentence in sentences.items() if f in listed}
+    return found if TAKEN in found or run == start else {"": f"{own} took no common class away from {before}."} | found
 
 
 def _curriculum_words(c: Comparison, run: int, control: int) -> str:
@@ -263,7 +252,8 @@ def describe(c: Comparison) -> str:
     heads = [name if len(name) < COLUMN else f"…{name[3 - COLUMN :]}" for name in columns]  # names differ at the end
     lines = [f"Share of each class in percent, on {c.images} of {c.available} unlabelled target training images:"]
     lines.append(" " * NAME_WIDTH + "".join(f"{head:>{COLUMN}}" for head in heads))
-    fates = {c.networks[run]: c.fates(run, c.starts[run]) for run in c.judged}
+    judged = range(1, len(c.networks)) or [0]  # a network alone is its own start
+    fates = {c.networks[run]: c.fates(run, c.starts[run]) for run in judged}
     for i, name in enumerate(c.classes):
         cells = "".join(f"{100 * shares[i]:>{COLUMN}.2f}" for shares in columns.values())
         marks = ", ".join(f"{run}: {found[i]}" for run, found in fates.items() if found[i])
@@ -273,6 +263,6 @@ def describe(c: Comparison) -> str:
         f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
         for i, name in enumerate(c.networks[:-1])
     ]
-    sentences += [_source_words(c), *(text for run in c.judged for text in verdicts(c, run).values())]
+    sentences += [_source_words(c), *(text for run in judged for text in verdicts(c, run).values())]
     sentences += [_curriculum_words(c, run, control) for run, control in enumerate(c.controls) if control is not None]
     return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in [*sentences, CAVEAT])])
