@@ -30,6 +30,7 @@ from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data, are_labelled
 from utils.config.read import flatten, to_yaml
 from utils.config.schema import Config
+from utils.config.values import KEYS
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.facts import Facts, read_facts, starting_run
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
@@ -40,8 +41,7 @@ from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, de
 
 OWN, BEFORE = "this run", "baseline"
 # Of the run's own configuration, what makes its pseudo-labels; other keys may have come and gone since.
-IN_CURRICULUM = "box_size", "use_pixels", "conf_threshold", "region_pool"
-PSEUDO_LABELS = ("target.input_size", *(f"curriculum.{name}" for name in IN_CURRICULUM))
+PSEUDO_LABELS = ("target.input_size", *(name for name in KEYS if name.startswith("curriculum.")))
 SHOWN_IMAGES = 6  # evenly spaced
 PICTURE_WIDTH, LEGEND_WIDTH = 640, 1120  # pixels at most, so that the page stays small
 SHOWN_SHARES = 5  # classes in the verdict without labels
