@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import evaluate
+import train_adabn
 import train_pycda
 import train_source_only
 from dataset.folders import find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_prior
+from utils.commands import report
 from utils.commands.report import compare
 from utils.run_folder.summary import distinct_names, read_summary, starting_run
 from utils.scoring.without_labels import CAVEAT, Comparison, describe
@@ -83,27 +86,105 @@ def test_runs_are_compared_in_the_order_given_and_unseen_source_images_are_said_
     assert "copy.pth and pycda give" in text and "source_only and pycda give" in text
 
 
-def test_a_common_class_that_is_nearly_gone_is_named():
+@pytest.mark.slow
+def test_the_control_is_found_among_the_runs(command, unlabelled, source_run, adapted, capsys):
+    keys = [f"target.data_dir={unlabelled}", f"model.weights={source_run}"]
+    train_adabn.main(command(adapted.parent, "control", *keys))
+    capsys.readouterr()
+    arguments = command(adapted.parent, "pycda", *keys)
+    compare([*arguments, str(source_run), str(adapted.parent / "control"), str(adapted), "--images", "2"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "What the curriculum of pycda added to the control control: another class for" in text
+
+
+def test_runs_of_another_version_are_compared_and_reported(command, source_run, tmp_path, capsys):
+    run = tmp_path / "old"
+    shutil.copytree(source_run, run)
+    keys = yaml.safe_load((run / "config.yaml").read_text())
+    del keys["model"]["weights"], keys["train"]["print_freq"]
+    keys |= {"key_of_another_version": 3, "curriculum": keys["curriculum"] | {"gone": "x"}, "group": {"of_keys": 1}}
+    (run / "config.yaml").write_text(yaml.safe_dump(keys))
+    compare([*command(tmp_path, "any"), str(run), str(source_run), "--images", "2"])
+    assert "source_only took no common class away from old" in " ".join(capsys.readouterr().out.split())
+    report.main([*command(tmp_path, "old"), "--images", "2"])
+    page = (run / "report.html").read_text()
+    assert "key_of_another_version: 3  (not a key now)" in page and "curriculum.gone: x  (not a key now)" in page
+
+
+def compared(source: list[float], *predicted: list[float], **others: object) -> Comparison:
+    """Of networks called before, after, ... that predict these shares of road, vegetation and rider."""
+    count = len(predicted)
     comparison = Comparison(
         classes=("road", "vegetation", "rider"),
-        networks=("before", "after"),
+        networks=("before", "after", "third", "fourth")[:count],
+        starts=[0] * count,
+        controls=[None] * count,
         images=1,
         available=1,
-        source=[0.9, 0.01, 0.01],
-        predicted=[[0.94, 0.048, 0.012], [0.997, 0.003, 0.0]],
+        source=source,
+        predicted=list(predicted),
         labels=None,
-        agreement=[[1, 0.9], [0.9, 1]],
-        source_miou=[60.0, 50.0],
+        agreement=[[1 if i == j else 0.9 for j in range(count)] for i in range(count)],
+        source_miou=[60.0, 50.0, 40.0, 30.0][:count],
         source_images=1,
         source_available=1,
         trained_on=None,
     )
-    text = describe(comparison)
-    assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- nearly gone", text) and "or before: vegetation." in text
-    text = " ".join(text.split())
+    return replace(comparison, **others)
+
+
+def said(comparison: Comparison) -> str:
+    return " ".join(describe(comparison).split())
+
+
+SIGN = "This is a sign that it did not help"
+
+
+def test_what_an_adaptation_took_away_is_named_and_a_sign():
+    comparison = compared([0.9, 0.01, 0.01], [0.94, 0.048, 0.012], [0.997, 0.003, 0.0])
+    assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- after: taken away\n", describe(comparison))
+    text = said(comparison)
+    assert "after took away what before had: vegetation (source 1.0, 4.8 -> 0.3 %)." in text and SIGN in text
     assert "It is not known whether" in text and "pseudo-labels" not in text
-    kept = replace(comparison, predicted=[comparison.predicted[0]] * 2)
-    assert "<- nearly gone" not in describe(kept) and kept.lost() == []
+    kept = said(replace(comparison, predicted=[comparison.predicted[0]] * 2))
+    assert "<-" not in kept and SIGN not in kept and "after took no common class away from before" in kept
+    # back to its share of the source: what was too much before was not taken away
+    assert SIGN not in said(compared([0.9, 0.01, 0.01], [0.8, 0.19, 0.01], [0.98, 0.01, 0.01]))
+
+
+def test_what_was_gone_before_is_no_sign_and_what_came_back_is_said():
+    text = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002], [0.944, 0.053, 0.003]))
+    assert "vegetation 25.00 1.30 5.30 <- after: brought back" in text and SIGN not in text
+    assert "rider 5.00 0.20 0.30 <- after: gone before" in text
+    assert "after brought back what before had lost of the source: vegetation (source 25.0, 1.3 -> 5.3 %)" in text
+    assert "gone in before already: rider (source 5.0, 0.2 -> 0.3 %)" in text
+    alone = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002]))
+    assert "gone in before already: vegetation" in alone and SIGN not in alone and "took" not in alone
+
+
+def test_each_network_is_judged_against_the_one_that_it_started_from():
+    shares = [0.70, 0.25, 0.05], [0.985, 0.013, 0.002], [0.7, 0.25, 0.05], [0.9, 0.1, 0.0], [0.986, 0.012, 0.002]
+    text = describe(compared(*shares, starts=[0, 0, 1, 0]))
+    assert re.search(r"rider .*<- after: brought back, third: taken away, fourth: gone before\n", text)
+    text = " ".join(text.split())
+    assert "third took away what after had: rider (source 5.0, 5.0 -> 0.0 %)" in text and text.count(SIGN) == 1
+
+
+def test_what_a_curriculum_added_to_its_control_is_said():
+    shares = [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.799, 0.2, 0.001]
+    text = said(compared(*shares, controls=[None, None, 1]))
+    assert "What the curriculum of third added to the control after: another class for 10.0 % of the pixels" in text
+    assert "road +9.9, vegetation -5.0, rider -4.9 (taken away); -10.0 mIoU on the source." in text
+    assert "curriculum of" not in said(compared(*shares))
+
+
+def test_heads_keep_the_end_of_a_name_and_marks_all_of_it():
+    names = ("rendered_streets_source_only", "rendered_streets_pycda")
+    comparison = compared([0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.95, 0.05, 0.0], networks=names)
+    text = describe(replace(comparison, labels=[0.9, 0.05, 0.05]))
+    assert text.splitlines()[1].split()[2:4] == ["…_source_only", "…treets_pycda"]
+    assert "<- rendered_streets_pycda: taken away" in text
+    assert "in train mode" in text and "in eval mode" in text  # why the labels' column is another one
 
 
 def test_summary_of_a_run(source_run, adapted):

@@ -71,10 +71,10 @@ def test_checkpoint_that_has_its_data_in_the_older_form_is_gone_on_from_and_told
 
 def test_key_of_a_newer_version_counts_as_its_default():
     old = to_yaml(Config()).replace("  lambda_seg: 0.4\n", "")
-    assert "lambda_seg" not in old and config_changes(old, Config()) == ""
+    assert "lambda_seg" not in old and config_changes(old, Config()) == ("", "")
     newer = Config()
     newer.train.lambda_seg = 0.5
-    assert config_changes(old, newer) == "train.lambda_seg: 0.4 -> 0.5"
+    assert config_changes(old, newer) == ("train.lambda_seg: 0.4 -> 0.5", "")
 
 
 def write_id_table(path: Path, ids: list[int]) -> None:

@@ -149,7 +149,8 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     train_source_only.main(command(tmp_path, "run", *keys))
     before = (tmp_path / "run/last.pth").stat().st_mtime_ns
     train_source_only.main(command(tmp_path, "run", *keys))
-    train_source_only.main(command(tmp_path, "run", *keys, "model.fc_dim=null"))  # was 512, the encoder's own
+    free = ["train.print_freq=7", "val.every=1", "test.split=train", "tta.flip=true", "adabn.epochs=2"]
+    train_source_only.main(command(tmp_path, "run", *keys, *free, "model.fc_dim=null"))  # was 512, the encoder's own
     assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
     assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
     train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))
@@ -162,6 +163,9 @@ def test_changed_configuration_is_refused_unless_forced(command, uninterrupted, 
     train_source_only.main(command(tmp_path, "run", "train.num_steps=2"))
     with pytest.raises(CheckpointError, match=r"train.lr_decoder: 0.016 -> 0.5, train.num_steps: 2 -> 3"):
         train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5"))
+    train_source_only.main(command(tmp_path, "run", "train.num_steps=2", "test.upsampling=direct", "val.every=1"))
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "changes no weight: test.upsampling: released -> direct, val.every: 2 -> 1" in log
     train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5", "resume_force=true"))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 3
     other = tmp_path / "run/last.pth"

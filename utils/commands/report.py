@@ -16,9 +16,10 @@ from a network.
 """
 COMPARE = """``sh run.sh compare CONFIG [RUN ...]``: did it help? Without target labels.
 
-The first RUN is the network before the adaptation, the last one after it; of one RUN alone (default: the run of CONFIG)
-the network before is the one that it started from. On unlabelled target training images: how often each class is
-predicted, beside its share in the source labels and in the pseudo-labels; how far the networks agree. On source images:
+Each RUN is judged against the one among them that it started from, else the first; of one RUN alone (default: the run
+of CONFIG) that is added. On unlabelled target training images: how often each class is predicted, beside its share in
+the source labels and in the pseudo-labels; what was taken away, brought back, or gone before; how far the networks
+agree with the last one; what the curriculum added, if the control (train_adabn.py) is among them. On source images:
 what was forgotten. With source.data_list=FILE these are images that were not trained on, if there are any.
 """
 

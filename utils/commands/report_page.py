@@ -27,17 +27,20 @@ from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data, are_labelled
-from utils.config.read import build_config, read_keys, to_yaml
+from utils.config.read import read_keys, to_yaml
 from utils.config.schema import Config
+from utils.config.values import KEYS
 from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend
-from utils.scoring.predictor import load_configured
-from utils.scoring.without_labels import Comparison, compare_networks, describe, evenly_spaced, lost_words
+from utils.scoring.predictor import config_of, load_configured
+from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, describe, evenly_spaced, verdicts
 
 OWN, BEFORE = "this run", "baseline"
+# Of the run's own configuration, what makes its pseudo-labels; other keys may have come and gone since.
+PSEUDO_LABELS = ("target.input_size", *(name for name in KEYS if name.startswith("curriculum.")))
 SHOWN_IMAGES = 6  # evenly spaced
 PICTURE_WIDTH, LEGEND_WIDTH = 640, 1120  # pixels at most, so that the page stays small
 SHOWN_SHARES = 5  # classes in the verdict without labels
@@ -88,8 +91,8 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     weights[OWN] = resolve_weights(str(config.run_folder))
     facts = {name: read_summary(path) for name, path in weights.items()}
     networks = {name: load_configured(config, [path], device) for name, path in weights.items()}
-    folders = [path.parent for path in weights.values()]
-    compared = compare_networks(config, networks, folders, images)
+    folder = weights[OWN].parent
+    compared = compare_networks(config, networks, list(weights.values()), images)
     tested, table, classes = Data(config).test("optional"), config.class_table, config.test.eval_classes
     found = {}
     if are_labelled(tested):
@@ -102,14 +105,15 @@ def page(config: Config, baseline: str | None, images: int) -> str:
         found[""] = verdict_without_labels(facts[OWN].method, compared)
     found[""] += "".join(f'<p class="facts">{line}</p>' for line in fact_lines(facts, len(tested)))
     found["Did it help? Without labels"] = preformatted(describe(compared))
-    found["Curves"] = curves(folders[-1] / RECORDS)
-    trained = build_config(folders[-1] / "config.yaml")
+    found["Curves"] = curves(folder / RECORDS)
+    saved = (folder / "config.yaml").read_text()
+    trained = config_of({"config": saved}, str(folder / "config.yaml"), PSEUDO_LABELS)
     shown = evenly_spaced(tested or Data(config).target, SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
     models = {name: network.model for name, network in networks.items()}
     section = image_section(trained, shown, models, table, config.test.label_kind)
     found[f"Images of {of}, with pseudo-labels"] = section
-    found["Configuration of the run"] = configuration((folders[-1] / "config.yaml").read_text())
+    found["Configuration of the run"] = configuration(saved)
     return document(config.exp_name, found)
 
 
@@ -135,13 +139,14 @@ def verdict(methods: Sequence[str], mious: Sequence[float], images: int) -> str:
 
 
 def verdict_without_labels(method: str, compared: Comparison) -> str:
-    """The class shares in a sentence, and in another one which common classes are nearly gone."""
+    """The class shares in a sentence, and what became of common classes; a warning is only what was taken away."""
     shares = dict(zip(compared.classes, compared.predicted[-1], strict=True))
     most = sorted(shares, key=shares.__getitem__, reverse=True)[:SHOWN_SHARES]
-    found = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in most)
-    text = f"{method}, without test labels: predicts {found} on {compared.images} target images"
-    lost = f'<p class="warning">{html.escape(lost_words(compared))}</p>' if compared.lost() else ""
-    return f'<p class="verdict">{html.escape(text)}</p>{lost}'
+    listed = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in most)
+    text = f"{method}, without test labels: predicts {listed} on {compared.images} target images"
+    found = {said: html.escape(words) for said, words in verdicts(compared, len(compared.networks) - 1).items()}
+    lines = (f'<p class="{"warning" if said == TAKEN else "note"}">{words}</p>' for said, words in found.items())
+    return f'<p class="verdict">{html.escape(text)}</p>{"".join(lines)}'
 
 
 def fact_lines(facts: Mapping[str, RunSummary], test_images: int) -> Iterator[str]:
@@ -223,7 +228,7 @@ def image_section(
     """Images with labels, the networks' predictions, and the confidence and pseudo-labels of the run's network.
 
     Args:
-        trained: the configuration of the run, with its curriculum.
+        trained: of the configuration of the run what makes pseudo-labels.
         label_kind: of the samples' labels.
     """
     figures = []
@@ -273,9 +278,9 @@ def configuration(text: str) -> str:
     default.follow_target()
     defaults = read_keys(to_yaml(default))
     lines = [
-        f"{name}: {_value(value)}  (default: {_value(defaults[name])})"
+        f"{name}: {_value(value)}  ({f'default: {_value(defaults[name])}' if name in defaults else 'not a key now'})"
         for name, value in read_keys(text).items()
-        if value != defaults[name]
+        if name not in defaults or value != defaults[name]
     ]
     return f"{preformatted(chr(10).join(lines))}<details><summary>all keys</summary>{preformatted(text)}</details>"
 

@@ -182,7 +182,10 @@ def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, repo
             f"{path} was written by {state['method']}.py, this is {method}.py: choose another exp_name, or start anew "
             f"with resume=off; model.weights={path} starts from its network"
         )
-    changed = config_changes(state["config"], data.config)
+    changed, free = config_changes(state["config"], data.config)
+    if free:
+        scores = "; scores before and after are not comparable" if "test." in free else ""
+        report(f"changed since {path}, which changes no weight: {free}{scores}")
     problems = [f"another configuration ({changed})"] if changed else []
     if "digest" in state.get("data", {}):  # of all data together, in a form of its own
         report(f"{path} is of an older version, which noted the data in another way: they are not compared")

@@ -27,17 +27,21 @@ from utils.config.schema import SCRATCH, Config
 
 MANIFEST = "run.json"
 READERS = 16  # threads
-# Ends of the keys that change neither the result nor its place in the training; model.fc_dim only checks model.encoder.
+# Beginnings of the keys that change no weight.
 FREE = (
     "snapshot_dir",
     "exp_name",
-    "resume",
-    "resume_force",
+    "resume",  # and resume_force
     "timeout_minutes",
-    "model.fc_dim",
+    "model.fc_dim",  # only checks model.encoder
+    "val.every",
+    "test.",
+    "tta.",
+    "adabn.",
+    "train.num_workers",
+    "train.cache_dir",
     "train.skip_bad_samples",
-    ".cache_dir",
-    ".num_workers",
+    "train.print_freq",
 )
 # Ends of the keys in which nodes may differ: where things lie, as the first process alone has the run folder ...
 OF_A_NODE = ("snapshot_dir", "resume", ".data_dir", ".label_dir", ".cache_dir", ".num_workers")
@@ -54,18 +58,23 @@ def git_revision() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def config_changes(saved: str, config: Config) -> str:
-    """The keys in which a checkpoint's configuration (YAML) differs from ``config``, with both values; "" if in none.
+def config_changes(saved: str, config: Config) -> tuple[str, str]:
+    """In what a checkpoint's configuration (YAML) differs from ``config``: keys with both values; "" if in none.
 
     A key that the checkpoint's version of the code did not have yet counts as its default.
+
+    Returns:
+        the keys that change the weights, and those that change none.
     """
     unset = Config()
     unset.follow_target()
     default, old, new = (read_keys(text) for text in (to_yaml(unset), saved, to_yaml(config)))
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
-    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.endswith(FREE))
-    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in differing)
+    differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    changes = [(name.startswith(FREE), f"{name}: {old.get(name)} -> {new.get(name)}") for name in differing]
+    refused, free = (", ".join(text for is_free, text in changes if is_free is kind) for kind in (False, True))
+    return refused, free
 
 
 def start_facts(config: Config) -> dict[str, str]:

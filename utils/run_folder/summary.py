@@ -1,13 +1,13 @@
 """What a run folder says of its run, in short: method, start, steps, seed, commit, date, duration, images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from models.weights import WeightsError, read_file, reading
-from utils.config.read import build_config
-from utils.config.schema import SCRATCH
+from utils.config.read import flatten
+from utils.config.schema import SCRATCH, Config
 from utils.run_folder.checkpoint import BEST, CONVERTED, LAST, saved_keys
 from utils.run_folder.manifest import read_manifest
 
@@ -51,7 +51,7 @@ def read_summary(weights: Path) -> RunSummary:
 
 
 def _summary(weights: Path, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> RunSummary:
-    keys = saved_keys(content, weights)
+    keys = _keys(content, weights)
     whole = keys["model.weights"]
     start = keys["model.weights_encoder"] if whole in (None, SCRATCH) else whole
     return RunSummary(
@@ -84,11 +84,26 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
+def run_keys(folder: Path) -> dict[str, Any]:
+    """The configuration of a run by dotted key, whatever version wrote it: a key that has come or gone is no error.
+
+    Raises:
+        WeightsError: its config.yaml is none; the message names it.
+    """
+    path = folder / "config.yaml"
+    return _keys({"config": path.read_text(errors="replace")}, path)
+
+
+def _keys(content: Mapping[str, Any], origin: Path) -> dict[str, Any]:
+    """A key that the run's version did not have yet has its default."""
+    return flatten(asdict(Config())) | saved_keys(content, origin)
+
+
 def starting_run(run: Path) -> str | None:
-    """The network of this project that a run started from, if it is still there."""
+    """The network of this project that a run, or a run's file, started from, if it is still there."""
     folder = run.parent if run.is_file() else run
     if not (folder / "config.yaml").is_file():
         return None
-    start = build_config(folder / "config.yaml").model.weights
+    start = str(folder) if run.name == CONVERTED else run_keys(folder)["model.weights"]
     there = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
     return start if there else None

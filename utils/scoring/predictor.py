@@ -204,11 +204,11 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
     return Predictor(own.model, config.table_for(own.table), device, config.test, config.tta)
 
 
-def config_of(content: Mapping[str, Any], origin: str) -> Config:
-    """The part of a checkpoint's configuration that matters after training."""
+def config_of(content: Mapping[str, Any], origin: str, relevant: tuple[str, ...] = RELEVANT) -> Config:
+    """The ``relevant`` part of a checkpoint's configuration, by beginnings of keys; of all others the defaults."""
     config = Config()
     for name, value in saved_keys(content, origin).items():
-        if name == "num_classes" or name.startswith(RELEVANT):
+        if name == "num_classes" or name.startswith(relevant):
             set_key(config, name, value, origin)
     return config
 
