@@ -13,7 +13,7 @@ from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_checkpoint
 from utils import distributed
-from utils.config.schema import SCRATCH, Config, ConfigError, Size, Train
+from utils.config.schema import SCRATCH, Config, ConfigError, Model, Size, Train
 from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.run_folder.log import RunLog
 
@@ -109,6 +109,14 @@ def _load_start(config: Config, model: Segmentor) -> list[str]:
         unused = [f"not loaded, as model.weights is the whole network: {' and '.join(parts)}"] if parts else []
         return [report, *unused]
     return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []
+
+
+def starting_files(m: Model) -> list[str]:
+    """The files of ``model.*`` that a new training starts from, as far as they are files here."""
+    given: list[str | None] = [m.weights_encoder, m.weights_decoder]
+    if m.weights not in (None, SCRATCH):
+        given = [str(resolve_weights(m.weights))]
+    return [path for path in given if path and Path(path).is_file()]
 
 
 def build_optimizer(t: Train, model: Segmentor) -> torch.optim.SGD:

@@ -161,6 +161,9 @@ def build_trainer(
     warn_of_slow_amp(config.train.amp, device, log.text)
     if state is None:
         check_start(data, model, validation)
+    manifest = None
+    if distributed.is_main():
+        manifest = Manifest(method, run_data, network.starting_files(config.model) if state is None else ())
     trainer = Trainer(
         config,
         model,
@@ -171,7 +174,7 @@ def build_trainer(
         log,
         target_shares=TargetShares(data, device, log),
         origin={"method": method, "data": digests},
-        manifest=Manifest(method, run_data) if distributed.is_main() else None,
+        manifest=manifest,
     )
     if state:
         trainer.load_state(state)

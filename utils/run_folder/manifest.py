@@ -181,16 +181,18 @@ def _described(sample: Sample, contents: bool) -> str:
 class Manifest:
     """``run.json`` of a run folder, written whole at the start and at every save.
 
-    It says the method, the weights that the run started from, when it started, its seconds in all starts together
-    without pauses, the number of images and the digest of each list, and the versions of code, torch and Python.
+    It says the method, the weights that the run started from with their SHA-256, when it started, its seconds in all
+    starts together without pauses, the number of images and the digest of each list, and the versions of code, torch
+    and Python.
     """
 
-    def __init__(self, method: str, data: RunData) -> None:
+    def __init__(self, method: str, data: RunData, starting_files: Iterable[str]) -> None:
         m = data.config.model
         self._path, self._clock = data.config.run_folder / MANIFEST, time.monotonic()
         self._content: dict[str, Any] = {
             "method": method,
             "start": m.weights_encoder if m.weights in (None, SCRATCH) else m.weights,
+            "start_sha256": file_facts(starting_files),
             "started": None,
             "seconds": None,
             "images": {name: len(samples) for name, samples in data.lists.items()},
@@ -208,9 +210,11 @@ class Manifest:
             DataError: the file is damaged.
             OSError: it cannot be written.
         """
-        now = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0}
-        before = now if anew else read_manifest(self._path.parent)
-        self._content |= {name: before.get(name) for name in now}
+        now: dict[str, Any] = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0}
+        if not anew:
+            before = read_manifest(self._path.parent)
+            now = {name: before.get(name) for name in (*now, "start_sha256")}  # the weights may be gone by now
+        self._content |= now
         self._clock = time.monotonic()
         self._write()
 
