@@ -4,6 +4,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from os.path import expanduser
 
+from dataset.files import write_text
 from dataset.program import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.commands.report_page import page  # torch, once the command line is known to be right
 
     path = config.run_folder / "report.html"
-    path.write_text(page(config, args.baseline, args.images))
+    write_text(path, page(config, args.baseline, args.images))
     print(path)
 
 
