@@ -27,7 +27,9 @@ def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
     """Train ids (H, W) as an RGB picture; what is not a class is black."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: table.num_classes] = table.palette
-    return Image.fromarray(palette[labels.astype(np.uint8)])
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(palette.tobytes())
+    return picture.convert("RGB")
 
 
 def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:

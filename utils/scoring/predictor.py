@@ -163,7 +163,7 @@ class Predictor:
 
         Args:
             name: of the images, for an error.
-            confidence: give the highest probability of every pixel too, (N, H, W).
+            confidence: give the highest probability of every pixel too, uint8 (N, H, W) in 255ths.
 
         Raises:
             PictureTooLarge: for the memory.
@@ -174,7 +174,8 @@ class Predictor:
             for strip in strips:
                 classes.append(class_map(strip.permute(1, 2, 0, 3)))
                 if confidence:
-                    highest.append((strip if averaged else strip.softmax(2)).amax(2).transpose(0, 1))
+                    share = (strip if averaged else strip.softmax(2)).amax(2).transpose(0, 1)
+                    highest.append(share.mul(255).round().byte())
             return torch.cat(classes, dim=1).cpu(), torch.cat(highest, dim=1).cpu() if confidence else None
 
     def _strips(self, images: Tensor, shape: Shape) -> tuple[Iterator[Tensor], bool]:

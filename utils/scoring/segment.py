@@ -32,7 +32,6 @@ LIST = ".txt"
 FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06d.jpg"
 OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
 CLIP_WIDTH = 960  # pixels at most
-WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -229,9 +228,9 @@ def segment_files(
         except PictureTooLarge as error:
             failures.append((index, str(error)))
 
-    def finish(index: int, picture: np.ndarray, classes: Tensor, highest: Tensor | None) -> None:
+    def finish(index: int, picture: np.ndarray, found: tuple[Tensor, Tensor | None]) -> None:
         with named(index):
-            write(output, files[index].name, picture, classes[0].numpy(), predictor.table, highest)
+            write(output, files[index].name, picture, found, predictor.table)
             written.append(index)
 
     with Background() as writer:
@@ -242,7 +241,7 @@ def segment_files(
             with named(batch["index"]) as path:
                 shape = batch["picture"].shape[:2]
                 found = predictor.segment(batch["image"], shape, path, confidence=output.confidence)
-                writer.call(finish, batch["index"], batch["picture"].numpy(), *found)
+                writer.call(finish, batch["index"], batch["picture"].numpy(), found)
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
@@ -252,18 +251,13 @@ def segment_files(
 
 
 def write(
-    output: Output,
-    name: str,
-    picture: np.ndarray,
-    classes: np.ndarray,
-    table: ClassTable,
-    highest: Tensor | None,
+    output: Output, name: str, picture: np.ndarray, found: tuple[Tensor, Tensor | None], table: ClassTable
 ) -> None:
-    """Write what ``output`` asks for of a picture uint8 (H, W, 3) with its classes (H, W), and the ``highest``
-    probabilities (1, H, W) if there are any."""
+    """Write what ``output`` asks for of a picture uint8 (H, W, 3), with what ``Predictor.segment`` found."""
+    classes, highest = found[0][0].numpy(), found[1]
     others = {OVERLAY: overlay(Image.fromarray(picture), classes, table, output.opacity)}
     if output.legend:
         others[OVERLAY] = with_legend(others[OVERLAY], classes, table)
     if highest is not None:
-        others[CONFIDENCE] = Image.fromarray(highest[0].mul(WHITE).round().byte().numpy())
+        others[CONFIDENCE] = Image.fromarray(highest[0].numpy())
     save_prediction(output.folder, name, classes, table, **others)
