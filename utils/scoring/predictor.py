@@ -190,7 +190,7 @@ class Predictor:
         """Means over the windows (height, width) that hold a pixel; a window is seen when its first row is needed."""
         tall, wide = (_windows(*axis) for axis in zip(images.shape[-2:], (height, width), shape, strict=True))
         edges = {edge for _, there in tall for edge in (there.start, there.stop)}
-        cuts = sorted(edges.union(range(0, shape[0], max(1, LARGEST // shape[1]))))
+        cuts = sorted(edges.union(range(0, shape[0], max(1, LARGEST // 4 // shape[1]))))
         begun: list[tuple[int, slice, Iterator[Tensor]]] = []
         for top in cuts[:-1]:
             begun = [window for window in begun if window[0] > top]
@@ -201,9 +201,10 @@ class Predictor:
                 for columns, there in wide:
                     views, size = self.views(images[..., rows, columns]), (sum(strips), there.stop - there.start)
                     begun.append((band.stop, there, strips_of(views, size, self.test.upsampling, strips)))
-            parts = [(there, next(window)) for _, there, window in begun]
-            total, count = parts[0][1].new_zeros(*parts[0][1].shape[:3], shape[1]), parts[0][1].new_zeros(shape[1])
-            for there, part in parts:
+            total, count = torch.empty(0), torch.zeros(shape[1], device=self.device)
+            for _, there, window in begun:
+                part = next(window)
+                total = total if total.numel() else part.new_zeros(*part.shape[:3], shape[1])
                 total[..., there] += part
                 count[there] += 1
             yield total.div_(count)
