@@ -28,9 +28,13 @@ def write_whole(
         previous: where the old file is kept; between the two renames it is the only one.
 
     Raises:
-        OSError: the file cannot be written; the old one is untouched.
+        OSError: the file, which the error names, cannot be written; the old one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # a device or a pipe, beside which there is nothing to rename
+        with path.open("wb") as stream:
+            write(stream)
+        return
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -41,8 +45,15 @@ def write_whole(
         if previous is not None and path.is_file():
             os.replace(path, previous)
         os.replace(temporary, path)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_whole`` of a UTF-8 text; what of a file's name is no UTF-8 is written as the name has it."""
+    write_whole(path, lambda stream: stream.write(text.encode(errors="surrogateescape")))
 
 
 def check_writable(folder: str | Path) -> None:

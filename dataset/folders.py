@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from dataset.files import read_text
+from dataset.files import read_text, write_text
 from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
 from dataset.messages import DataError, few
 
@@ -37,7 +37,7 @@ class Sample:
 def write_list(samples: Sequence[Sample], path: Path, root: str | Path) -> None:
     """Write the samples' image paths relative to ``root``, one a line, so that ``find_samples`` reads them back."""
     lines = "".join(f"{os.path.relpath(sample.image, root)}\n" for sample in samples)
-    path.write_text(lines, encoding="utf-8", errors="surrogateescape")
+    write_text(path, lines)
 
 
 def find_samples(

@@ -200,6 +200,18 @@ def finite_loader(
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_batch, **_options(num_workers))
 
 
-def eval_loader(dataset: MapDataset, *, num_workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Single images in order: of this rank every ``world_size``-th, so that no rank repeats one of another."""
-    return DataLoader(dataset, sampler=range(rank, len(dataset), world_size), **_options(num_workers))
+def eval_loader(
+    dataset: MapDataset,
+    *,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    batch: Callable[[list[Any]], Any] = default_collate,
+) -> DataLoader:
+    """Single images in order: of this rank every ``world_size``-th, so that no rank repeats one of another.
+
+    Args:
+        batch: makes a batch of one item of the data set.
+    """
+    own = range(rank, len(dataset), world_size)
+    return DataLoader(dataset, sampler=own, collate_fn=batch, **_options(num_workers))

@@ -24,6 +24,8 @@ SCHEDULERS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
 ]
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable of the processes that torchrun starts
+# In errors without a type of their own: of torch's allocators, oneDNN, cuDNN and cuBLAS.
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed", "create a memory")
 OUT_OF_MEMORY = "train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size takes less"
 THREADS, WAITING, PASSIVE = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"  # environment variables of OpenMP
 # Turns that a waiting thread spins before it gives its core away, less than a millisecond. A step of the demo takes
@@ -89,13 +91,16 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     text = of_loader(text)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         text = f"out of memory: {text.partition('. ')[0] or 'the system has no more'}. {OUT_OF_MEMORY}"
     return " ".join(text.split()) or type(error).__name__
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the memory, of the CPU or a GPU, does not suffice: torch says that of the CPU's in words alone."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def say(message: str, program: str | None = None) -> None:
@@ -158,7 +163,7 @@ def exit_after(main: Callable[[], int | None], program: str | None = None, *, re
         say("interrupted", program)
         status = INTERRUPTED
     except Exception as error:
-        if os.environ.get(TRACEBACK) == "1" or not (isinstance(error, EXPECTED) or _out_of_memory(error)):
+        if os.environ.get(TRACEBACK) == "1" or not (isinstance(error, EXPECTED) or out_of_memory(error)):
             raise
         say(f"error: {one_line(error)}", program)
         status = error.status if isinstance(error, UserError) else MENDABLE

@@ -33,24 +33,31 @@ def _naming(what: str, path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damage leads them to
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(f"cannot read {what} {path}: {reason}. Download it again or leave it out by a data_list") from (
-            error
-        )
+        raise DataError(f"cannot read {what} {path}: {reason}. Download it again or leave it out") from error
 
 
 def read_image(path: Path) -> Image.Image:
+    """The picture of a file as ``as_rgb`` gives it; DataError for one that is missing, too large or no picture too."""
+    with _naming("image", path), Image.open(path) as image:
+        return as_rgb(image, path)
+
+
+def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """RGB picture, upright by its EXIF orientation; greys of 16 bits are divided by 256.
 
+    Args:
+        path: of ``image``, for an error.
+
     Raises:
-        DataError: a file that is missing, damaged, too large, no picture, or one of 32-bit values, whose range nobody
-            knows.
+        DataError: a damaged picture, or one of 32-bit values, whose range nobody knows.
     """
-    with _naming("image", path), Image.open(path) as image:
+    with _naming("image", path):
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        turned = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
+        image, form = ImageOps.exif_transpose(image) if turned else image, image.format
         if image.mode == "RGB":
             return image  # converting RGB to RGB would copy it
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # old Pillow: PNGs of 16 bits are I
+        if image.mode == "F" or (image.mode == "I" and form != "PNG"):  # old Pillow: PNGs of 16 bits are I
             raise DataError(f"{path} has 32-bit values ({image.mode}), of unknown range: save it with 8 or 16 bits")
         if image.mode.startswith("I"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.files import expand_path
+from dataset.files import expand_path, write_text
 from dataset.labels import CITYSCAPES, DATA_SETS
 from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
@@ -62,7 +62,7 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
     with ProcessPoolExecutor(processes) as pool, Progress(scenes, "toy city") as progress:
         for _ in zip(progress, pool.map(_write, scenes, chunksize=CHUNK), strict=True):
             pass
-    marker.write_text(json.dumps(wanted))
+    write_text(marker, json.dumps(wanted))
 
 
 @dataclass(frozen=True)

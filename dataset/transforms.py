@@ -37,7 +37,17 @@ class Transform(Protocol):
 
 def normalise(image: Image.Image) -> Tensor:
     """RGB picture -> float32 (3, H, W) with ImageNet mean 0 and deviation 1."""
-    pixels = torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()])).float().div_(255)
+    return normalised(planes(image))
+
+
+def planes(image: Image.Image) -> Tensor:
+    """RGB picture -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with ImageNet mean 0 and deviation 1."""
+    pixels = pixels.float().div_(255)
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
 

@@ -78,8 +78,8 @@ class SecondCall:
 
 
 def test_predict_writes_while_the_next_picture_is_predicted(command, city, source_run, tmp_path, monkeypatch):
-    order = SecondCall(Predictor.classes, segment.write)
-    monkeypatch.setattr(Predictor, "classes", lambda *arguments: order.counted(*arguments))
+    order = SecondCall(Predictor.segment, segment.write)
+    monkeypatch.setattr(Predictor, "segment", lambda *arguments, **options: order.counted(*arguments, **options))
     monkeypatch.setattr(segment, "write", order.waiting)
     pictures = [str(path) for path in sorted((city / "gtav/images").glob("*.png"))[:3]]
     options = ["--save", str(tmp_path / "out")]
@@ -88,8 +88,8 @@ def test_predict_writes_while_the_next_picture_is_predicted(command, city, sourc
 
 
 def test_evaluation_writes_while_the_next_picture_is_predicted(command, source_run, tmp_path, monkeypatch, capsys):
-    order = SecondCall(Predictor.classes, Gallery.add)
-    monkeypatch.setattr(Predictor, "classes", lambda *arguments: order.counted(*arguments))
+    order = SecondCall(Predictor.segment, Gallery.add)
+    monkeypatch.setattr(Predictor, "segment", lambda *arguments, **options: order.counted(*arguments, **options))
     monkeypatch.setattr(Gallery, "add", lambda gallery, *arguments: order.waiting(gallery, *arguments))
     options = ["--weights", str(source_run), "--save", str(tmp_path / "out")]
     evaluate.main(command(tmp_path, "any", *options))

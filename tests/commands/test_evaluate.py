@@ -91,7 +91,7 @@ def test_averaging_undoes_the_mirror_and_the_scale():
 
     def predict(tta: AtTestTime | None) -> Tensor:
         predictor = Predictor(Stub(), CITYSCAPES, torch.device("cpu"), Evaluation(), tta)
-        return predictor.classes(predictor.views(image), (8, 12))
+        return predictor.segment(image, (8, 12))[0]
 
     plain = predict(None)
     assert plain[0, :, 6:].eq(1).all() and plain[0, :, :6].eq(0).all()

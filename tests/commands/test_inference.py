@@ -10,7 +10,7 @@ from PIL import Image
 import evaluate
 import train_source_only
 from dataset.labels import CITYSCAPES, read_id_table
-from dataset.messages import ChoiceError
+from dataset.messages import ChoiceError, DataError
 from models.weights import WeightsError
 from tests.data.test_own_data import keys, own  # noqa: F401 - a fixture
 from utils.commands import export, predict
@@ -118,3 +118,39 @@ def test_own_data_keep_their_size_unless_told(city, own):  # noqa: F811
     target = [pair for pair in given if not pair.startswith("test.")]
     assert build_config(config, target).test.input_size is None
     assert build_config(config).test.input_size == (1024, 512)
+
+
+def kinds_of_pictures(folder: Path) -> list[Path]:
+    """The same scene in every kind that Pillow writes, some of them turned by EXIF, some without a known range."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(np.kron(rng.integers(0, 255, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8))
+    exif, deep = Image.Exif(), rng.integers(0, 65535, (64, 96)).astype(np.uint16)
+    exif[0x0112] = 6
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        picture.convert(mode).save(folder / f"{mode}.png", exif=exif)
+    picture.quantize(7).save(folder / "transparent.png", transparency=3)
+    for mode in ("L", "RGB", "CMYK"):
+        picture.convert(mode).save(folder / f"{mode}.jpg", exif=exif)
+    Image.fromarray(deep).save(folder / "16.png")
+    for name, values in {"16": deep, "32": deep.astype(np.int32), "float": deep.astype(np.float32)}.items():
+        Image.fromarray(values).save(folder / f"{name}.tif")
+    (folder / "damaged.jpg").write_bytes((folder / "RGB.jpg").read_bytes()[:700])
+    return sorted(folder.iterdir())
+
+
+def test_every_kind_of_picture_is_read_as_predict_reads_it_or_refused(command, source_run, tmp_path):
+    (tmp_path / "kinds").mkdir()
+    predictor = load(source_run, "cpu", ["test.input_size=null"])
+    for path in kinds_of_pictures(tmp_path / "kinds"):
+        out = tmp_path / "out" / path.name
+        options = [str(path), "--weights", str(source_run), "--save", str(out), "test.input_size=null"]
+        status = predict.main(command(tmp_path, "any", *options))
+        for given in (path, str(path), Image.open(path)):
+            if status == 0:
+                (written,) = (out / "label_ids").iterdir()
+                ids = np.asarray(Image.open(written))
+                assert np.array_equal(CITYSCAPES.export_ids[predictor(given)], ids), (path, given)
+                continue
+            with pytest.raises(DataError, match=path.name):
+                predictor(given)
+        assert (status == 1) == (path.name in ("32.tif", "float.tif", "damaged.jpg"))

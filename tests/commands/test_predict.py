@@ -15,7 +15,9 @@ from dataset.messages import DataError
 from utils.commands import predict
 from utils.config.schema import ConfigError
 from utils.inference import load
+from utils.metrics import ConfusionMatrix
 from utils.scoring.pictures import save_picture, with_legend
+from utils.scoring.predictions import write_json
 from utils.scoring.segment import Output, find_pictures
 
 FOLDERS = ("colour", "label_ids", "overlay")
@@ -60,8 +62,22 @@ def test_a_folder_with_all_its_formats(command, source_run, photos, tmp_path, ca
     highest = predictor.probabilities(photos / "Köln süd/frame 2.JPEG").max(0)
     assert abs(np.asarray(found(out, "confidence")[name]) / 255 - highest).max() <= 0.51 / 255
     picture = np.asarray(Image.open(photos / "Köln süd/frame 2.JPEG")).astype(int)
-    blended = np.asarray(found(out, "overlay")[name])[:24].astype(int)
+    blended = np.asarray(found(out, "overlay")[name]).astype(int)
+    assert blended.shape == picture.shape  # of the picture's size
     assert abs(blended - (picture + CITYSCAPES.palette[classes]) / 2).max() <= 1
+
+
+def test_legend_is_in_overlays_and_clip_where_it_is_asked_for(command, source_run, photos, tmp_path):
+    pictures, overlays = [str(photos / "Köln süd/morning"), "--clip", str(tmp_path / "clip.gif")], {}
+    for choice in ("none", "beside"):
+        options = [*pictures, "--save", str(tmp_path / choice), "--legend", choice]
+        assert predict.main(command(source_run.parent, "source_only", *options)) == 0
+        overlays[choice] = found(tmp_path / choice, "overlay")["frame.png"]
+        with Image.open(tmp_path / "clip.gif") as clip:
+            assert clip.size == overlays[choice].size
+    plain, legend = overlays.values()
+    assert plain.size == found(tmp_path / "none", "colour")["frame.png"].size and legend.height > plain.height
+    assert np.array_equal(np.asarray(legend)[: plain.height, : plain.width], np.asarray(plain))
 
 
 def test_evaluate_gives_the_same(command, source_run, photos, tmp_path):
@@ -98,6 +114,7 @@ def test_unreadable_picture_is_named_and_the_rest_goes_on(command, source_run, p
     assert predict.main(arguments) == 1
     written = capsys.readouterr()
     assert "4 pictures" in written.out and "damaged.jpg" in written.err and len(found(out, "colour")) == 4
+    assert "train." not in written.err and "list" not in written.err  # what helps a training only
 
 
 def test_clip_has_the_frames_in_natural_order(command, source_run, photos, tmp_path):
@@ -180,6 +197,10 @@ def test_no_half_picture_stays_where_the_disk_is_full(tmp_path):
         for path in paths:
             with pytest.raises(OSError, match=f"File too large.*{path}"):
                 save_picture(path, Image.fromarray(noise))
+        with pytest.raises(OSError, match=f"File too large.*{tmp_path / 'a.json'}"):
+            write_json(
+                tmp_path / "a.json", dict.fromkeys(map(str, range(20)), ConfusionMatrix(19)), CITYSCAPES, None, 1
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == paths[:1] and paths[0].read_bytes() == before

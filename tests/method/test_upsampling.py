@@ -131,6 +131,6 @@ def test_network_and_evaluation_say_the_same_at_the_same_size(mode):
             Predictor(model, CITYSCAPES, torch.device("cpu"), Evaluation(upsampling=mode), AtTestTime(flip=flip))
             for flip in (False, True)
         )
-        assert torch.equal(plainly.classes(plainly.views(images), (72, 104)).long(), expected)
-        flipped = mirrored.classes(mirrored.views(images), (72, 104))
+        assert torch.equal(plainly.segment(images, (72, 104))[0].long(), expected)
+        flipped = mirrored.segment(images, (72, 104))[0]
     assert not torch.equal(flipped.long(), expected)

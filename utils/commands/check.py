@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass
-class Seen:
+class Checked:
     """What one image and its label show."""
 
     sample: Sample
@@ -63,7 +63,7 @@ class Seen:
 class Report:
     """What is known of one split: what each of its images shows, and the findings."""
 
-    def __init__(self, split: Split, seen: Sequence[Seen] = (), findings: Sequence[Finding] = ()) -> None:
+    def __init__(self, split: Split, seen: Sequence[Checked] = (), findings: Sequence[Finding] = ()) -> None:
         self.split, self.seen, self.findings = split, seen, [*findings]
         self.kind = split.options.label_kind
         self.sizes = Counter(one.size for one in seen if one.size)  # images of each (W, H)
@@ -89,9 +89,9 @@ def splits(config: Config) -> list[Split]:
     return [*found, Split("test", e, e.data_dir or t.data_dir, e.label_dir)]
 
 
-def look(sample: Sample, kind: str, resizable: bool) -> Seen:
+def look(sample: Sample, kind: str, resizable: bool) -> Checked:
     """Read one image and its label; ``resizable``: a label of another size is used where ``may_be_resized``."""
-    seen, shape = Seen(sample), None
+    seen, shape = Checked(sample), None
     try:
         seen.size = read_image(sample.image).size
         seen.turned = is_turned(sample.image)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from dataset.files import write_text
 from dataset.program import exit_after
 from dataset.reading import read_image, read_label
 from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import Parser, is_override, path
 from utils.config.read import ROOT, build_config
 from utils.config.schema import ConfigError
-from utils.scoring.pictures import colour_map, legend, stack, titled
+from utils.scoring.pictures import colour_map, legend, save_picture, stack, titled
 
 CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images in the picture
@@ -144,7 +145,7 @@ class Demo:
                 column.append(tile)
         path = self.folder / "panel.png"
         sheet = titled({name: stack(tiles, horizontal=False) for name, tiles in columns.items()})
-        stack([sheet, legend(table, sheet.width)], horizontal=False).save(path)
+        save_picture(path, stack([sheet, legend(table, sheet.width)], horizontal=False))
         return path
 
 
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
         note += f"; source only on held-out source scenes: {source['miou']:.1f} mIoU"
         note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
-    (folder / f"{name}.md").write_text(f"{table}\n\n{note}\n")
+    write_text(folder / f"{name}.md", f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}\nwritten to {folder}/{name}.md and {name}.json")
 
 

@@ -2,7 +2,7 @@
 
 PATH is a picture, a folder (with its sub-folders) or a .txt list of pictures. Writes colour/, label_ids/ and overlay/
 below DIR with the sub-folders of the pictures. Keys of test and tta can be given, such as tta.flip=true. The exit
-status is 1 if a picture could not be read; the others are segmented.
+status is 1 if a picture could not be read or is too large for the memory; the others are segmented.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
 SLOWEST, FASTEST = 0.01, 100  # frames per second; a .gif counts the time of one in 1/100 s, with 16 bits
+LEGENDS = ("none", "beside")
 UNREADABLE = 1  # exit status
 
 
@@ -29,6 +30,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
     parser.add_argument("--confidence", action="store_true", help="write the highest probability of each pixel too")
+    parser.add_argument(
+        "--legend", choices=LEGENDS, default=LEGENDS[0], help="beside: below each overlay; none: of its picture's size"
+    )
     parser.add_argument("--clip", type=path, help="animate the overlays, in their order, as this .gif or .webp file")
     parser.add_argument("--fps", type=float, default=10.0, help="frames per second of the clip")
     args = parse_arguments(parser, argv, rest="images")
@@ -54,7 +58,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     from utils.scoring.predictor import load_for
     from utils.scoring.segment import Output, find_pictures, segment_files
 
-    output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps)
+    output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps, args.legend != LEGENDS[0])
     files = find_pictures(args.images, config.target.data_dir, output)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         networks = pair_up(args.weights or [str(config.run_folder)])

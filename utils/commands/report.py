@@ -4,6 +4,7 @@ import os
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
+from dataset.files import write_text
 from dataset.program import exit_after
 from utils.config.command_line import make_parser, parse_arguments, parse_config, path_text
 from utils.config.schema import ConfigError
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"cannot write {path}: compare says without writing anything whether it helped")
     from utils.commands.report_page import page  # torch, once the command line is known to be right
 
-    path.write_text(page(config, args.baseline, args.images))
+    write_text(path, page(config, args.baseline, args.images))
     print(path)
 
 

@@ -161,6 +161,12 @@ class Evaluation(_Labelled):
         "network input [W, H]; null keeps the size, as list does unless this is set; scores are at the label's size",
         POSITIVE,
     )
+    window: Size | None = key(
+        None,
+        "see the network input in overlapping windows of this [W, H] and average their probabilities, "
+        "for pictures larger than the memory; null: as a whole",
+        POSITIVE,
+    )
     upsampling: str = key(
         "released",
         "logits to the label's size: released: to the input's size first, then with align_corners; direct: in one step",

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch.utils.data import DataLoader
 
+from dataset.files import write_text
 from dataset.progress import Progress
 from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
@@ -99,7 +100,7 @@ def _save(config: Config, model: Segmentor, pair: bool) -> str:
     if pair:
         files |= {OFFICIAL_ENCODER: official_part(model.encoder), OFFICIAL_DECODER: official_part(model.decoder)}
     if distributed.is_main():
-        (config.run_folder / "config_adabn.yaml").write_text(to_yaml(config))
+        write_text(config.run_folder / "config_adabn.yaml", to_yaml(config))
         for name, state in files.items():
             save_atomic(state, config.run_folder / name)
     return ", ".join(str(config.run_folder / name) for name in files)

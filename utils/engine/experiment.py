@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from dataset.files import write_text
 from dataset.program import NOTHING_SAVED, loader_processes
 from utils import distributed
 from utils.builders import network
@@ -213,7 +214,7 @@ def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
         log.restart(start, validated=not trainer.validation_missing())
         if distributed.is_main():
             data.write_lists()
-            (folder / "config.yaml").write_text(to_yaml(config))
+            write_text(folder / "config.yaml", to_yaml(config))
             if trainer.manifest is not None:
                 trainer.manifest.begin(anew)
     except OSError as error:

@@ -48,7 +48,7 @@ def evaluate(
         if stop is not None and index < shared and stop():
             raise EvaluationStopped
         label = batch["label"]
-        prediction = predictor.classes(predictor.views(batch["image"]), label.shape[-2:])
+        prediction, _ = predictor.segment(batch["image"], label.shape[-2:], batch["name"][0])
         matrix.update(label, prediction)
         if on_image is not None:
             on_image(batch["name"][0], label[0], prediction[0])

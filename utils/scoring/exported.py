@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from dataset.files import write_whole
 from dataset.labels import ClassTable
 from dataset.messages import UserError
-from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, Size, normalise
 from models.segmentor import Segmentor
 from utils.metrics import class_map
 from utils.run_folder.checkpoint import class_entry
 
-Size = tuple[int, int]  # (W, H)
 Network = Callable[[Tensor], Tensor]
 CLASSES = "classes.json"  # within the file
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

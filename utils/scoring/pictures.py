@@ -35,7 +35,9 @@ def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
     """Train ids (H, W) as an RGB picture; what is not a class is black."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: table.num_classes] = table.palette
-    return Image.fromarray(palette[labels.astype(np.uint8)])
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(palette.tobytes())
+    return picture.convert("RGB")
 
 
 def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
@@ -44,9 +46,9 @@ def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
 
 
 def overlay(image: Image.Image, prediction: np.ndarray, table: ClassTable, opacity: float = OPACITY) -> Image.Image:
-    """The colours of a prediction (H, W) on the image, which is resized to it; opacity 0 is the image."""
+    """The colours of a prediction (H, W) on the RGB image, which is resized to it; opacity 0 is the image."""
     colours = colour_map(prediction, table)
-    return Image.blend(image.convert("RGB").resize(colours.size), colours, opacity)
+    return Image.blend(image if image.size == colours.size else image.resize(colours.size), colours, opacity)
 
 
 def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable) -> Image.Image:
@@ -175,10 +177,7 @@ def save_picture(path: Path, picture: Image.Image, **options: object) -> None:
         OSError: it cannot be written; the error names it.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
-    try:
-        write_whole(path, lambda stream: picture.save(stream, kind, **options))
-    except OSError as error:  # the error of a full disk does not name the file
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    write_whole(path, lambda stream: picture.save(stream, kind, **options))
 
 
 def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, width: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset.files import check_writable
+from dataset.files import check_writable, write_text
 from dataset.folders import Sample
 from dataset.labels import IGNORE, ClassTable, class_table, id_lookup, look_like_train_ids
 from dataset.messages import DataError, few
@@ -155,7 +155,7 @@ def write_json(
         }
         for name, matrix in matrices.items()
     ]
-    path.write_text(plain_json(results[0] if len(results) == 1 else results))
+    write_text(path, plain_json(results[0] if len(results) == 1 else results))
 
 
 def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_classes: int) -> ConfusionMatrix:

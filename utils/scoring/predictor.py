@@ -7,12 +7,19 @@ interpolation is linear and works on one axis after the other, so that any chain
 matrix an axis: the logits Z (h, w) of a class become A Z B', where A (H, h) and B (W, w) are products of one matrix
 for each step, so that two steps cost what one does. ``torch.nn.functional.interpolate`` itself makes A and B, of the
 identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
+
+With ``test.window`` an image is seen in windows, each as if it were an image of its own, and probabilities are averaged
+where windows overlap. They overlap by half or more, so that what is at the edge of one, where the network sees least
+around it, is in the middle of another.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +30,21 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.labels import ClassTable
-from dataset.messages import ChoiceError
-from dataset.reading import read_image
-from dataset.transforms import normalise, resized_window
+from dataset.messages import ChoiceError, UserError
+from dataset.program import out_of_memory
+from dataset.reading import as_rgb, read_image
+from dataset.transforms import normalise, normalised, planes, resized_window
 from models.segmentor import Segmentor
 from models.weights import WeightsError, load_checkpoint_weights, read_checkpoint, unchecked
 from utils import distributed
 from utils.builders.network import build_network, load_network
 from utils.config.read import parse_overrides, set_key
-from utils.config.schema import AtTestTime, Config, ConfigError, Evaluation
+from utils.config.schema import AtTestTime, Config, ConfigError, Evaluation, Size
 from utils.metrics import class_map
 from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
 from utils.scoring.pictures import colour_map
 
 Picture = Image.Image | np.ndarray | str | Path
-Size = tuple[int, int]  # (W, H)
 # Of a checkpoint's configuration, what the prediction depends on; other keys may have come and gone since.
 RELEVANT = ("model.", "test.", "tta.", "source.dataset", "source.id_table", "target.dataset", "target.id_table")
 ROUNDING = 1  # pixels by which two sizes of the same aspect may differ
@@ -46,6 +53,22 @@ MODES = (RELEASED, DIRECT)
 COLUMNS = 256  # of the label's size that are made together
 STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
 Shape = tuple[int, int]  # (height, width)
+TOO_LARGE = "test.window=[1024, 1024], or a smaller one, predicts it in parts, a smaller test.input_size more coarsely"
+
+
+class PictureTooLarge(UserError):
+    """A picture for which the memory, of the CPU or the GPU, does not suffice."""
+
+
+@contextmanager
+def within_memory(name: object) -> Iterator[None]:
+    """Where the memory does not suffice, PictureTooLarge says which picture, by its ``name``, and the way out."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise PictureTooLarge(f"{name} is too large for the memory: {TOO_LARGE}") from error
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,7 @@ class Predictor:
     """A network and how it sees pictures: ``predictor(image)`` is what ``predict`` writes and ``evaluate.py`` scores.
 
     Args:
-        test: its ``input_size`` and ``upsampling`` define how a picture is seen.
+        test: its ``input_size``, ``window`` and ``upsampling`` define how a picture is seen.
         tta: scales and mirror images to average over; None: the image as it is.
 
     Attributes:
@@ -84,21 +107,26 @@ class Predictor:
         """Class of every pixel, uint8 (H, W), at the picture's own size.
 
         Args:
-            image: RGB: a Pillow picture, a uint8 array (H, W, 3), or the path of a file, which is turned upright by
-                its EXIF orientation.
+            image: the path of a file or a Pillow picture, of any kind that ``dataset.reading`` reads and turned upright
+                by its EXIF orientation; or a uint8 array (H, W, 3), RGB.
 
         Raises:
             ChoiceError: an array of another type or shape.
-            DataError: a file that cannot be read.
+            DataError: a picture that cannot be read.
+            PictureTooLarge: for the memory.
         """
-        picture = as_picture(image)
-        return self.classes(self.views(network_input(picture, self.test.input_size)), picture.size[::-1])[0].numpy()
+        with within_memory(_name(image)):
+            picture = as_picture(image)
+            return self.segment(network_input(picture, self.test), picture.size[::-1], _name(image))[0][0].numpy()
 
+    @torch.inference_mode()
     def probabilities(self, image: Picture) -> np.ndarray:
         """Probability of every class, float32 (C, H, W), at the picture's own size; takes what ``__call__`` takes."""
-        picture = as_picture(image)
-        views = self.views(network_input(picture, self.test.input_size))
-        return self.mean_probability(views, picture.size[::-1]).cpu().numpy()
+        with within_memory(_name(image)):
+            picture = as_picture(image)
+            strips, averaged = self._strips(network_input(picture, self.test), picture.size[::-1])
+            parts = [(strip if averaged else strip.softmax(2)).transpose(0, 2).cpu() for strip in strips]
+            return torch.cat(parts, dim=2)[:, 0].numpy()
 
     def colour(self, classes: np.ndarray) -> Image.Image:
         """RGB picture of a class map (H, W), in the colours of the palette."""
@@ -109,7 +137,11 @@ class Predictor:
         """The network's output for images (N, 3, h, w), once for each scale and mirror image of ``tta``.
 
         The network is in eval mode meanwhile.
+
+        Args:
+            images: normalised, or uint8.
         """
+        images = normalised(images) if images.dtype == torch.uint8 else images
         images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
         self.model.eval()
         for scale in self.tta.scales:
@@ -128,15 +160,58 @@ class Predictor:
         return views
 
     @torch.inference_mode()
-    def classes(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
-        """Class maps uint8 (N, H, W) of ``shape`` (H, W), on the CPU."""
-        return classes_at(views, shape, self.test.upsampling).cpu()
+    def segment(
+        self, images: Tensor, shape: Shape, name: object = "a picture", *, confidence: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class maps uint8 (N, H, W) of ``shape`` (H, W), on the CPU, of images (N, 3, h, w) as ``views`` takes them.
 
-    @torch.inference_mode()
-    def mean_probability(self, views: Sequence[View], shape: tuple[int, int]) -> Tensor:
-        """Probabilities (C, H, W) of one image at ``shape`` (H, W), the mean over the views."""
-        mode = self.test.upsampling
-        return mean_probability((upsample(view.logits, view.input_size, shape, mode) for view in views), 1)[0]
+        Args:
+            name: of the images, for an error.
+            confidence: give the highest probability of every pixel too, uint8 (N, H, W) in 255ths.
+
+        Raises:
+            PictureTooLarge: for the memory.
+        """
+        classes, highest = [], []
+        with within_memory(name):
+            strips, averaged = self._strips(images, shape)
+            for strip in strips:
+                classes.append(class_map(strip.permute(1, 2, 0, 3)))
+                if confidence:
+                    share = (strip if averaged else strip.softmax(2)).amax(2).transpose(0, 1)
+                    highest.append(share.mul(255).round().byte())
+            return torch.cat(classes, dim=1).cpu(), torch.cat(highest, dim=1).cpu() if confidence else None
+
+    def _strips(self, images: Tensor, shape: Shape) -> tuple[Iterator[Tensor], bool]:
+        """(rows, N, C, W) from the top: mean probabilities if the flag is True, else logits; one over the other."""
+        (h, w), (width, height) = images.shape[-2:], self.test.window or images.shape[:-3:-1]
+        if h > height or w > width:
+            return self._strips_of_windows(images, shape, height, width), True
+        views = self.views(images)
+        return strips_of(views, shape, self.test.upsampling), len(views) > 1
+
+    def _strips_of_windows(self, images: Tensor, shape: Shape, height: int, width: int) -> Iterator[Tensor]:
+        """Means over the windows (height, width) that hold a pixel; a window is seen when its first row is needed."""
+        tall, wide = (_windows(*axis) for axis in zip(images.shape[-2:], (height, width), shape, strict=True))
+        edges = {edge for _, there in tall for edge in (there.start, there.stop)}
+        cuts = sorted(edges.union(range(0, shape[0], max(1, LARGEST // 4 // shape[1]))))
+        begun: list[tuple[int, slice, Iterator[Tensor]]] = []
+        for top in cuts[:-1]:
+            begun = [window for window in begun if window[0] > top]
+            for rows, band in tall:
+                if band.start != top:
+                    continue
+                strips = tuple(b - a for a, b in pairwise(cuts) if band.start <= a and b <= band.stop)
+                for columns, there in wide:
+                    views, size = self.views(images[..., rows, columns]), (sum(strips), there.stop - there.start)
+                    begun.append((band.stop, there, strips_of(views, size, self.test.upsampling, strips)))
+            total, count = torch.empty(0), torch.zeros(shape[1], device=self.device)
+            for _, there, window in begun:
+                part = next(window)
+                total = total if total.numel() else part.new_zeros(*part.shape[:3], shape[1])
+                total[..., there] += part
+                count[there] += 1
+            yield total.div_(count)
 
 
 def to_stderr(text: str) -> None:
@@ -214,20 +289,29 @@ def config_of(content: Mapping[str, Any], origin: str, relevant: tuple[str, ...]
 
 
 def as_picture(image: Picture) -> Image.Image:
-    """RGB picture of what a predictor takes; only files are turned upright."""
+    """RGB picture of what a predictor takes, see ``Predictor.__call__``."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ChoiceError(f"an array must be uint8 (H, W, 3) in the order RGB, got {image.dtype} {image.shape}")
-        return Image.fromarray(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, Image.Image):
+        return as_rgb(image, _name(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ChoiceError(f"an array must be uint8 (H, W, 3) in the order RGB, got {image.dtype} {image.shape}")
+    return Image.fromarray(image)
 
 
-def network_input(picture: Image.Image, input_size: Size | None) -> Tensor:
-    """float32 (1, 3, h, w): the picture at the size in which the network sees it, normalised."""
-    size = seen_size(picture.size, input_size)
-    return normalise(resized_window(picture, size, (0, 0, *size)))[None]
+def _name(image: Picture) -> Path:
+    """The file of a picture, as far as it is known."""
+    return Path(image if isinstance(image, (str, Path)) else getattr(image, "filename", "") or "a picture")
+
+
+def network_input(picture: Image.Image, test: Evaluation) -> Tensor:
+    """(1, 3, h, w): the picture at the size in which the network sees it, float32 and normalised.
+
+    With ``test.window`` uint8: a large picture takes a quarter of the memory, and its windows are normalised.
+    """
+    size = seen_size(picture.size, test.input_size)
+    seen = resized_window(picture, size, (0, 0, *size))
+    return (planes(seen) if test.window else normalise(seen))[None]
 
 
 def seen_size(size: Size, input_size: Size | None) -> Size:
@@ -261,9 +345,17 @@ def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tenso
 
 def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
     """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
-    strips = zip(*(_strips(view, size, mode) for view in views), strict=True)
-    best = (mean_probability(strip, 2) if len(views) > 1 else strip[0] for strip in strips)
-    return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in best], dim=1)
+    return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in strips_of(views, size, mode)], dim=1)
+
+
+def strips_of(views: Sequence[View], size: Shape, mode: str, rows: tuple[int, ...] | None = None) -> Iterator[Tensor]:
+    """Strips (rows, N, C, W) of ``size`` from the top: logits of one view, mean probabilities of several.
+
+    Args:
+        rows: of each strip, which then are probabilities of one view too; None: as many as are fast.
+    """
+    for strip in zip(*(_strips(view, size, mode, rows) for view in views), strict=True):
+        yield mean_probability(strip, 2) if rows or len(views) > 1 else strip[0]
 
 
 def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
@@ -274,7 +366,17 @@ def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
     return total / count
 
 
-def _strips(view: View, size: Shape, mode: str) -> Iterator[Tensor]:
+def _windows(seen: int, window: int, size: int) -> list[tuple[slice, slice]]:
+    """Windows along an axis, at equal distances of at most half of one: what each sees, and its place in ``size``."""
+    free = max(0, seen - window)
+    count = math.ceil(free / max(1, window // 2)) + 1
+    starts = [round(free * number / max(1, count - 1)) for number in range(count)]
+    seen_by = [slice(start, min(start + window, seen)) for start in starts]
+    places = [slice(round(part.start * size / seen), round(part.stop * size / seen)) for part in seen_by]
+    return [(part, place) for part, place in zip(seen_by, places, strict=True) if place.start < place.stop]
+
+
+def _strips(view: View, size: Shape, mode: str, rows: tuple[int, ...] | None) -> Iterator[Tensor]:
     """``upsample`` of a view in strips of rows, from the top: (rows, N, C, W), as ``class_map`` is fastest.
 
     Each strip is written over the one before.
@@ -286,18 +388,25 @@ def _strips(view: View, size: Shape, mode: str) -> Iterator[Tensor]:
     for (used, band), made in zip(bands, columns.split(COLUMNS, dim=1), strict=True):
         torch.mm(logits[:, used], band.T, out=made)
     pixels = min(STRIP * torch.get_num_threads(), LARGEST) if logits.device.type == "cpu" else LARGEST
-    rows = max(1, pixels // W)
-    columns, strip = columns.view(h, -1), columns.new_empty(rows, N * C * W)
-    for used, band in _bands(h, view.input_size[0], H, mode, rows, *like):
+    most = max(rows) if rows else max(1, pixels // W)
+    columns, strip = columns.view(h, -1), columns.new_empty(most, N * C * W)
+    for used, band in _bands(h, view.input_size[0], H, mode, rows or most, *like):
         yield torch.mm(band, columns[used], out=strip[: len(band)]).view(-1, N, C, W)
 
 
 @lru_cache(maxsize=64)
 def _bands(
-    stride_size: int, input_size: int, size: int, mode: str, places: int, dtype: torch.dtype, device: torch.device
+    stride_size: int,
+    input_size: int,
+    size: int,
+    mode: str,
+    places: int | tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[tuple[slice, Tensor]]:
-    """Bands of an axis' matrix, ``places`` of the label's axis each: which of the network's places they take from, and
-    how much of each, (places, used). They stay on ``device``, so that nothing waits for a copy.
+    """Bands of an axis' matrix, each of ``places`` of the label's axis (one number for all, or one for each): which of
+    the network's places they take from, and how much of each, (places, used). They stay on ``device``, so that nothing
+    waits for a copy.
     """
     identity = torch.eye(stride_size)[None, :, :, None]
     shares = upsample(identity, (input_size, 1), (size, 1), mode)[0, :, :, 0].T

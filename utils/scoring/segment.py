@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from dataset.folders import Sample, read_list, split_pair
 from dataset.labels import ClassTable
@@ -20,8 +23,9 @@ from dataset.program import say
 from dataset.progress import Progress
 from dataset.reading import read_image
 from utils import distributed
+from utils.config.schema import Evaluation
 from utils.scoring.pictures import COLOUR, LABEL_IDS, Background, overlay, save_prediction, with_legend, write_clip
-from utils.scoring.predictor import Predictor, network_input
+from utils.scoring.predictor import PictureTooLarge, Predictor, network_input, within_memory
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -29,7 +33,6 @@ LIST = ".txt"
 FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06d.jpg"
 OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
 CLIP_WIDTH = 960  # pixels at most
-WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Output:
         confidence: write the highest probability of every pixel too.
         clip: .gif or .webp file of all overlays, or None.
         frames_per_second: of the clip.
+        legend: in the overlay, below the picture; without one it has the picture's size.
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class Output:
     confidence: bool = False
     clip: Path | None = None
     frames_per_second: float = 10.0
+    legend: bool = False
 
     def places(self) -> set[Path]:
         """The files and folders of the results, resolved."""
@@ -173,20 +178,28 @@ def _check(path: Path, results: set[Path]) -> None:
 class _Pictures(MapDataset):
     """Each picture and the network's input; of one that cannot be read nothing but what is wrong."""
 
-    def __init__(self, files: Sequence[Sample], input_size: tuple[int, int] | None) -> None:
-        self.files, self.input_size = files, input_size  # not the predictor: loader processes get a copy of this
+    def __init__(self, files: Sequence[Sample], test: Evaluation) -> None:
+        self.files, self.test = files, test  # not the predictor: loader processes get a copy of this
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """index; picture uint8 (H, W, 3); image float32 (1, 3, h, w) normalised; failure, "" if there is none."""
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Of the one index: index; picture uint8 (H, W, 3); image as of ``network_input``; failure, "" if none."""
+        (index,) = indices
+        path = self.files[index].image
         try:
-            picture = read_image(self.files[index].image)
-        except DataError as error:
-            return {"index": index, "picture": torch.empty(0), "image": torch.empty(0), "failure": str(error)}
-        image = network_input(picture, self.input_size)
-        return {"index": index, "picture": torch.from_numpy(np.array(picture)), "image": image, "failure": ""}
+            with within_memory(path):
+                picture = read_image(path)
+                pixels, image = torch.from_numpy(np.array(picture)), network_input(picture, self.test)
+                # where there are loader processes, in the memory that they share: here a lack of it can be told
+                tensors = [x.share_memory_() if get_worker_info() else x for x in (pixels, image)]
+        except (DataError, PictureTooLarge) as error:
+            return {"index": index, "failure": str(error)}
+        return {"index": index, "picture": tensors[0], "image": tensors[1], "failure": ""}
 
 
 def segment_files(
@@ -202,26 +215,38 @@ def segment_files(
     """
     failures: list[tuple[int, str]] = []
     written: list[int] = []
+    pictures = _Pictures(files, predictor.test)
     loader = eval_loader(
-        _Pictures(files, predictor.test.input_size),
+        pictures,
         num_workers=num_workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        batch=pictures.batch,
     )
+
+    @contextmanager
+    def named(index: int) -> Iterator[Path]:
+        """A picture for which the memory does not suffice is one of the failures."""
+        try:
+            with within_memory(files[index].image):
+                yield files[index].image
+        except PictureTooLarge as error:
+            failures.append((index, str(error)))
+
+    def finish(index: int, picture: np.ndarray, found: tuple[Tensor, Tensor | None]) -> None:
+        with named(index):
+            write(output, files[index].name, picture, found, predictor.table)
+            written.append(index)
+
     with Background() as writer:
         for batch in Progress(loader, "predict", unit="pictures", enabled=distributed.is_main(), leave=False):
-            index, failure = int(batch["index"]), batch["failure"][0]
-            if failure:
-                failures.append((index, failure))
+            if batch["failure"]:
+                failures.append((batch["index"], batch["failure"]))
                 continue
-            picture, views = batch["picture"][0].numpy(), predictor.views(batch["image"][0])
-            others = {}
-            if output.confidence:
-                highest = predictor.mean_probability(views, picture.shape[:2]).amax(0)
-                others[CONFIDENCE] = Image.fromarray(highest.mul(WHITE).round().byte().cpu().numpy())
-            classes = predictor.classes(views, picture.shape[:2])[0].numpy()
-            writer.call(write, output, files[index].name, picture, classes, predictor.table, others)
-            written.append(index)
+            with named(batch["index"]) as path:
+                shape = batch["picture"].shape[:2]
+                found = predictor.segment(batch["image"], shape, path, confidence=output.confidence)
+                writer.call(finish, batch["index"], batch["picture"].numpy(), found)
     failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
@@ -231,13 +256,13 @@ def segment_files(
 
 
 def write(
-    output: Output,
-    name: str,
-    picture: np.ndarray,
-    classes: np.ndarray,
-    table: ClassTable,
-    others: dict[str, Image.Image],
+    output: Output, name: str, picture: np.ndarray, found: tuple[Tensor, Tensor | None], table: ClassTable
 ) -> None:
-    """Write what ``output`` asks for of a picture uint8 (H, W, 3) with its classes (H, W), and the ``others``."""
-    blended = overlay(Image.fromarray(picture), classes, table, output.opacity)
-    save_prediction(output.folder, name, classes, table, overlay=with_legend(blended, classes, table), **others)
+    """Write what ``output`` asks for of a picture uint8 (H, W, 3), with what ``Predictor.segment`` found."""
+    classes, highest = found[0][0].numpy(), found[1]
+    others = {OVERLAY: overlay(Image.fromarray(picture), classes, table, output.opacity)}
+    if output.legend:
+        others[OVERLAY] = with_legend(others[OVERLAY], classes, table)
+    if highest is not None:
+        others[CONFIDENCE] = Image.fromarray(highest[0].numpy())
+    save_prediction(output.folder, name, classes, table, **others)

@@ -116,7 +116,7 @@ def predictions_on(predictors: Sequence[Predictor], loader: DataLoader, title: s
     with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
         for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
             valid = batch["valid"]
-            maps = [p.classes(p.views(batch["image"]), valid.shape[-2:])[valid] for p in predictors]
+            maps = [p.segment(batch["image"], valid.shape[-2:])[0][valid] for p in predictors]
             for i, own in enumerate(maps):
                 pixels[i] += torch.bincount(own, minlength=num_classes)
                 agreeing[i] += torch.stack([(own == other).sum() for other in maps])
