@@ -20,6 +20,7 @@ from dataset.labels import CITYSCAPES
 from dataset.priors import class_prior
 from utils.commands import report
 from utils.commands.report import compare
+from utils.commands.report_page import verdict_without_labels
 from utils.run_folder.summary import distinct_names, read_summary, starting_run
 from utils.scoring.without_labels import CAVEAT, Comparison, describe
 
@@ -160,6 +161,13 @@ def test_what_was_gone_before_is_no_sign_and_what_came_back_is_said():
     assert "gone in before already: rider (source 5.0, 0.2 -> 0.3 %)" in text
     alone = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002]))
     assert "gone in before already: vegetation" in alone and SIGN not in alone and "took" not in alone
+
+
+def test_only_what_was_taken_away_is_red_in_the_report():
+    taken = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.95, 0.05, 0.0]))
+    assert re.search(r'<p class="warning">after took away what before had: rider .*not help\.</p>', taken)
+    gone = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.95, 0.05, 0.0], [0.95, 0.05, 0.0]))
+    assert 'class="warning"' not in gone and "gone in before already: rider" in gone
 
 
 def test_each_network_is_judged_against_the_one_that_it_started_from():
