@@ -100,6 +100,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether the memory, of the CPU or a GPU, does not suffice: torch says that of the CPU's in words alone."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
         return True
+    if isinstance(error, UserError):  # ours may speak of memory
+        return False
     return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in NO_MEMORY)
 
 

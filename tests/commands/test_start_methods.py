@@ -1,5 +1,6 @@
 """Commands that read by processes run where these are spawned (macOS) or forked from a server (Python 3.14)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,31 +9,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# As the program itself would be started, but for the start method, which is the platform's.
-FORCED = (
-    "import multiprocessing, runpy, sys; multiprocessing.set_start_method(sys.argv[1]); "
-    "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+# All commands in one process, which imports torch once; the start method is the platform's.
+FORCED = """
+import json, multiprocessing, sys
+from importlib import import_module
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    for module, arguments in json.loads(sys.argv[2]):
+        print("==", module, flush=True)
+        status = import_module(module).main(arguments)
+        assert not status, (module, status)
+"""
+TRAINING = "train_pycda_spatial"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_every_command_runs(method, command, city, source_run, tmp_path):
-    workers = ["train.num_workers=2", "test.num_workers=1", "target.crop_size=null", "val.held_out=0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def run(script: str, *options: str) -> str:
-        words = [*script.split(), *command(tmp_path, "spatial", *workers), *options]
-        line = [sys.executable, "-c", FORCED, method, str(ROOT / words.pop(0)), *words]
-        result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert result.returncode == 0, (script, result.stdout[-2000:], result.stderr[-2000:])
-        return result.stdout
-
+    usual = command(
+        tmp_path, "spatial", "train.num_workers=1", "test.num_workers=1", "target.crop_size=null", "val.held_out=0"
+    )
     start = [f"model.weights={source_run}", "curriculum.image_target=source", "source.crop_size=null"]
-    assert "0 errors" in run("utils/commands/__main__.py check", "--workers", "2")
-    run("train_pycda_spatial.py", *start, f"train.cache_dir={tmp_path}/cache")
-    run("test_adabn.py")
-    run("evaluate.py")
-    run("utils/commands/predict.py", str(city / "gtav/images"), "--save", str(tmp_path / "out"))
-    assert Path(run("utils/commands/__main__.py report").split()[-1]).is_file()
-    assert run("utils/commands/__main__.py compare")
+    lines = [
+        ("utils.commands.check", [*usual, "--workers", "2"]),
+        (TRAINING, [*usual, *start, f"train.cache_dir={tmp_path}/cache"]),
+    ]
+    if method == "spawn":
+        lines += [
+            ("test_adabn", usual),
+            ("evaluate", usual),
+            ("utils.commands.predict", [*usual, str(city / "gtav/images"), "--save", str(tmp_path / "out")]),
+            ("utils.commands.report", usual),
+        ]
+    (tmp_path / "forced.py").write_text(FORCED)
+    program = [sys.executable, str(tmp_path / "forced.py"), method, json.dumps(lines)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, (result.stdout[-2000:], result.stderr[-2000:])
+    assert result.stdout.count("== ") >= len(lines) and "0 errors" in result.stdout
+    assert (tmp_path / "spatial/last.pth").is_file()
+    assert (tmp_path / "spatial/report.html").is_file() == (method == "spawn")
