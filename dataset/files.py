@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; text files of people, read strictly; what tells a changed file."""
+"""Files that are written whole or not at all; text files of people, read strictly; how a changed file is recognised."""
 
 import os
 import re

@@ -133,7 +133,7 @@ def epoch_batches(
 
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
-    # A terminal or a scheduler tells all processes to stop; that is for the main process, which ends its workers.
+    # A terminal or a scheduler signals all processes. Only the main process reacts; it ends its workers.
     for number in {signal.SIGINT, *SCHEDULERS} - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -108,7 +108,7 @@ def build_segmentor(
     channels = backbone.channels[-1]
     if fc_dim not in (None, channels):
         raise ChoiceError(
-            f"fc_dim is {fc_dim}, but {encoder} ends with {channels} channels: set model.fc_dim to that, or to null"
+            f"fc_dim is {fc_dim}, but {encoder} has {channels} output channels: set model.fc_dim to that, or to null"
         )
     decoder_module = head(backbone.channels, num_classes, use_aux)
     backbone.initialise()

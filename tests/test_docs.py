@@ -1,8 +1,11 @@
 """The documents: no dead link, no name of something that is gone, and a first page that stays one page."""
 
+import ast
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +34,11 @@ DOCUMENTS = documents()
 def text_of(document: Path) -> str:
     """Without the blocks of code."""
     return re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The blocks of code in a language, as ``python`` or ``sh``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def anchors(document: Path) -> set[str]:
@@ -112,6 +120,21 @@ def test_commands_exist(document):
         assert find_spec(module), f"{document}: python -m {module}"
     for config in set(re.findall(r"\bcfgs/[\w/]+\.yaml", text)) - WRITTEN_BY_THE_READER:
         assert (ROOT / config).is_file(), f"{document}: no {config}"
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=str)
+def test_python_blocks_import_what_there_is(document):
+    for node in (node for block in blocks(document, "python") for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), f"{document}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")], ids=str)
+def test_shell_blocks_are_shell(document):
+    for block in blocks(document, "sh"):
+        checked = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True)
+        assert checked.returncode == 0, f"{document}: {checked.stderr}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)

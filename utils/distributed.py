@@ -26,8 +26,8 @@ CAUSES = (
     "use their GPUs?"
 )
 REMEDY = (
-    "Was it killed (out of memory?), is its machine down, the link cut, or the wrong interface taken (set "
-    "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME)? The same command goes on from the last checkpoint"
+    "Check the process (was it out of memory?), its machine, the network and GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME. "
+    "The same command goes on from the last checkpoint"
 )
 
 

@@ -16,7 +16,7 @@ def class_map(logits: Tensor) -> Tensor:
     """Class of the highest of (N, C, H, W) logits, C <= 255, the first of several: uint8 (N, H, W).
 
     This is ``argmax(1)``, which on a CPU takes twenty times as long. Pooling over all classes with the pixels of a row
-    as channels tells the same place, and goes once over the logits, along the rows. It is fastest where memory holds
+    as channels finds the same place, and goes once over the logits, along the rows. It is fastest where memory holds
     the rows one after the other, each with all of its classes, else they are copied a few at a time.
     """
     if logits.device.type != "cpu":

@@ -181,9 +181,9 @@ def test_logits_come_from_the_network_stride_in_float32():
     [
         (("resnet19_dilated8", "fcn"), r"nearest is 'resnet1.*_dilated8'.*vgg16"),
         (("resnet18_dilated8", "ppm"), "choose one of ppm_bilinear, aspp, fcn, fcn8s"),
-        (("resnet18_dilated8", "fcn", 19, 2048), "ends with 512 channels"),
-        (("tv_resnet101_dilated8", "fcn", 19, 512), "ends with 2048 channels"),
-        (("vgg16", "fcn8s", 19, 2048, False), "ends with 512 channels"),
+        (("resnet18_dilated8", "fcn", 19, 2048), "has 512 output channels"),
+        (("tv_resnet101_dilated8", "fcn", 19, 512), "has 2048 output channels"),
+        (("vgg16", "fcn8s", 19, 2048, False), "has 512 output channels"),
         (("vgg16", "fcn8s", 19, 512), "no auxiliary head: set model.use_aux to false"),
         (("vgg16", "aspp", 19, 512), "needs an encoder dilated to stride 8 or 16"),
         (

@@ -23,9 +23,12 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 def keys_markdown() -> str:
     """The table of keys in ``cfgs/README.md``."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    first: dict[tuple[str, str], str] = {}  # key that has this type and meaning, see source and target
     for key in KEYS.values():
         kind = key.kind.replace("|", "\\|")
-        lines.append(f"| `{key.name}` | {kind} | `{value_text(key.default)}` | {key.help} |")
+        twin = first.setdefault((key.kind, key.help), key.name)
+        kind, meaning = (kind, key.help) if twin == key.name else ("", f"as `{twin}`")
+        lines.append(f"| `{key.name}` | {kind} | `{value_text(key.default)}` | {meaning} |")
     return "\n".join(lines)
 
 

@@ -64,9 +64,7 @@ def key(
 class Model:
     encoder: str = key("resnet101_dilated8", "encoder name, see models/segmentor.py")
     decoder: str = key("ppm_bilinear", "head name, see models/segmentor.py")
-    fc_dim: int | None = key(
-        None, "channels of the last encoder stage, to be checked; null: the encoder's own", POSITIVE
-    )
+    fc_dim: int | None = key(None, "must equal the encoder's output channels; null: the encoder's own", POSITIVE)
     use_aux: bool = key(True, "train an auxiliary head on conv4 of the source images")
     weights: str | None = key(
         None,

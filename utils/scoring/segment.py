@@ -195,7 +195,7 @@ class _Pictures(MapDataset):
             with within_memory(path):
                 picture = read_image(path)
                 pixels, image = torch.from_numpy(np.array(picture)), network_input(picture, self.test)
-                # where there are loader processes, in the memory that they share: here a lack of it can be told
+                # loader processes use shared memory: if it is full, the error is reported here
                 tensors = [x.share_memory_() if get_worker_info() else x for x in (pixels, image)]
         except (DataError, PictureTooLarge) as error:
             return {"index": index, "failure": str(error)}
