@@ -50,8 +50,8 @@ TINY = [
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many processes as cores, within a quota too."""
-    return min(usable_cores(), MOST_PROCESSES)
+    """One process more than cores, within a quota too: some tests wait for time limits and other processes."""
+    return min(usable_cores() + 1, MOST_PROCESSES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
