@@ -26,7 +26,7 @@ from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, JointTransform
 from models import build_segmentor
 from utils.metrics import ConfusionMatrix
 from utils.pycda.curriculum import EPS, PyramidCurriculum
-from utils.scoring.predictor import RELEASED, View, classes_at
+from utils.scoring.upsampling import RELEASED, View, classes_at
 
 C = 19
 ROUNDED = 1e-5  # share of the pixels whose two highest logits may be within rounding of each other

@@ -31,7 +31,7 @@ from tests.benchmark.cases import (
     sample_case,
 )
 from utils.engine.start import half_precision_time
-from utils.scoring.predictor import DIRECT, RELEASED
+from utils.scoring.upsampling import DIRECT, RELEASED
 
 Result = dict[str, float | bool]
 GTAV, CITY = ((1914, 1052), (1024, 560), (560, 480)), ((2048, 1024), (1024, 512), (560, 480))

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.config.schema import AtTestTime, Evaluation
-from utils.scoring.predictor import MODES, Predictor, View, classes_at, upsample
+from utils.scoring.predictor import Predictor
+from utils.scoring.upsampling import MODES, View, classes_at, upsample
 
 MARGIN = 1e-4  # between the two highest logits: below it, rounding decides
 
