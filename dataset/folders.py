@@ -198,7 +198,10 @@ def _refuse_own_label(image: Path, label: Path, list_file: str | Path, line: str
 def _find_listed(root: Path, data_list: str | Path | None, labels: str, repeats: bool) -> list[Sample]:
     """Pairs of a list file, with paths relative to ``root`` or absolute."""
     if data_list is None:
-        raise DataError("dataset list needs a data_list: a text file of 'image_path label_path' lines")
+        raise DataError(
+            "dataset list needs a data_list (source, target or test.data_list): a text file of 'image_path label_path' "
+            "lines"
+        )
     images, found = [], []
     for line in read_list(data_list, repeats=repeats):
         image, label = split_pair(line, lambda path: os.path.isfile(root / path), data_list)

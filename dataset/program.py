@@ -105,6 +105,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
+def free_memory() -> float:
+    """Bytes that this process can still get from the system without swapping (Linux; else infinite)."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * float(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return math.inf
+
+
 def say(message: str, program: str | None = None) -> None:
     """The last line of a program, on stderr; of several processes each has its own, with its rank."""
     sys.stdout.flush()

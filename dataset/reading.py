@@ -33,7 +33,8 @@ def _naming(what: str, path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damage leads them to
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(f"cannot read {what} {path}: {reason}. Download it again or leave it out") from error
+        remedy = "Make it smaller" if isinstance(error, Image.DecompressionBombError) else "Download it again"
+        raise DataError(f"cannot read {what} {path}: {reason}. {remedy} or leave it out") from error
 
 
 def read_image(path: Path) -> Image.Image:

@@ -31,7 +31,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
     parser.add_argument("--confidence", action="store_true", help="write the highest probability of each pixel too")
     parser.add_argument(
-        "--legend", choices=LEGENDS, default=LEGENDS[0], help="beside: below each overlay; none: of its picture's size"
+        "--legend",
+        choices=LEGENDS,
+        default=LEGENDS[0],
+        help="beside: on the right of each overlay; none: no legend",
     )
     parser.add_argument("--clip", type=path, help="animate the overlays, in their order, as this .gif or .webp file")
     parser.add_argument("--fps", type=float, default=10.0, help="frames per second of the clip")

@@ -21,6 +21,7 @@ from utils.config.schema import SCRATCH, ConfigError, Model, Size, Train
 from utils.engine.losses import check_parts
 from utils.engine.trainer import AUTOCAST
 from utils.engine.validation import Validation
+from utils.engine.watch import watched_images
 from utils.run_folder.checkpoint import CheckpointError
 
 Report = Callable[[str], None]
@@ -133,6 +134,8 @@ def _problems(data: Data, model: Segmentor) -> tuple[list[UserError], list[tuple
         if distributed.is_main():
             tensors = [*model.state_dict().values(), *(model.parameters() if t.momentum else ())]
             _check_room(data.config.run_folder, sum(tensor.nbytes for tensor in tensors), data.report)
+            for sample in watched_images(data) if t.skip_bad_samples == 0 else ():  # else replaced, as in training
+                stored_size(sample.image, verify=True)
         return [], list(_checked_sizes(data.held_out, data.config.target.label_kind))
     except UserError as error:
         return [error], []

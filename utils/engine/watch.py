@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from dataset.folders import Sample
 from dataset.labels import IGNORE
 from dataset.loader import eval_loader
 from dataset.messages import DataError
@@ -34,6 +35,11 @@ def patience(num_steps: int) -> int:
     return max(SHORTEST, min(PATIENCE, num_steps // PART_OF_A_RUN))
 
 
+def watched_images(data: Data) -> list[Sample]:
+    """The target training images whose predictions are logged."""
+    return evenly_spaced(data.target, IMAGES)
+
+
 class TargetShares:
     """Logs the class shares of the predictions on a few target training images, always the same crops.
 
@@ -46,7 +52,7 @@ class TargetShares:
         self.labels = evenly_spaced([sample.label for sample in data.source if sample.label], SOURCE_LABELS)
         self.names = data.config.class_table.names
         # not cached: the cache may be of source only
-        crops = data.dataset(TARGET, evenly_spaced(data.target, IMAGES), cached=False)
+        crops = data.dataset(TARGET, watched_images(data), cached=False)
         # without loader processes, which would be kept for the whole training
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
 

@@ -111,17 +111,21 @@ def _in_ascii(letter: str) -> str:
     return "?" if not found else found[1].capitalize() if "CAPITAL" in name else found[1].lower()
 
 
-def legend(table: ClassTable, width: int, present: np.ndarray | None = None) -> Image.Image:
+def legend(table: ClassTable, width: int, present: np.ndarray | None = None, height: int | None = None) -> Image.Image:
     """Names and colours of all classes, in as many lines as ``width`` asks for.
 
     Args:
         present: bool (C,), False for classes that are faint; None: all are present.
+        height: of the sheet: it is as wide as that needs, with letters as for a picture of ``width``.
     """
     size = min(max(width // WIDTH_IN_LETTERS, LEGEND_SIZES[0]), LEGEND_SIZES[1])
     (names, font), line = drawable(table.names, size), round(1.6 * size)
-    widest = max(math.ceil(font.getlength(name)) for name in names)
-    columns = max(1, width // (widest + round(2.4 * size)))
-    sheet = Image.new("RGB", (width, math.ceil(table.num_classes / columns) * line + size // 2), PAPER)
+    cell = max(math.ceil(font.getlength(name)) for name in names) + round(2.4 * size)
+    columns = max(1, width // cell)
+    if height is not None:
+        columns = math.ceil(table.num_classes / max(1, (height - size // 2) // line))
+        width = columns * cell
+    sheet = Image.new("RGB", (width, height or math.ceil(table.num_classes / columns) * line + size // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, name in enumerate(names):
         left = size // 2 + number % columns * (width // columns)
@@ -135,12 +139,13 @@ def legend(table: ClassTable, width: int, present: np.ndarray | None = None) -> 
 
 
 def with_legend(picture: Image.Image, classes: np.ndarray, table: ClassTable) -> Image.Image:
-    """``picture`` above the legend, in which classes that are not in ``classes`` are faint.
+    """``picture`` with the legend on its right, as high as it; classes that are not in ``classes`` are faint.
 
-    The height depends on the width and the table only, so that the frames of a clip are of one size.
+    Args:
+        classes: train ids uint8 (H, W).
     """
     present = np.bincount(classes.ravel(), minlength=table.num_classes) > 0
-    return stack([picture, legend(table, picture.width, present)], horizontal=False, gap=0)
+    return stack([picture, legend(table, picture.width, present, picture.height)], horizontal=True, gap=0)
 
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:

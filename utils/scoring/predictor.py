@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dataset.labels import ClassTable
 from dataset.messages import ChoiceError, UserError
-from dataset.program import out_of_memory
+from dataset.program import free_memory, out_of_memory
 from dataset.reading import as_rgb, read_image
 from dataset.transforms import normalise, normalised, planes, resized_window
 from models.segmentor import Segmentor
@@ -41,6 +41,7 @@ Picture = Image.Image | np.ndarray | str | Path
 # Of a checkpoint's configuration, what the prediction depends on; other keys may have come and gone since.
 RELEVANT = ("model.", "test.", "tta.", "source.dataset", "source.id_table", "target.dataset", "target.id_table")
 ROUNDING = 1  # pixels by which two sizes of the same aspect may differ
+A_PIXEL = 200  # bytes that a small network takes on a CPU for each pixel of its input
 TOO_LARGE = "test.window=[1024, 1024], or a smaller one, predicts it in parts, a smaller test.input_size more coarsely"
 
 
@@ -149,6 +150,9 @@ class Predictor:
         """
         classes, highest = [], []
         with within_memory(name):
+            pixels = images[:, 0].numel()
+            if self.device.type == "cpu" and self.test.window is None and pixels * A_PIXEL > free_memory():
+                raise MemoryError  # else the system would end the process
             strips, averaged = self._strips(images, shape)
             for strip in strips:
                 classes.append(class_map(strip.permute(1, 2, 0, 3)))

@@ -45,7 +45,7 @@ class Output:
         confidence: write the highest probability of every pixel too.
         clip: .gif or .webp file of all overlays, or None.
         frames_per_second: of the clip.
-        legend: in the overlay, below the picture; without one it has the picture's size.
+        legend: in the overlay, on the right of the picture; without one it has the picture's size.
     """
 
     folder: Path
