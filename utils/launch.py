@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from torch.distributed import DistError
@@ -16,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from dataset.messages import MENDABLE
-from dataset.program import STOPPED, exit_after, one_line, say, stop_signals
+from dataset.program import NOTHING_SAVED, STOPPED, exit_after, one_line, say, stop_signals
 from utils.distributed import CAUSES, LostError
 
 PROGRAM = "run.sh"
@@ -34,15 +35,32 @@ def meeting(minutes: float, attempt: int) -> list[str]:
     return [*who, *where, f"--rdzv_conf=timeout={math.ceil(60 * minutes)}"]
 
 
+def stop_while_nodes_meet() -> None:
+    """Let a stop signal end this process although torch, which waits for other nodes, runs no handler of Python.
+
+    Once the nodes have met, torchrun has handlers of its own.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    ours = {int(number): signal.getsignal(number) for number in stop_signals()}
+
+    def watch() -> None:
+        while received := os.read(reader, 1):
+            number = received[0]
+            if number in ours and signal.getsignal(number) is ours[number]:
+                say(NOTHING_SAVED.format(number), PROGRAM)
+                os._exit(STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_once(arguments: Sequence[str]) -> int:
     """Exit status of ``torchrun ARGUMENTS``, which is that of the process that failed first.
 
     A process whose error the user can mend comes before it, as the others may end earlier. Raises LostError where the
     nodes do not meet.
     """
-    if os.environ.get("NNODES", "1") != "1":
-        for number in stop_signals():  # no handler runs while torch waits for other nodes; afterwards it has its own
-            signal.signal(number, signal.SIG_DFL)
     try:
         torchrun(arguments)
     except DistError as error:
@@ -61,6 +79,7 @@ def run_once(arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, with restarts. Returns the exit status of the last attempt, ``STOPPED`` after a signal."""
     minutes, *script = sys.argv[1:] if argv is None else argv
+    stop_while_nodes_meet()
     names = [number.name for number in stop_signals()]
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join([*names, "SIGQUIT"]))
     for name in ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):

@@ -120,6 +120,20 @@ def test_nodes_that_do_not_meet_give_up(nodes):
         assert "run.sh: error: the nodes did not meet within timeout_minutes" in output
 
 
+def test_signal_while_nodes_meet_has_the_status_and_words_of_a_stop(nodes):
+    """torch waits for the other node without running a handler of Python."""
+    (process,) = nodes([])
+    until = time.monotonic() + 60
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(6)  # the modules are imported, and it waits
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    status, output = ended(process, timeout=20)
+    assert status == 75 and "with nothing to save: the same command goes on" in output, output
+
+
 @pytest.fixture
 def network() -> Iterator[tuple[str, str]]:
     """Two network namespaces, joined by a pair of interfaces."""
