@@ -55,9 +55,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left alone with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with slow tests first, by their seconds, so that no process is left alone with one of them at the end."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        if mark := item.get_closest_marker("slow"):
+            seconds[item.path] = seconds.get(item.path, 0) + (mark.args[0] if mark.args else 1)
+    items.sort(key=lambda item: -seconds.get(item.path, 0))
 
 
 @pytest.fixture(autouse=True)

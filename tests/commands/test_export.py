@@ -20,7 +20,7 @@ from utils.run_folder.checkpoint import CheckpointError
 from utils.scoring import exported
 from utils.scoring.exported import ExportError, PoolBySize, export_network, largest_difference, random_pictures
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(5)  # seconds
 
 ELSEWHERE = """\
 import json, sys, torch

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 TRAINING = "train_pycda_spatial"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(27)  # seconds
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_every_command_runs(method, command, city, source_run, tmp_path):
     usual = command(

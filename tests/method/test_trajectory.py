@@ -24,7 +24,7 @@ from utils.engine.experiment import Experiment
 from utils.engine.trainer import Trainer
 from utils.run_folder.log import RunLog
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(10)  # seconds
 
 CASES = json.loads(
     Path(os.environ.get("PYCDA_TRAJECTORY", Path(reference.__file__).parent / "trajectory.json")).read_text()

@@ -15,7 +15,7 @@ from tests.processes import Forked, as_two, ended, finish, launch
 from tests.training import recorded
 from utils import distributed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(5)  # seconds
 
 WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]

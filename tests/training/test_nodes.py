@@ -15,7 +15,7 @@ import train_source_only
 from tests.processes import ended, finish, free_port, launch
 from tests.training.test_distributed import losses
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(12)  # seconds
 
 LOST = 69  # exit status
 STARTED = "step 1 "

@@ -16,7 +16,7 @@ from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
 from utils.signals import STOPPED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(5)  # seconds
 
 LIMIT = 120.0  # seconds that a condition may take on a busy machine
 # Source only, whose processes say in a file which step they start with, and begin it when a file lets them.
