@@ -1,5 +1,6 @@
 """Files that are written whole or not at all; text files of people, read strictly; how a changed file is recognised."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -116,6 +117,12 @@ def expand_path(text: str) -> str:
     if unset:
         raise DataError(f"the variable {unset[0]} in {text!r} is not set: set it, or write the path without it")
     return os.path.expanduser(os.path.expandvars(text))
+
+
+def sha256(path: str | Path) -> str:
+    """Of what a file holds, in hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_version(path: Path) -> tuple[int, int] | None:

@@ -1,6 +1,5 @@
 """Load weights strictly: every tensor of the network is filled from the file, or the load fails and lists the keys."""
 
-import hashlib
 import math
 import re
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dataset.files import sha256
 from dataset.messages import UserError, few
 from models.batchnorm import COUNTER, bn_updates, set_bn_updates
 from models.heads import FCN8s
@@ -67,17 +67,12 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"the checksum of {damaged} does not match")
 
 
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def unchecked(path: str | Path) -> str:
     """A line that says so if ``path`` is a file without checksums, as torch < 1.6 wrote them; else ""."""
     if zipfile.is_zipfile(path) or not Path(path).is_file():  # the latter: torchvision's, checked by their hash
         return ""
     said = "has no checksums (torch's format before 1.6), so that damage may go unnoticed: compare its SHA-256"
-    return f"{path} {said}, {_sha256(path)}"
+    return f"{path} {said}, {sha256(path)}"
 
 
 def read_torchvision(name: str) -> dict[str, Tensor]:
@@ -93,7 +88,7 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
         raise WeightsError(f"torchvision has no weights {name}, nor is it a file") from error
     kept = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if kept.is_file():
-        if not _sha256(kept).startswith(kept.stem.rpartition("-")[2]):  # as torch names what it downloads
+        if not sha256(kept).startswith(kept.stem.rpartition("-")[2]):  # as torch names what it downloads
             raise WeightsError(f"{kept} is damaged, its SHA-256 is not what its name says: delete it to fetch it anew")
         return read_file(kept)
     try:

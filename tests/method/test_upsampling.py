@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
+from tests.upsampled import MODES, classes_at
 from utils.config.schema import AtTestTime, Evaluation
 from utils.scoring.predictor import Predictor
-from utils.scoring.upsampling import MODES, View, classes_at, upsample
+from utils.scoring.upsampling import View, upsample
 
 MARGIN = 1e-4  # between the two highest logits: below it, rounding decides
 

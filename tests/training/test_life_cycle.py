@@ -249,7 +249,7 @@ with RunLog(folder) as log:
     picture = Image.effect_noise((300, 300), 50).convert("RGB")
     for step in range(1, 200):
         log.text(f"step {step}")
-        log.record(step, {"source/total": 1.0}, {"source/share/pixel": {"road": 0.5, "sky": 0.5}})
+        log.record(step, {"source/total": 1.0, "source/share/pixel": {"road": 0.5, "sky": 0.5}})
         if step < 5:
             log.picture(step, "panel", picture)
 print("goes on", file=sys.stderr)

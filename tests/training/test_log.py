@@ -101,7 +101,7 @@ def test_run_that_starts_anew_leaves_nothing_of_the_earlier_one(command, tmp_pat
 def test_large_pictures_are_shrunk_and_empty_layers_drawn_as_such(tmp_path):
     with RunLog(tmp_path) as out:
         out.picture(1, "wide", Image.new("RGB", (4 * PICTURE_WIDTH, 400)))
-        out.record(1, {}, {"target/share/pixel": {"road/lane": 0.0, "sky": 0.0}})
+        out.record(1, {"target/share/pixel": {"road/lane": 0.0, "sky": 0.0}})
     picture, shares = (value for _, value in values(tmp_path))
     assert (picture.image.width, picture.image.height) == (PICTURE_WIDTH, 100)
     assert shares.tag == "target/share/pixel" and max(shares.histo.bucket) < 1e-9
@@ -135,7 +135,7 @@ def test_damaged_lines_are_left_out_with_a_word(tmp_path):
 
 def test_a_kill_while_records_are_forgotten_leaves_them_whole(tmp_path, monkeypatch):
     class Killed(str):
-        def encode(self, *arguments: str) -> bytes:
+        def encode(self, *arguments: str, **options: str) -> bytes:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(log, "kept_records", lambda *arguments: Killed("all but the last"))

@@ -92,11 +92,12 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     facts = {name: read_summary(path) for name, path in weights.items()}
     networks = {name: load_configured(config, [path], device) for name, path in weights.items()}
     folder = weights[OWN].parent
-    compared = compare_networks(config, networks, list(weights.values()), images)
-    tested, table, classes = Data(config).test("optional"), config.class_table, config.test.eval_classes
+    data = Data(config)
+    compared = compare_networks(data, networks, list(weights.values()), images)
+    tested, table, classes = data.test("optional"), config.class_table, config.test.eval_classes
     found = {}
     if are_labelled(tested):
-        loader = Data(config).evaluation_loader(tested, config.test)
+        loader = data.evaluation_loader(tested, config.test)
         matrices = {name: evaluate(network, loader, title=name) for name, network in networks.items()}
         mious = [scores(matrix, table, classes)["miou"] for matrix in matrices.values()]
         found[""] = verdict([one.method for one in facts.values()], mious, len(tested))
@@ -108,7 +109,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     found["Curves"] = curves(folder / RECORDS)
     saved = (folder / "config.yaml").read_text()
     trained = config_of({"config": saved}, str(folder / "config.yaml"), PSEUDO_LABELS)
-    shown = evenly_spaced(tested or Data(config).target, SHOWN_IMAGES)
+    shown = evenly_spaced(tested or data.target, SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
     models = {name: network.model for name, network in networks.items()}
     section = image_section(trained, shown, models, table, config.test.label_kind)

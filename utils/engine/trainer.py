@@ -197,10 +197,8 @@ class Trainer:
 
     def _log(self, iteration: Iteration) -> None:
         step, factor = self.state.step, learning_rate_factor(self.config.train, self.state.step - 1)
-        scalars = {name: value for name, value in iteration.values.items() if isinstance(value, float)}
-        shares = {name: value for name, value in iteration.values.items() if isinstance(value, dict)}
-        self.log.record(step, scalars | {"lr_factor": factor}, shares)
-        terms = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
+        self.log.record(step, iteration.values | {"lr_factor": factor})
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in iteration.values.items() if isinstance(value, float))
         self.log.text(f"step {step}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
     def _seed(self) -> None:

@@ -60,7 +60,7 @@ class TargetShares:
         """Predict after step ``done``; the shares go into the log."""
         predictor = Predictor(model, self.config.class_table, self.device, self.config.test)
         shares = predictions_on([predictor], self.loader).shares[0].tolist()
-        self.log.record(done, {}, {PREDICTION: dict(zip(self.names, shares, strict=True))})
+        self.log.record(done, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
     def expected(self) -> Shares:
         """By class, its share in some source labels or in the run's first record, if there is one, the larger one."""

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
 
-from dataset.files import write_whole
+from dataset.files import write_text
 from utils.run_folder.records import RECORDS, kept_records, plain_json
 
 TEXT, BOARD, CONSOLE = "log.txt", "tensorboard", "standard output"
@@ -194,7 +194,7 @@ class RunLog:
             return
         path = self.folder / RECORDS
         kept = kept_records(path, step, validated, self.text) if step and path.is_file() else ""
-        write_whole(path, lambda stream: stream.write(kept.encode()))
+        write_text(path, kept)
         self._close(RECORDS)
         self._handlers[RECORDS] = LogFile(path, self._switch_off)
         self._close_board()
@@ -206,19 +206,20 @@ class RunLog:
         """A line (or a table) for people."""
         self._write(message, CONSOLE, TEXT)
 
-    def record(self, step: int, values: dict[str, float], shares: dict[str, dict[str, float]] | None = None) -> None:
+    def record(self, step: int, values: Mapping[str, float | dict[str, float]]) -> None:
         """What a step gave, for programs and TensorBoard. Values that are not finite are null.
 
         Args:
-            values: scalars by name.
-            shares: by the name of a histogram, which has ``SHARE`` as its second part, the share of each class.
+            values: by name, scalars and histograms; of these, whose names have ``SHARE`` as their second part, the
+                share of each class.
         """
-        shares = shares or {}
+        shares = {name: value for name, value in values.items() if isinstance(value, dict)}
+        scalars = {name: value for name, value in values.items() if not isinstance(value, dict)}
         flat = {f"{layer}/{name}": share for layer, classes in shares.items() for name, share in classes.items()}
-        self._write(plain_json({"step": step, **values, **flat}), RECORDS)
+        self._write(plain_json({"step": step, **scalars, **flat}), RECORDS)
 
         def draw(board: Board) -> None:
-            for name, value in values.items():
+            for name, value in scalars.items():
                 board.writer.add_scalar(name, value, step)
             for histogram, classes in shares.items():
                 board.bars(step, histogram, list(classes.values()))

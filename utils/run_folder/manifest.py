@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dataset.files import write_whole
+from dataset.files import sha256, write_text
 from dataset.folders import Sample
 from dataset.messages import DataError, few
 from utils.config.read import read_keys, to_yaml
@@ -86,12 +86,7 @@ def start_facts(config: Config) -> dict[str, str]:
 
 def file_facts(files: Iterable[str]) -> dict[str, str]:
     """SHA-256 of what each file holds, by its path."""
-    return {path: _sha256(path) for path in files}
-
-
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {path: sha256(path) for path in files}
 
 
 class RunData:
@@ -174,7 +169,7 @@ def _described(sample: Sample, contents: bool) -> str:
         words.append(f"{path.name} {path.stat().st_size}")
     if sample.label is not None and contents:
         with suppress(OSError):  # the loader names the file, or replaces it
-            words.append(_sha256(sample.label))
+            words.append(sha256(sample.label))
     return " ".join(words)
 
 
@@ -227,11 +222,7 @@ class Manifest:
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps(self._content, indent=1)
-        try:
-            write_whole(self._path, lambda stream: stream.write(text.encode()))
-        except OSError as error:  # a full disk names no file
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        write_text(self._path, json.dumps(self._content, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

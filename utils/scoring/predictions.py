@@ -81,18 +81,19 @@ def score(
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         if json_file:
             _check_json(json_file)
-        samples, table, classes = Data(config).test(), config.class_table, config.test.eval_classes
+        data = Data(config)
+        samples, table, classes = data.test(), config.class_table, config.test.eval_classes
         distributed.check_agreement(RunData(config, {"test": samples}).facts)
         if predictions:
             kind = config.test.label_kind
             matrices = {str(predictions): score_files(predictions, samples, kind, table.num_classes)}
         else:
-            if remark := Data(config).shape_remark(samples):
+            if remark := data.shape_remark(samples):
                 _say(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
             # all of them first: scoring takes long, and a file that does not fit should stop the command before it
             loaded = {name: load_configured(config, files, device, _say) for name, files in networks.items()}
-            loader, matrices = Data(config).evaluation_loader(samples, config.test), {}
+            loader, matrices = data.evaluation_loader(samples, config.test), {}
             for name, predictor in loaded.items():
                 folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
                 matrices[name] = score_network(predictor, loader, samples, folder)

@@ -150,9 +150,6 @@ class Predictor:
         """
         classes, highest = [], []
         with within_memory(name):
-            pixels = images[:, 0].numel()
-            if self.device.type == "cpu" and self.test.window is None and pixels * A_PIXEL > free_memory():
-                raise MemoryError  # else the system would end the process
             strips, averaged = self._strips(images, shape)
             for strip in strips:
                 classes.append(class_map(strip.permute(1, 2, 0, 3)))
@@ -166,6 +163,8 @@ class Predictor:
         (h, w), (width, height) = images.shape[-2:], self.test.window or images.shape[:-3:-1]
         if h > height or w > width:
             return self._strips_of_windows(images, shape, height, width), True
+        if self.device.type == "cpu" and images[:, 0].numel() * A_PIXEL > free_memory():
+            raise MemoryError  # else the system would end the process
         views = self.views(images)
         return strips_of(views, shape, self.test.upsampling), len(views) > 1
 

@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.metrics import class_map
-
 RELEASED, DIRECT = "released", "direct"
-MODES = (RELEASED, DIRECT)
 COLUMNS = 256  # of the label's size that are made together
 STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
 Shape = tuple[int, int]  # (height, width)
@@ -50,11 +47,6 @@ def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tenso
         seen = F.interpolate(logits, input_size, mode="bilinear", align_corners=False)
         return F.interpolate(seen, size, mode="bilinear", align_corners=True)
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
-    """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
-    return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in strips_of(views, size, mode)], dim=1)
 
 
 def strips_of(views: Sequence[View], size: Shape, mode: str, rows: tuple[int, ...] | None = None) -> Iterator[Tensor]:

@@ -133,25 +133,23 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     pairs = list(pair_up([start, *given] if start else given).values())
     files = [Path(paths[0]) for paths in pairs]  # of an official pair, the encoder's file
     predictors = [load_configured(config, paths, device) for paths in pairs]
-    return compare_networks(config, dict(zip(distinct_names(files), predictors, strict=True)), files, images)
+    return compare_networks(Data(config), dict(zip(distinct_names(files), predictors, strict=True)), files, images)
 
 
-def compare_networks(
-    config: Config, networks: Mapping[str, Predictor], files: Sequence[Path], images: int
-) -> Comparison:
-    """Compare networks on the unlabelled target training images of ``config``.
+def compare_networks(data: Data, networks: Mapping[str, Predictor], files: Sequence[Path], images: int) -> Comparison:
+    """Compare networks on the unlabelled target training images of ``data``.
 
     Args:
         networks: by name, the one before the adaptation first.
         files: their weights; beside them lies what the networks started from and were trained on.
         images: of each domain at most, evenly spaced.
     """
-    source, target = Data(config).source, Data(config).target
+    config, source, target = data.config, data.source, data.target
     seen = evenly_spaced(target, images)
     unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
     chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
-    on_target = Data(config).evaluation_loader(seen, config.target)
-    on_source = Data(config).evaluation_loader(chosen, config.source)
+    on_target = data.evaluation_loader(seen, config.target)
+    on_source = data.evaluation_loader(chosen, config.source)
     predictors, folders = list(networks.values()), [path.parent for path in files]
     records = folders[-1] / RECORDS
     found = predictions_on(predictors, on_target, "predictions on the target")
