@@ -13,6 +13,7 @@ import pytest
 
 from dataset.labels import CITYSCAPES
 from utils.commands.__main__ import COMMANDS, OF_RUN_SH
+from utils.config.values import KEYS
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "run.sh").is_file())
 # What a working copy may hold beside the project; tests/data is a room, so only the top level counts.
@@ -139,12 +140,10 @@ def test_shell_blocks_are_shell(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_keys_exist(document):
-    """By the table in cfgs/README.md, which another test holds to the code."""
-    keys = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "cfgs/README.md").read_text(), re.MULTILINE))
-    groups = "|".join(sorted({key.split(".")[0] for key in keys if "." in key}))
+    groups = "|".join(sorted({key.split(".")[0] for key in KEYS if "." in key}))
     code = " ".join(re.findall(r"`([^`]+)`", text_of(document)))
     named = set(re.findall(rf"(?<![\w./])((?:{groups})\.[a-z_]+)\b(?!\.)", code))
-    unknown = {name for name in named - keys if not name.endswith((".txt", ".py", ".pth"))}
+    unknown = {name for name in named - KEYS.keys() if not name.endswith((".txt", ".py", ".pth"))}
     assert not unknown, f"{document}: no key {unknown}"
 
 

@@ -6,7 +6,6 @@ import pytest
 
 import evaluate
 import train_pycda
-from utils.config.command_line import keys_markdown
 from utils.config.read import ConfigError, build_config, to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -67,12 +66,6 @@ def test_command_line_wins_over_file_and_file_over_script(tmp_path):
 def test_override_without_value_is_named(tmp_path):
     with pytest.raises(ConfigError, match="'seed' is not key=value"):
         build_config(write(tmp_path, "seed: 1"), ["seed"])
-
-
-def test_readme_lists_the_keys_as_they_are():
-    """``python -m utils.config.command_line`` prints the table to put between the markers."""
-    _, table, _ = (ROOT / "cfgs/README.md").read_text().split("<!-- keys -->")
-    assert table.strip() == keys_markdown()
 
 
 @pytest.mark.parametrize("script", [train_pycda, evaluate])

@@ -1,7 +1,4 @@
-"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it.
-
-Run as a module, this prints the table of keys in ``cfgs/README.md``.
-"""
+"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
 
 import argparse
 import os
@@ -20,20 +17,8 @@ from utils.config.values import KEYS, value_text
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
-def keys_markdown() -> str:
-    """The table of keys in ``cfgs/README.md``."""
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    first: dict[tuple[str, str], str] = {}  # key that has this type and meaning, see source and target
-    for key in KEYS.values():
-        kind = key.kind.replace("|", "\\|")
-        twin = first.setdefault((key.kind, key.help), key.name)
-        kind, meaning = (kind, key.help) if twin == key.name else ("", f"as `{twin}`")
-        lines.append(f"| `{key.name}` | {kind} | `{value_text(key.default)}` | {meaning} |")
-    return "\n".join(lines)
-
-
 def keys_help() -> str:
-    """The same for ``--help``."""
+    """Every key with its type, default and meaning, as ``--help`` prints them."""
     entries = (f"  {k.name} ({k.kind}, default {value_text(k.default)})\n      {k.help}" for k in KEYS.values())
     return "keys:\n" + "\n".join(entries)
 
@@ -137,7 +122,3 @@ def path_text(text: str) -> str:
 def path(text: str) -> Path:
     """``path_text`` as a Path."""
     return Path(path_text(text))
-
-
-if __name__ == "__main__":
-    print(keys_markdown())
