@@ -9,7 +9,7 @@ import train_pycda
 from utils.config.read import ConfigError, build_config, to_yaml
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "cfgs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "cfgs").rglob("*.yaml") if path.name != "classes.yaml")  # an id table
 
 
 def write(folder: Path, text: str) -> Path:

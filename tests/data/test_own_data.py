@@ -153,7 +153,7 @@ def test_bad_lists_and_settings_are_named(command, city, own):
         train_source_only.main(command(own, "x", *keys(own, city), "num_classes=19"))
     with pytest.raises(ValueError, match="those of source"):
         train_source_only.main(command(own, "x", *keys(own, city), "test.dataset=cityscapes", "test.id_table=null"))
-    with pytest.raises(ValueError, match="dataset list needs one"):
+    with pytest.raises(ValueError, match="dataset list needs an id_table"):
         train_source_only.main(command(own, "x", "source.dataset=list"))
     assert build_config(command(own, "x")[1]).source.id_table is None
 
@@ -168,6 +168,21 @@ def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(comma
     unlabelled = build_config(command(own, "x")[1], [*given, f"test.data_list={own}/train.txt"])
     assert len(Data(unlabelled).test("optional")) == 9
     assert build_config(command(own, "x")[1], [*given, "test.dataset=gtav"]).test.label_kind == "gtav"
+
+
+def test_folder_layout_with_own_classes(command, city, own):
+    table, given = f"{own}/classes.yaml", ["num_classes=4"]
+    for name, layout in (("source", "gtav"), ("target", "cityscapes")):
+        given += [f"{name}.id_table={table}", f"{name}.data_dir={city}/{layout}"]
+    config = build_config(command(own, "x")[1], given)
+    assert config.class_table.names == ("ground", "built", "plants", "moving")
+    data = Data(config)
+    for samples, options in ((data.source, config.source), (data.test(), config.test)):
+        assert options.label_kind == table
+        label, cityscapes = (read_label(samples[0].label_file, kind) for kind in (table, "cityscapes"))
+        assert (label == 2).any() and ((label == 2) == (cityscapes == 8)).all()
+    with pytest.raises(ValueError, match="of SYNTHIA have 16"):
+        build_config(command(own, "x")[1], [*given, "source.dataset=synthia"]).class_table  # noqa: B018
 
 
 def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):

@@ -94,18 +94,21 @@ class _Labelled:
         """How the labels are encoded, as ``dataset.labels`` takes it: the data set's name, or the file of an id table.
 
         Raises:
-            ConfigError: a list without an id table, or an id table for a data set that has its own.
+            ConfigError: a list without an id table, or a table for SYNTHIA.
         """
-        if (self.dataset == LIST) != (self.id_table is not None):
-            given = f"dataset {self.dataset} with id_table {self.id_table}"
-            raise ConfigError(f"{given}: dataset list needs one, the others have their own")
+        if self.dataset == LIST and self.id_table is None:
+            raise ConfigError("dataset list needs an id_table")
+        if self.dataset == "synthia" and self.id_table is not None:
+            raise ConfigError(f"id_table {self.id_table}: a table is for 8-bit labels, those of SYNTHIA have 16")
         return self.id_table or self.dataset
 
 
 @dataclass
 class Domain(_Labelled):
     dataset: str = key("cityscapes", "folder layout and label ids; list: own data, named by data_list", DATASETS)
-    id_table: str | None = key(None, "YAML file of the classes and raw label ids (dataset list only)", path=True)
+    id_table: str | None = key(
+        None, "YAML file of the classes and raw label ids; null: Cityscapes' 19 (dataset list needs one)", path=True
+    )
     data_dir: str = key("", "root folder of the data set", path=True)
     split: str = key("train", "split folder (Cityscapes layout only)")
     data_list: str | None = key(
@@ -145,7 +148,9 @@ class Evaluation(_Labelled):
         TARGETS, "folder layout and label ids as of target.dataset; target: the same", (*DATASETS, TARGETS)
     )
     id_table: str | None = key(
-        None, "YAML file of the classes and raw label ids (dataset list only); null: target.id_table", path=True
+        None,
+        "YAML file of the classes and raw label ids; null: target.id_table, if the layout is the same or list",
+        path=True,
     )
     data_dir: str | None = key(None, "root folder; null: target.data_dir", path=True)
     split: str = key("val", "split folder (Cityscapes layout only)")
@@ -312,7 +317,7 @@ class Config:
         """Let the test set be of the target's data set and classes where it is not said to be of others."""
         if self.test.dataset == TARGETS:
             self.test.dataset = self.target.dataset
-        if self.test.dataset == LIST and self.test.id_table is None:
+        if self.test.dataset in (LIST, self.target.dataset) and self.test.id_table is None:
             self.test.id_table = self.target.id_table
 
     @property
