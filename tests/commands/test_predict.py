@@ -84,6 +84,14 @@ def test_legend_is_in_overlays_and_clip_where_it_is_asked_for(command, source_ru
     assert np.array_equal(np.asarray(legend)[: plain.height, : plain.width], np.asarray(plain))
 
 
+def test_another_input_size_than_the_runs_is_reported(command, source_run, photos, tmp_path, capsys):
+    arguments = command(source_run.parent, "source_only", str(photos), "--save", str(tmp_path / "out"))
+    predict.main(arguments)
+    assert "test.input_size is" not in capsys.readouterr().err
+    predict.main([*arguments, "test.input_size=[64,32]"])
+    assert f"test.input_size is (64, 32) here and None in {source_run}" in capsys.readouterr().err
+
+
 def test_evaluate_gives_the_same(command, source_run, photos, tmp_path):
     paths = [str(photos / "grey.tiff"), str(photos / "Köln süd")]
     weights = ["--weights", str(source_run)]

@@ -254,6 +254,9 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
     if len(files) == 2:
         return load_configured(config, files, device)
     own = load(files[0], device)
+    trained, seen = own.test.input_size, config.test.input_size
+    if trained != seen:
+        to_stderr(f"test.input_size is {seen} here and {trained} in {files[0]} (W, H; None: the size of the picture)")
     return Predictor(own.model, config.table_for(own.table), device, config.test, config.tta)
 
 
