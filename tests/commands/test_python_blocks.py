@@ -86,7 +86,7 @@ def test_a_rule_chooses_half_of_the_labels():
     assert [layer.mask.double().mean().item() for layer in layers.values()] == pytest.approx([0.5] * 3, abs=0.2)
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(3)
 def test_a_notebook_trains_as_the_script_does(reader):
     run(NOTEBOOK)
     assert Image.open(reader / "colours.png").size == SIZE
