@@ -75,6 +75,7 @@ def test_an_exported_graph_is_loaded(reader, command):
     assert run(GRAPH, array=array)["classes"].shape == array.shape[:2]
 
 
+@pytest.mark.slow
 def test_a_network_becomes_an_encoder():
     encoder = run(ENCODER)["mobilenet_v3_large"](16)
     assert isinstance(encoder, Encoder) and encoder.strides == (4, 8, 16, 16)
