@@ -153,11 +153,11 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 
 def prediction_kind(kind: str) -> str:
-    """The label kind of predictions for labels of ``kind``: those for SYNTHIA have Cityscapes' ids.
+    """The label kind of predictions for labels of ``kind``: without an id table they have Cityscapes' ids.
 
     ``utils.scoring.pictures.label_id_map`` writes them so.
     """
-    return "cityscapes" if kind == "synthia" else kind
+    return kind if is_id_table(kind) else "cityscapes"
 
 
 def read_label(path: Path, kind: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Files of predictions that somebody else made: which file belongs to which image, and what its ids mean."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset.folders import Sample
-from dataset.labels import id_lookup
+from dataset.labels import DATA_SETS, id_lookup
 from dataset.messages import DataError
 from utils.scoring.predictions import find_predictions, score_files
 
@@ -91,6 +92,17 @@ def test_train_ids_are_refused_instead_of_scored_with_nothing(scene, tmp_path, c
         score(scene, tmp_path, id_lookup("cityscapes")[label])
     with pytest.raises(DataError, match="ids that cityscapes does not define: 100"):
         score(scene, tmp_path, label + 100 * (label == 26) - 26 * (label == 26))
+
+
+def test_predictions_have_the_ids_of_cityscapes_whatever_ids_the_labels_have(tmp_path, monkeypatch):
+    train_ids = {c: c for c in range(19)}
+    own = replace(DATA_SETS["gtav"], train_ids=train_ids, known_ids=frozenset(train_ids))
+    monkeypatch.setitem(DATA_SETS, "own", own)
+    Image.fromarray(np.array([[0, 13]], np.uint8)).save(tmp_path / "label.png")
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.array([[7, 26]], np.uint8)).save(tmp_path / "p/a.png")
+    matrix = score_files(tmp_path / "p", [Sample("a", tmp_path / "a.png", tmp_path / "label.png")], "own", 19)
+    assert matrix.miou() == 1
 
 
 def test_much_that_is_no_class_is_said(scene, tmp_path, capsys):

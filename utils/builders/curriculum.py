@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dataset import priors
 from dataset.reading import read_image
@@ -57,7 +58,7 @@ def build_curriculum(
     else:
         _check_boxes(data)
         class_prior, spatial_prior = distributed.from_first(lambda: _priors(data, report))
-    thresholds = _class_thresholds(options, num_classes) if options.threshold == "class_balanced" else None
+    thresholds = _thresholds(options, num_classes)
     used = switches | {name: getattr(options, name) for name in THRESHOLD if thresholds or name == "threshold"}
     report("curriculum: " + ", ".join(f"{name}={value}" for name, value in used.items()))
     return PyramidCurriculum(
@@ -69,7 +70,12 @@ def build_curriculum(
     )
 
 
-def _class_thresholds(options: Curriculum, num_classes: int) -> ClassThresholds:
+def _thresholds(options: Curriculum, num_classes: int) -> nn.Module | None:
+    """The rule that ``curriculum.threshold`` names; None: ``conf_threshold`` is the only threshold."""
+    if options.threshold == "constant":
+        return None
+    if options.threshold != "class_balanced":
+        raise ValueError(f"curriculum.threshold={options.threshold!r} has no rule here")
     layers = [*(["pixel"] if options.use_pixels else []), *(f"square_{b}" for b in options.box_size)]
     return ClassThresholds(
         num_classes,

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .class_thresholds import ClassThresholds
 from .softmax_strips import SoftmaxStrips
 
 EPS = 1e-6  # inside the logarithms of the binary cross-entropy, released code; vanishes in half precision
@@ -49,7 +48,7 @@ class PyramidCurriculum(nn.Module):
         class_prior: (C,) source class histogram that sums to 1; may be None when ``image_target`` is "uniform".
         box_size: sides of the squares in pixels; empty switches the middle layer off.
         conf_threshold: a prediction is a label where its probability is above this.
-        class_thresholds: gives each class a threshold of its own instead (ours, see ``ClassThresholds``).
+        class_thresholds: gives each pixel or square a threshold instead, as ``ClassThresholds`` (ours).
         merge_1x1: one mean over pixels and squares together (paper) instead of one mean each, added.
         lambda_pseudo, lambda_balance, lambda_eq: weights of pixels and squares, of the image term, of the spatial term.
         spatial_prior: (C, H, W) source class histogram per position, H x W the crop size; needed when lambda_eq > 0.
@@ -79,7 +78,7 @@ class PyramidCurriculum(nn.Module):
         region_pool: str = "logits",
         drop_saturated: bool = True,
         use_pixels: bool = True,
-        class_thresholds: ClassThresholds | None = None,
+        class_thresholds: nn.Module | None = None,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
