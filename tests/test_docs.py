@@ -1,11 +1,9 @@
 """The documents: no dead link, no name of something that is gone, and a first page that stays one page."""
 
-import ast
 import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -121,14 +119,6 @@ def test_commands_exist(document):
         assert find_spec(module), f"{document}: python -m {module}"
     for config in set(re.findall(r"\bcfgs/[\w/]+\.yaml", text)) - WRITTEN_BY_THE_READER:
         assert (ROOT / config).is_file(), f"{document}: no {config}"
-
-
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=str)
-def test_python_blocks_import_what_there_is(document):
-    for node in (node for block in blocks(document, "python") for node in ast.walk(ast.parse(block))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            module = import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names), f"{document}: {ast.unparse(node)}"
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")], ids=str)
