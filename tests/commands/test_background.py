@@ -94,7 +94,7 @@ def test_evaluation_writes_while_the_next_picture_is_predicted(command, source_r
     options = ["--weights", str(source_run), "--save", str(tmp_path / "out")]
     evaluate.main(command(tmp_path, "any", *options))
     assert len(list((tmp_path / "out/panels").rglob("*.png"))) == 3
-    (speed,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith(" pictures a second"))
+    (speed,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith(" pictures per second"))
     assert float(speed.split()[0]) > 0
 
 

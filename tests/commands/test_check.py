@@ -171,7 +171,7 @@ def test_train_ids_as_labels_are_remarked(command, data, capsys):
         write(path, id_lookup("gtav")[np.array(Image.open(path))])
     status, lines = run(command, data, capsys)
     (remark,) = findings(lines)
-    assert status == 0 and "they look like train ids, where gtav has label ids" in remark
+    assert status == 0 and "they look like train ids, but gtav needs label ids" in remark
 
 
 def test_masks_of_0_and_255_are_remarked_until_the_table_names_255(command, data, capsys):
@@ -214,12 +214,12 @@ def test_several_sizes_and_crops_beyond_the_picture_are_named_where_they_matter(
             picture.resize((60, 40), Image.Resampling.NEAREST).save(path)
     status, lines = run(command, data, capsys, "target.crop_size=[64, 32]")
     assert status == 0 and len(findings(lines)) == 2 and "adabn runs them one at a time" in findings(lines)[0]
-    assert "images, as 60x40, are smaller than target.crop_size [64, 32]" in findings(lines)[1]
+    assert "images, such as 60x40, are smaller than target.crop_size [64, 32]" in findings(lines)[1]
     for keys in (["target.input_size=[96, 64]"], ["adabn.images=crops", "target.crop_size=[60, 40]"]):
         assert findings(run(command, data, capsys, *keys)[1]) == []
     status, lines = run(command, data, capsys, "target.crop_size=null", "adabn.batch_size=1")
     (error,) = findings(lines)
-    assert status == 1 and error.startswith("error: no batches for a training: images of one batch must be of one size")
+    assert status == 1 and error.startswith("error: training cannot form batches: images of one batch must")
 
 
 def test_turned_images_and_a_test_split_without_labels_are_remarked(command, data, capsys):
@@ -242,4 +242,4 @@ def test_the_list_of_held_out_images_is_checked_too(command, data, capsys):
         write(path, np.zeros((64, 96)))
     status, lines = run(command, data, capsys, f"val.data_list={data}/held_out.txt")
     assert status == 0 and "held_out: 2 images, 2 labels; 2 of 96x64" in lines
-    assert "remark: no pixel of all labels is of a class: they count as no labels" in findings(lines)
+    assert "remark: no pixel of any label belongs to a class: the images count as unlabelled" in findings(lines)

@@ -95,7 +95,7 @@ def test_the_control_is_found_among_the_runs(command, unlabelled, source_run, ad
     arguments = command(adapted.parent, "pycda", *keys)
     compare([*arguments, str(source_run), str(adapted.parent / "control"), str(adapted), "--images", "2"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "What the curriculum of pycda added to the control control: another class for" in text
+    assert "Effect of the curriculum of pycda, relative to the control control: " in text
 
 
 def test_runs_of_another_version_are_compared_and_reported(command, source_run, tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_what_an_adaptation_took_away_is_named_and_a_sign():
     comparison = compared([0.9, 0.01, 0.01], [0.94, 0.048, 0.012], [0.997, 0.003, 0.0])
     assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- after: taken away\n", describe(comparison))
     text = said(comparison)
-    assert "after took away what before had: vegetation (source 1.0, 4.8 -> 0.3 %)." in text and SIGN in text
+    assert "after took away classes that before had: vegetation (source 1.0, 4.8 -> 0.3 %)." in text and SIGN in text
     assert "It is not known whether" in text and "pseudo-labels" not in text
     kept = said(replace(comparison, predicted=[comparison.predicted[0]] * 2))
     assert "<-" not in kept and SIGN not in kept and "after took no common class away from before" in kept
@@ -157,17 +157,18 @@ def test_what_was_gone_before_is_no_sign_and_what_came_back_is_said():
     text = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002], [0.944, 0.053, 0.003]))
     assert "vegetation 25.00 1.30 5.30 <- after: brought back" in text and SIGN not in text
     assert "rider 5.00 0.20 0.30 <- after: gone before" in text
-    assert "after brought back what before had lost of the source: vegetation (source 25.0, 1.3 -> 5.3 %)" in text
-    assert "gone in before already: rider (source 5.0, 0.2 -> 0.3 %)" in text
+    brought_back = "vegetation (source 25.0, 1.3 -> 5.3 %)"
+    assert f"after brought back classes of the source that before had lost: {brought_back}" in text
+    assert "already gone in before: rider (source 5.0, 0.2 -> 0.3 %)" in text
     alone = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002]))
-    assert "gone in before already: vegetation" in alone and SIGN not in alone and "took" not in alone
+    assert "already gone in before: vegetation" in alone and SIGN not in alone and "took" not in alone
 
 
 def test_only_what_was_taken_away_is_red_in_the_report():
     taken = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.95, 0.05, 0.0]))
-    assert re.search(r'<p class="warning">after took away what before had: rider .*not help\.</p>', taken)
+    assert re.search(r'<p class="warning">after took away classes that before had: rider .*not help\.</p>', taken)
     gone = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.95, 0.05, 0.0], [0.95, 0.05, 0.0]))
-    assert 'class="warning"' not in gone and "gone in before already: rider" in gone
+    assert 'class="warning"' not in gone and "already gone in before: rider" in gone
 
 
 def test_each_network_is_judged_against_the_one_that_it_started_from():
@@ -175,13 +176,13 @@ def test_each_network_is_judged_against_the_one_that_it_started_from():
     text = describe(compared(*shares, starts=[0, 0, 1, 0]))
     assert re.search(r"rider .*<- after: brought back, third: taken away, fourth: gone before\n", text)
     text = " ".join(text.split())
-    assert "third took away what after had: rider (source 5.0, 5.0 -> 0.0 %)" in text and text.count(SIGN) == 1
+    assert "third took away classes that after had: rider (source 5.0, 5.0 -> 0.0 %)" in text and text.count(SIGN) == 1
 
 
 def test_what_a_curriculum_added_to_its_control_is_said():
     shares = [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.799, 0.2, 0.001]
     text = said(compared(*shares, controls=[None, None, 1]))
-    assert "What the curriculum of third added to the control after: another class for 10.0 % of the pixels" in text
+    assert "Effect of the curriculum of third, relative to the control after: 10.0 % of the pixels get another" in text
     assert "road +9.9, vegetation -5.0, rider -4.9 (taken away); -10.0 mIoU on the source." in text
     assert "curriculum of" not in said(compared(*shares))
 

@@ -49,7 +49,7 @@ def test_a_folder_with_all_its_formats(command, source_run, photos, tmp_path, ca
     assert predict.main(arguments) == 0
     output = capsys.readouterr()
     assert f"4 pictures by {source_run}/" in output.out
-    assert output.err.count(f"left out below {photos}: 2 .xml, 1 without an ending\n") == 1
+    assert output.err.count(f"skipped below {photos}: 2 .xml, 1 without a suffix\n") == 1
     names = ["Köln süd/frame 10.png", "Köln süd/frame 2.png", "Köln süd/morning/frame.png", "grey.png"]
     for kind in (*FOLDERS, "confidence"):
         assert list(found(out, kind)) == names
@@ -181,7 +181,7 @@ def test_own_results_are_no_pictures(command, source_run, photos, tmp_path, caps
         assert predict.main(command(source_run.parent, "source_only", str(pictures), *options)) == 0
         assert capsys.readouterr().out.startswith("4 pictures")
     for result in ("colour", "overlay/Köln süd", "colour/grey.png"):
-        with pytest.raises(DataError, match="is a result of the same --save|results are left out"):
+        with pytest.raises(DataError, match="is a result of the same --save|results are skipped"):
             find_pictures([save / result], "", Output(save))
 
 

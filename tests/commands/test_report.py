@@ -130,5 +130,5 @@ def test_single_point_is_a_number():
 
 def test_run_on_a_read_only_disk_is_refused_before_anything_is_computed(command, source_run, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
-    with pytest.raises(ConfigError, match=f"cannot write {source_run}/report.html: compare says"):
+    with pytest.raises(ConfigError, match=f"cannot write {source_run}/report.html: use sh run.sh compare"):
         report.main(command(source_run.parent, source_run.name))
