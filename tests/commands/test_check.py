@@ -187,8 +187,8 @@ def test_masks_of_0_and_255_are_remarked_until_the_table_names_255(command, data
 
 def test_labels_without_a_labelled_pixel_stop_only_the_source(command, data, capsys):
     status, lines = run(command, data, capsys, *own(data, TWO, 3, lambda i: np.full((32, 64), 255)))
-    said = [line for line in findings(lines) if "no pixel of all labels" in line]
-    assert status == 1 and [line.split(":")[0] for line in said] == ["error", "remark", "remark"]
+    found = [line for line in findings(lines) if "no pixel of any label" in line]
+    assert status == 1 and [line.split(":")[0] for line in found] == ["error", "remark", "remark"]
 
 
 def test_pictures_that_are_no_pictures_do_not_end_the_check(command, data, capsys):

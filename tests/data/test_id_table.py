@@ -1,4 +1,4 @@
-"""Id tables are read strictly: one line that names the file and what is wrong in it."""
+"""Id tables are read strictly: an error is one line that names the file and the mistake."""
 
 import re
 from itertools import pairwise

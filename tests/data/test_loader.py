@@ -1,4 +1,4 @@
-"""The order of images is a function of (seed, position in the stream), whatever the number of processes."""
+"""The order of images is a function of (seed, position in the stream), for any number of processes."""
 
 from itertools import islice
 

@@ -1,4 +1,4 @@
-"""SYNTHIA's 16-bit labels: every way to store them is read exactly, no damage goes unnoticed or kills the process."""
+"""SYNTHIA's 16-bit labels: every encoding is read exactly; damage is an error and never kills the process."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TRIALS = 60
 
 
 def pixels(channels: int = 3) -> np.ndarray:
-    """Every value a 16-bit channel may have, in areas and at random."""
+    """Every value of a 16-bit channel, in areas and at random."""
     values = np.random.default_rng(0).integers(0, 2**16, (23, 37, channels), np.uint16)
     values[:, :10, 0] = 7
     return values

@@ -15,7 +15,7 @@ C = 19
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list:
-    """Two labels: left half road and right half sky, then the left half building and the right half ignored."""
+    """Two labels: road on the left and sky on the right; building on the left and ignored on the right."""
     for name, left, right in (("1.png", 7, 23), ("2.png", 11, 0)):
         label = np.full((4, 8), left, np.uint8)
         label[:, 4:] = right

@@ -1,4 +1,4 @@
-"""What fuzzing found, one case of each kind, so that it stays mended where hypothesis is not installed."""
+"""Mistakes that fuzzing found, one case of each kind. These tests do not need hypothesis."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Thresholds of single classes are running quantiles of their confidences, alike on all processes."""
+"""Thresholds per class are running quantiles of the confidences, the same on all processes."""
 
 import math
 
@@ -18,7 +18,7 @@ C, QUANTILE, MOMENTUM, MAXIMUM = 4, 0.4, 0.8, 0.9
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Confidences, labels and which of them are valid; class 3 is never predicted."""
+    """Confidences, labels and valid mask; class 3 is never predicted."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 8, 8)
     confidence, label = torch.rand(shape, generator=generator), torch.randint(3, shape, generator=generator)
@@ -30,7 +30,7 @@ def thresholds(**options: object) -> ClassThresholds:
 
 
 def plain_quantile(confidences: Tensor) -> float:
-    """The first of the sorted confidences, in whole bins, that ``QUANTILE`` of them leave out."""
+    """The ``QUANTILE`` quantile of the confidences, in whole bins."""
     ordered = sorted(math.floor(value * BINS) for value in confidences.tolist())
     return ordered[math.floor(QUANTILE * len(ordered))] / BINS
 

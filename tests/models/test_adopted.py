@@ -1,4 +1,4 @@
-"""Somebody else's network becomes an encoder: its keys and values, its in-place layers, its strides."""
+"""A network of other code becomes an encoder: keys and values, in-place layers, strides."""
 
 import copy
 
@@ -12,7 +12,7 @@ from models.batchnorm import BatchNorm2d, batch_norms, bn_updates, configure_bat
 
 
 class NormThenActivation(nn.BatchNorm2d):
-    """As timm has it: the keys are those of batch norm alone."""
+    """Like timm's: it has only the keys of batch norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-3)
@@ -23,7 +23,7 @@ class NormThenActivation(nn.BatchNorm2d):
 
 
 class ActivationFirst(nn.Module):
-    """The shortcut sees what the activation made of the input in place."""
+    """The activation changes the input in place; the shortcut gets the changed input."""
 
     def __init__(self, channels: int, activation: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def stages(net: nn.Module) -> list[list[nn.Module]]:
 
 @pytest.fixture
 def theirs() -> Somebodys:
-    """Statistics and weights of batch norm are not those of a new one."""
+    """A network with other batch-norm statistics and weights than a new one."""
     torch.manual_seed(0)
     net = Somebodys()
     for name, tensor in net.state_dict().items():
@@ -71,7 +71,7 @@ def test_keys_values_and_features_stay(theirs):
     given = images.clone()
     first, last = ours(given)
     expected = before.stem(images)
-    assert torch.allclose(first, expected, atol=1e-6)  # not what the second stage makes of it in place
+    assert torch.allclose(first, expected, atol=1e-6)  # before the second stage changes it in place
     assert torch.allclose(last, before.down(before.body["two"](expected)), atol=1e-5) and torch.equal(given, images)
 
 

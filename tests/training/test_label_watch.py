@@ -1,4 +1,4 @@
-"""Shares of the pseudo-labels are those of the labels; a collapse is told once."""
+"""The logged class shares are those of the pseudo-labels; a collapse is reported once."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def test_padding_and_switched_off_layers_have_no_labels():
 
 
 def of(layer: str, labelled: float, classes: dict[str, float]) -> dict:
-    """One layer of the pyramid, as it stands in the values of an iteration."""
+    """The logged values of one layer of the pyramid in an iteration."""
     return {f"target/labelled/{layer}": labelled, f"target/share/{layer}": classes}
 
 
@@ -70,8 +70,8 @@ def test_class_that_was_common_and_vanishes_is_told_once():
         squares = {"road": 0.9, "vegetation": 0.0, "sky": sky_in_squares, "rider": 0.0}
         return watch.update(of("pixel", 0.5, pixels) | of("square_4", 0.5, squares))
 
-    assert watch.update({}) is None  # source only has no labels
-    assert not any(step(0.05, 0.1) for _ in range(60))  # and a rare class may well be missing
+    assert watch.update({}) is None  # source only has no pseudo-labels
+    assert not any(step(0.05, 0.1) for _ in range(60))  # a rare class may be missing
     assert not any(step(0.02 * (i % 3 == 0), 0.1) for i in range(60))  # a batch has few images
     told = [step(0.0, 0.1) for _ in range(40)]
     (message,) = filter(None, told)
@@ -81,7 +81,7 @@ def test_class_that_was_common_and_vanishes_is_told_once():
 
 
 def test_class_that_only_the_first_labels_have_is_told_when_it_vanishes():
-    """Nor does a class of a single batch among them count as common."""
+    """A class of a single batch does not count as common."""
     watch = VanishingWatch(lambda: {"road": 0.5, "rider": 0.0, "bus": 0.0}, patience(100))
     told = []
     for step in range(60):
@@ -99,7 +99,7 @@ def test_source_batches_without_a_label_are_told_once():
 
 
 def test_run_on_source_crops_without_a_label_says_so(command, city, tmp_path, monkeypatch):
-    """The labels have something, but the crops that a run sees do not."""
+    """The labels have labelled pixels, but the crops of the run do not."""
     monkeypatch.setattr(data, "any_labelled", lambda *arguments: True)
     shutil.copytree(city / "gtav", tmp_path / "gtav")
     for path in (tmp_path / "gtav/labels").iterdir():

@@ -1,4 +1,4 @@
-"""What a run is and what is left of it: other methods, other data, failed starts, stops at any moment."""
+"""Run folders: other methods, other data, failed starts, stops at any moment, and what remains after them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from utils.run_folder.summary import read_summary
 
 @pytest.fixture
 def finished(source_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished source-only run, whose command is ``command(tmp_path, "run")``."""
+    """A copy of a finished source-only run; its command is ``command(tmp_path, "run")``."""
     shutil.copytree(source_run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -103,7 +103,7 @@ def test_changed_data_is_named(city, tmp_path):
         write_list(samples, tmp_path / f"run/lists/{name}.txt", root)
     saved = RunData(config, lists).digests
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
-    os.utime(source[0].label, (1, 1))  # a copy has other times
+    os.utime(source[0].label, (1, 1))  # copies have other times
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
     with source[0].image.open("ab") as stream:
         stream.write(b" ")
@@ -162,7 +162,7 @@ def test_results_without_last_checkpoint_are_moved_aside(command, finished, tmp_
     best, records = (finished / "best.pth").read_bytes(), (finished / "log.jsonl").read_text()
     (finished / "last.pth").unlink()
     shutil.copy(finished / "best.pth", finished / "adabn.pth")
-    shutil.copytree(finished / "tensorboard", finished / "earlier-1")  # somebody's, or an earlier start's
+    shutil.copytree(finished / "tensorboard", finished / "earlier-1")  # from the user or an earlier start
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1"))
     aside = finished / "earlier-2"
     assert f"results are now in {aside}" in log_of(finished)
@@ -202,7 +202,7 @@ def test_labels_that_are_all_void_count_as_none(command, city, tmp_path):
 
 
 def flip(path: Path) -> None:
-    """One bit of a tensor in the middle of a file."""
+    """Flip one bit of a tensor in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -211,7 +211,7 @@ def flip(path: Path) -> None:
 def test_flipped_bit_is_found_and_the_checkpoint_before_taken(command, finished, tmp_path):
     shutil.copy(finished / "last.pth", finished / "last.previous.pth")
     flip(finished / "last.pth")
-    torch.load(finished / "last.pth", weights_only=True)  # without a word
+    torch.load(finished / "last.pth", weights_only=True)  # no warning
     with pytest.raises(WeightsError, match="last.pth is damaged"):
         read_file(finished / "last.pth")
     train_source_only.main(command(tmp_path, "run"))
@@ -263,7 +263,7 @@ def run_full(folder: Path, *arguments: str, **options) -> subprocess.CompletedPr
 
 @pytest.mark.slow
 def test_full_output_is_switched_off_with_a_warning(tmp_path):
-    """In a process of its own, as the output stays switched off."""
+    """In its own process, because the output stays disabled."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     (tmp_path / "log.jsonl").touch()
@@ -277,7 +277,7 @@ def test_full_output_is_switched_off_with_a_warning(tmp_path):
 
 @pytest.mark.slow
 def test_no_file_that_cannot_be_written_stops_or_stalls_a_training(tmp_path):
-    """Each file ends at 2000 bytes; a picture is more than fits between a thread and its queue."""
+    """No file can be longer than 2000 bytes. A picture is larger than the queue of the writing thread."""
     done = run_full(tmp_path, "full", stdout=subprocess.PIPE)
     assert done.returncode == 0 and done.stderr == "goes on\n"
     for name in ("log.txt", "log.jsonl", "tensorboard"):

@@ -1,4 +1,4 @@
-"""What TensorBoard gets is what log.jsonl says, and only that."""
+"""TensorBoard gets exactly the values of log.jsonl."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from utils.scoring.pictures import TITLE_HEIGHT
 
 
 def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
-    """(step, value) of everything in the event files of a run, the files in the order of their names."""
+    """(step, value) of all events of a run; files in the order of their names."""
     for path in sorted((folder / "tensorboard").iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):  # a record: length, its checksum, the event, its checksum

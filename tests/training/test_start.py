@@ -1,4 +1,4 @@
-"""What would show at the first validation or save is said before the first step, and trying it leaves no trace."""
+"""Errors of the first validation or save are reported before the first step; the trial leaves no trace."""
 
 import shutil
 from collections import namedtuple
@@ -46,7 +46,7 @@ def of(city: Path) -> list[str]:
 
 
 def held_out(city: Path) -> list[Sample]:
-    """Those of ``val.held_out=3``."""
+    """The held-out images of ``val.held_out=3``."""
     return hold_out(find_samples("cityscapes", city / "cityscapes"), 3, 0)[1]
 
 
@@ -106,7 +106,7 @@ def test_held_out_files_that_cannot_be_scored(command, own_city, tmp_path, no_st
 
 @pytest.mark.slow
 def test_turned_pair_is_none(command, own_city, tmp_path):
-    """Stored sizes differ, upright ones do not."""
+    """The stored sizes differ, the upright sizes are equal."""
     sample = held_out(own_city)[0]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -132,7 +132,7 @@ def test_smallest_and_largest_image_are_tried(city):
 @pytest.mark.slow
 def test_disk_without_room_for_a_checkpoint(command, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    sizes = [1e6, 100e6]  # the network takes 25 MB, and its momentum as much
+    sizes = [1e6, 100e6]  # network and momentum take 25 MB each
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(sizes[0]))
     refused(train_source_only.main, command(tmp_path, "run"), "0.00 GB are free in .*run, a checkpoint .* takes 0.05")
     sizes.pop(0)
@@ -154,7 +154,7 @@ def test_whole_images_of_several_sizes_are_no_batch(command, own_city, tmp_path,
 
 @pytest.mark.slow
 def test_trial_changes_nothing(command, tmp_path, monkeypatch):
-    """Neither the network and the random numbers of the process, nor a whole run."""
+    """Network, random numbers and a whole run stay the same."""
     states, check = [], experiment.check_start
 
     def checked(data, model, validation):
@@ -188,7 +188,7 @@ def test_resumed_run_is_not_tried_again(command, source_run, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path, fork_two):
-    truncate(held_out(own_city)[1].label)  # of the second process's share
+    truncate(held_out(own_city)[1].label)  # an image of the second process
     arguments = command(tmp_path, "run", *of(own_city))
     for rank, process in enumerate(fork_two("train_source_only.py", arguments, arguments)):
         status, output = process.ended()
