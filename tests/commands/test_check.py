@@ -1,4 +1,4 @@
-"""The data check finds every planted defect, and nothing in sound data."""
+"""The data check finds every planted defect, and none in sound data."""
 
 import shutil
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def test_twelve_planted_defects_are_found_and_nothing_else(command, data, capsys):
+def test_only_the_twelve_planted_defects_are_found(command, data, capsys):
     gtav, cityscapes = data / "gtav", data / "cityscapes"
     train = sorted((cityscapes / "leftImg8bit/train").rglob("*.png"))
     val = sorted((cityscapes / "gtFine/val").rglob("*.png"))
@@ -121,7 +121,7 @@ def test_test_set_without_labels_or_none_at_all_is_a_remark(command, data, capsy
     shutil.rmtree(data / "cityscapes/leftImg8bit/val")
     status, lines = run(command, data, capsys)
     assert status == 0 and lines[-1] == "0 errors, 1 remarks" and "there is no test set" in lines[-2]
-    assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, and not there
+    assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, but missing
 
 
 def findings(lines: list[str]) -> list[str]:
@@ -129,7 +129,7 @@ def findings(lines: list[str]) -> list[str]:
 
 
 def own(data: Path, table: str, count: int, ids: Callable[[int], np.ndarray], *keys: str) -> list[str]:
-    """Keys of ``count`` own images as source, target and test, the label of the i-th of them ``ids(i)``."""
+    """Keys for ``count`` own images as source, target and test; image i has the label ``ids(i)``."""
     name = f"{len(list(data.glob('*.yaml')))}.yaml"  # a process reads each file once
     (data / name).write_text(table)
     lines = []
@@ -147,7 +147,7 @@ def own(data: Path, table: str, count: int, ids: Callable[[int], np.ndarray], *k
 TWO = "classes: [{name: a, colour: [0, 0, 0], ids: [0]}, {name: b, colour: [9, 0, 0], ids: [1]}]"
 
 
-def test_what_repeats_is_one_line(command, data, capsys):
+def test_repeated_findings_are_one_line(command, data, capsys):
     def six_more(i: int) -> np.ndarray:
         return np.where(np.arange(64) < 32, i % 2, 40 + i % 6)[None].repeat(32, 0)
 
@@ -160,7 +160,7 @@ def test_what_repeats_is_one_line(command, data, capsys):
     assert len(findings(run(command, data, capsys, *keys, "--all")[1])) == 72
 
 
-def test_colour_labels_are_said_to_be_what_a_training_says(command, data, capsys):
+def test_colour_labels_give_the_same_error_as_in_training(command, data, capsys):
     keys = own(data, TWO, 6, lambda i: np.zeros((64, 32, 3)))
     status, lines = run(command, data, capsys, *keys)
     assert status == 1 and len(findings(lines)) == 3 and "is a colour picture (RGB)" in findings(lines)[0]

@@ -54,7 +54,7 @@ def test_threads_are_a_process_share_of_the_quota(four_cores_of_64, monkeypatch,
     assert int(os.environ["GOMP_SPINCOUNT"]) > 0
 
 
-def test_what_the_user_has_set_stays(four_cores_of_64, monkeypatch):
+def test_settings_of_the_user_stay(four_cores_of_64, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     share_cores()

@@ -118,7 +118,7 @@ def test_synthia_label_that_claims_too_many_pixels_is_refused_at_once(tmp_path, 
     assert not recwarn.list
 
 
-def test_skipping_goes_past_several_bad_neighbours(tmp_path):
+def test_skipping_passes_several_bad_neighbours(tmp_path):
     samples = []
     for i in range(5):
         path = tmp_path / f"{i}.png"

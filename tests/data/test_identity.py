@@ -73,7 +73,7 @@ def test_each_image_gets_its_files_and_its_score(command, days, source_run, tmp_
         assert a["confusion_matrix"] == b["confusion_matrix"] and np.sum(b["confusion_matrix"]) == 18 * 32 * 64
 
 
-def test_names_of_own_images_keep_their_folders_and_what_tells_them_apart(tmp_path):
+def test_names_of_own_images_keep_folders_and_stay_distinct(tmp_path):
     root, outside = tmp_path / "set", save(tmp_path / "elsewhere/x.png", np.zeros((2, 2)))
     for name in ("a/1.png", "a/1.jpg", "b/1.png", "a_1.png"):
         save(root / name, np.zeros((2, 2)))

@@ -27,7 +27,7 @@ def test_every_epoch_is_another_permutation():
     assert keys != sum(first(EndlessBatchSampler(10, 5, seed=1), 4), [])
 
 
-def test_start_step_goes_on_where_another_run_stopped():
+def test_start_step_continues_where_another_run_stopped():
     assert first(EndlessBatchSampler(7, 4, seed=0, start_step=5), 3) == first(EndlessBatchSampler(7, 4, seed=0), 8)[5:]
 
 

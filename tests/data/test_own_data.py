@@ -158,7 +158,7 @@ def test_bad_lists_and_settings_are_named(command, city, own):
     assert build_config(command(own, "x")[1]).source.id_table is None
 
 
-def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(command, city, own):
+def test_test_set_has_the_targets_classes_by_default(command, city, own):
     given = [key for key in keys(own, city) if not key.startswith("test.")]
     config = build_config(command(own, "x")[1], given)
     assert config.test.label_kind == f"{own}/classes.yaml" and config.class_table.names[0] == "ground"
@@ -217,7 +217,7 @@ def test_predictions_have_the_ids_and_colours_of_the_test_set(command, city, own
 
 
 @pytest.mark.slow
-def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
+def test_readme_case_without_a_test_set_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
     """Own classes, photographs without a label, and no ``test:`` section."""
     domain = "{dataset: list, id_table: classes.yaml, crop_size: [64, 32], data_dir: %s, data_list: %s.txt}"
     lines = ["num_classes: 4", "model: {encoder: resnet10_dilated16, decoder: fcn}"]

@@ -57,7 +57,7 @@ def test_damage_gives_the_right_values_or_an_error_that_names_the_file(tmp_path,
     assert refused >= TRIALS - 2  # a word may be zero already
 
 
-def test_nothing_else_than_pillow_decodes(tmp_path):
+def test_only_pillow_decodes(tmp_path):
     colour16(tmp_path / "a.png", pixels())
     code = (
         "import sys; from pathlib import Path; from dataset.reading import read_raw_label; "

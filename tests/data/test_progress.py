@@ -67,7 +67,7 @@ def test_items_of_unknown_number(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("after", "expected"), [(3, ["about 10 s left, 2.00 s a step"]), (20, [])])
-def test_time_that_is_left_is_told_once(monkeypatch, after, expected):
+def test_remaining_time_is_shown_once(monkeypatch, after, expected):
     """After enough items and seconds; a slow first item does not count."""
     clock = iter([0, 100, *range(102, 140, 2)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

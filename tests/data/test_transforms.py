@@ -176,7 +176,7 @@ def test_transform_at_the_sizes_of_the_recipes_is_the_released_one():
         assert same(found, plain)
 
 
-def test_random_numbers_decide_and_nothing_else():
+def test_only_random_numbers_decide():
     transform = JointTransform(scale=(0.5, 1.5), flip=True, crop=(32, 24))
     a, b, c = (transform(*picture(), np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)

@@ -72,7 +72,7 @@ PAIRS += [(content, reader) for content in ("text", "number", "list") for reader
 
 
 @pytest.mark.parametrize(("content", "reader"), PAIRS)
-def test_checkpoint_that_says_something_else(tmp_path, content, reader):
+def test_checkpoint_with_wrong_entries(tmp_path, content, reader):
     path = tmp_path / "run.pth"
     torch.save(CONTENTS[content], path)
     with pytest.raises(UserError, match="run.pth"):
@@ -111,7 +111,7 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
 
 
 @pytest.mark.parametrize("setting", [{"momentum": [1]}, {"nesterov": torch.ones(2)}, {"momentum": "missing"}])
-def test_settings_of_the_optimiser_that_its_next_step_would_stumble_over(setting):
+def test_settings_of_the_optimiser_that_its_next_step_would_reject(setting):
     model = nn.Linear(2, 1)
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), torch.amp.GradScaler("cpu")
     state = state_of(optimizer, model)
@@ -124,7 +124,7 @@ def test_settings_of_the_optimiser_that_its_next_step_would_stumble_over(setting
         load_training_state(state, model, optimizer, scaler)
 
 
-def test_negative_step_is_none(tmp_path):
+def test_negative_step_is_refused(tmp_path):
     path, config = tmp_path / "last.pth", Config(resume=str(tmp_path / "last.pth"))
     state = {"model": {}, "bn_updates": {}, "config": "", "optimizer": {}, "scaler": {}, "step": -5}
     torch.save(state | {"best_miou": 0.0, "skipped": 0}, path)

@@ -48,7 +48,7 @@ def test_running_quantiles_are_those_of_the_formula():
         assert torch.allclose(found.double(), expected[label])
 
 
-def test_evaluation_leaves_the_thresholds_alone_and_a_state_goes_on_with_them():
+def test_evaluation_does_not_change_the_thresholds_and_a_state_restores_them():
     ours, other = thresholds(), thresholds()
     ours("pixel", *batch(0))
     other.load_state_dict(ours.state_dict())
@@ -96,7 +96,7 @@ def build(threshold: str) -> PyramidCurriculum:
 
 
 @pytest.mark.slow
-def test_resumed_run_goes_on_with_its_thresholds(command, source_run, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_thresholds(command, source_run, tmp_path, monkeypatch):
     keys = [f"model.weights={source_run}", "curriculum.threshold=class_balanced", "train.num_steps=4", "val.held_out=0"]
     train_pycda.main(command(tmp_path, "whole", *keys))
     stop_after(2, monkeypatch)

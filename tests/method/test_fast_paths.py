@@ -88,7 +88,7 @@ def test_class_map_in_parts_and_in_any_order_of_memory(shape, order):
     assert torch.equal(class_map(stored).long(), logits.argmax(1))
 
 
-def test_network_in_channels_last_says_what_the_network_says():
+def test_network_in_channels_last_gives_the_same_result():
     keys = ["model.encoder=resnet18_dilated16", "model.decoder=fcn"]
     images, logits = torch.randn(2, 3, 64, 96, generator=torch.manual_seed(0)), []
     for switch in ("false", "true"):

@@ -124,7 +124,7 @@ def test_network_that_knows_every_cell_is_right_away_from_class_borders(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_network_and_evaluation_say_the_same_at_the_same_size(mode):
+def test_network_and_evaluation_agree_at_the_same_size(mode):
     model = build_segmentor("resnet18_dilated8", "fcn", 7).eval()
     images = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -124,7 +124,7 @@ class Scaled(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
-def test_batch_norms_that_are_something_else_are_refused():
+def test_other_batch_norms_are_refused():
     with pytest.raises(ValueError, match="Scaled computes something else"):
         with_our_batch_norm(nn.Sequential(Scaled(3)))
     with pytest.raises(RuntimeError, match="running_mean"):

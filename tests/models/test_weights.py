@@ -72,7 +72,7 @@ def test_official_pair_fills_the_whole_network(tmp_path):
 
 
 @pytest.mark.parametrize("updates", [0, 1, 50, 3000, 35_000])
-def test_running_average_goes_on_where_the_official_one_stopped(tmp_path, updates):
+def test_running_average_continues_the_official_one(tmp_path, updates):
     model = tiny()
     torch.save(official(distinct(model.encoder), updates), tmp_path / "encoder.pth")
     load_encoder_decoder(model, str(tmp_path / "encoder.pth"))
@@ -160,7 +160,7 @@ def test_encoder_of_another_code_base_is_read_where_it_fits(tmp_path, wrap, plac
         ),
     ],
 )
-def test_file_of_something_else_than_an_encoder_says_what_it_is(tmp_path, wrap, message):
+def test_error_for_a_file_without_an_encoder_says_what_it_is(tmp_path, wrap, message):
     model = tiny()
     torch.save(wrap(distinct(model.encoder)), tmp_path / "file.pth")
     with pytest.raises(WeightsError, match=message):

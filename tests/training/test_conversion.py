@@ -15,7 +15,7 @@ from utils.engine.convert import convert_statistics
 MOMENTUM, UPDATE, BATCHES = 0.001, 35000, 4
 
 
-def test_ema_goes_on_from_the_checkpoint_as_the_released_code(monkeypatch):
+def test_ema_continues_from_the_checkpoint_like_the_released_code(monkeypatch):
     """Released running sums: ``sum = (1 - m) sum + batch``, the same for the counter; the average is sum / counter."""
     model = build_segmentor("resnet18_dilated16", "fcn", 5).double()
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def test_conversion_by_steps_scores_on_the_way(command, source_run, tmp_path):
     assert {after - before for before, after in zip(*(u.values() for u in updates), strict=True)} == {4}
 
 
-def test_trained_run_goes_before_the_pair_that_it_may_have_started_from(command, source_run, tmp_path):
+def test_trained_run_is_preferred_to_the_pair_that_it_started_from(command, source_run, tmp_path):
     shutil.copytree(source_run, tmp_path / "run")
     pair = [f"model.weights_{part}={tmp_path}/{part}.pth" for part in ("encoder", "decoder")]  # these files are missing
     convert.main(command(tmp_path, "run", *pair, "adabn.batch_size=2"))

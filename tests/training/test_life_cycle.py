@@ -54,7 +54,7 @@ def test_another_method_in_the_same_folder_is_refused_by_name(command, finished,
     assert torch.load(finished / "last.pth", weights_only=True)["phases"] == ["source"]
 
 
-def test_checkpoint_of_an_older_version_is_gone_on_from_and_told(command, finished, tmp_path):
+def test_checkpoint_of_an_older_version_is_resumed_and_reported(command, finished, tmp_path):
     rewrite(
         finished / "last.pth", lambda state: [state.pop(name) for name in ("method", "data", "phases", "validated")]
     )
@@ -62,7 +62,7 @@ def test_checkpoint_of_an_older_version_is_gone_on_from_and_told(command, finish
     assert "is of an older version" in log_of(finished) and "already trained for 2 steps" in log_of(finished)
 
 
-def test_checkpoint_that_has_its_data_in_the_older_form_is_gone_on_from_and_told(command, finished, tmp_path):
+def test_checkpoint_with_data_in_the_older_form_is_resumed_and_reported(command, finished, tmp_path):
     old = {"digest": "0" * 64, "content": torch.zeros(9, dtype=torch.uint8)}
     rewrite(finished / "last.pth", lambda state: state.update(data=old))
     train_source_only.main(command(tmp_path, "run"))
@@ -208,7 +208,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_flipped_bit_is_found_and_the_checkpoint_before_taken(command, finished, tmp_path):
+def test_flipped_bit_is_found_and_the_previous_checkpoint_used(command, finished, tmp_path):
     shutil.copy(finished / "last.pth", finished / "last.previous.pth")
     flip(finished / "last.pth")
     torch.load(finished / "last.pth", weights_only=True)  # no warning
@@ -262,7 +262,7 @@ def run_full(folder: Path, *arguments: str, **options) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_full_output_is_switched_off_with_a_warning(tmp_path):
+def test_full_output_is_disabled_with_a_warning(tmp_path):
     """In its own process, because the output stays disabled."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
@@ -285,7 +285,7 @@ def test_no_file_that_cannot_be_written_stops_or_stalls_a_training(tmp_path):
     assert "step 199" in done.stdout and (tmp_path / "log.jsonl").stat().st_size <= 2000
 
 
-def test_manifest_says_what_the_run_is_and_how_long_it_took(command, tmp_path, monkeypatch):
+def test_manifest_has_the_facts_and_the_time_of_the_run(command, tmp_path, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     stop_after(1, monkeypatch)
@@ -307,7 +307,7 @@ def test_manifest_says_what_the_run_is_and_how_long_it_took(command, tmp_path, m
     assert third["seconds"] < 120 and json.loads((tmp_path / "run/earlier-1/run.json").read_text()) == second
 
 
-def test_folder_of_an_older_version_leaves_unknown_what_it_does_not_say(command, finished, tmp_path):
+def test_missing_facts_of_an_older_run_folder_are_unknown(command, finished, tmp_path):
     (finished / "run.json").unlink()
     (finished / "last.pth").unlink()
     (finished / "best.pth").rename(finished / "last.pth")

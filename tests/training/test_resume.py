@@ -51,7 +51,7 @@ def wait_for(process: Forked, folder: Path, step: int) -> None:
     raise AssertionError(process.output())
 
 
-def test_killed_run_goes_on_bit_for_bit(command, uninterrupted, tmp_path, fork):
+def test_killed_run_resumes_bit_for_bit(command, uninterrupted, tmp_path, fork):
     """Between two checkpoints."""
     process = fork("train_source_only.py", command(tmp_path, "run", *KEYS, "train.num_workers=1"))
     wait_for(process, tmp_path / "run", 3)

@@ -131,7 +131,7 @@ def test_spatial_ratio_computes_its_prior_beside_the_run(command, source_run, tm
         (train_pycda_spatial, ["target.crop_size=[64, 32]"], "whole images"),
     ],
 )
-def test_wrong_script_says_which_is_right(command, source_run, tmp_path, script, keys, message):
+def test_wrong_script_names_the_right_one(command, source_run, tmp_path, script, keys, message):
     with pytest.raises(ConfigError, match=message):
         script.main(command(tmp_path, "wrong", f"model.weights={source_run}", *keys))
 

@@ -67,7 +67,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("keys", "message"), KEYS.items())
-def test_keys_that_cannot_be(command, tmp_path, no_step, keys, message):
+def test_impossible_keys(command, tmp_path, no_step, keys, message):
     refused(train_source_only.main, command(tmp_path / "runs", "run", *keys.split("; ")), message)
     assert not (tmp_path / "runs").exists()
 
@@ -105,7 +105,7 @@ def test_held_out_files_that_cannot_be_scored(command, own_city, tmp_path, no_st
 
 
 @pytest.mark.slow
-def test_turned_pair_is_none(command, own_city, tmp_path):
+def test_turned_pair_is_no_error(command, own_city, tmp_path):
     """The stored sizes differ, the upright sizes are equal."""
     sample = held_out(own_city)[0]
     exif = Image.Exif()
@@ -197,7 +197,7 @@ def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path, for
 
 
 @pytest.mark.slow
-def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
+def test_conversion_reports_errors_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "evaluate", lambda *arguments, **options: pytest.fail("scored"))
     weights = f"adabn.weights={source_run}"
     ppm = command(tmp_path, "ppm", PPM, "train.num_steps=1", "val.held_out=0")
@@ -208,7 +208,7 @@ def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, sour
     refused(convert.main, command(tmp_path, "converted", *keys), "no folder .*gtav")
 
 
-def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tmp_path, monkeypatch):
+def test_evaluation_reports_errors_before_it_scores(command, source_run, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "score_network", lambda *arguments, **options: pytest.fail("scored"))
     arguments = command(tmp_path, "any", "--weights", str(source_run))
     refused(evaluate.main, [*arguments, "--json", str(tmp_path)], f"--json: cannot write {tmp_path}: Is a directory")
@@ -219,7 +219,7 @@ def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tm
     refused(evaluate.main, [*arguments, str(other)], "other.pth does not fit the network")
 
 
-def test_half_precision_that_is_slower_here_is_said_with_the_ratio(monkeypatch):
+def test_slower_half_precision_is_reported_with_the_ratio(monkeypatch):
     told: list[str] = []
     cpu = torch.device("cpu")
     monkeypatch.setattr(start, "half_precision_time", lambda dtype: {torch.bfloat16: 19.04, torch.float16: 0.5}[dtype])

@@ -94,7 +94,7 @@ def train_for_a_reader_that_goes(arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path, fork):
+def test_lost_reader_of_the_output_stops_the_run_politely(command, tmp_path, fork):
     keys = ["train.num_steps=100000", "val.every=100000"]
     status, output = fork(train_for_a_reader_that_goes, command(tmp_path, "run", *keys)).ended()
     assert status == STOPPED, output

@@ -47,7 +47,7 @@ def test_fit_is_the_run_of_the_script_also_after_it_was_left(command, tmp_path, 
     assert_same_run(tmp_path / "own", tmp_path / "script")
 
 
-def test_steps_go_on_from_a_state_with_the_batches_that_follow(command, tmp_path, source_trainer):
+def test_steps_continue_from_a_state_with_the_next_batches(command, tmp_path, source_trainer):
     whole, other = source_trainer("val.held_out=0"), source_trainer("val.held_out=0")
     whole.fit()
     state = read_file(tmp_path / "own/last.previous.pth") if (tmp_path / "own/last.previous.pth").exists() else None
