@@ -30,7 +30,7 @@ from utils.pycda.curriculum import EPS, PyramidCurriculum
 from utils.scoring.upsampling import RELEASED, View
 
 C = 19
-ROUNDED = 1e-5  # share of the pixels whose two highest logits may be within rounding of each other
+ROUNDED = 1e-5  # share of the pixels with two highest logits that may differ only by rounding
 RAW_IDS = {raw: train for raw, train in enumerate(id_lookup("cityscapes").tolist()) if train != 255}
 
 

@@ -236,7 +236,7 @@ def test_mistakes_are_reported_before_anything_runs(command, source_run, photos,
     for options, message in (
         (["--opacity", "50"], "--opacity must be from 0 to 1"),
         (["--clip", "a.mp4"], "--clip must end in .gif or .webp"),
-        (["--fps", "0"], "--fps must be above 0"),
+        (["--fps", "0"], "--fps must be from 0.01 to 100"),
         (["--fps", "nan"], "--fps must be .*, got nan"),
         (["--fps", "0.001"], "--fps must be .* from 0.01"),
         (["tta.scales=[1e9]"], "'tta.scales' must be"),

@@ -22,7 +22,7 @@ ELSEWHERE = """
 import sys
 import torch
 from lifted.curriculum import PyramidCurriculum
-import utils                                    # somebody else's
+import utils                                    # of another project
 assert utils.MINE
 losses = PyramidCurriculum(None)(torch.ones(1, 3, 8, 8).cumsum(1))
 print(*losses, [name for name in sys.modules if name.startswith(("utils.", "models", "dataset"))])

@@ -35,7 +35,7 @@ class ActivationFirst(nn.Module):
         return x + y
 
 
-class Somebodys(nn.Module):
+class OtherNetwork(nn.Module):
     def __init__(self, last: nn.Module | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8, eps=1e-2))
@@ -49,10 +49,10 @@ def stages(net: nn.Module) -> list[list[nn.Module]]:
 
 
 @pytest.fixture
-def theirs() -> Somebodys:
+def theirs() -> OtherNetwork:
     """A network with other batch-norm statistics and weights than a new one."""
     torch.manual_seed(0)
-    net = Somebodys()
+    net = OtherNetwork()
     for name, tensor in net.state_dict().items():
         if tensor.ndim == 1 and "num" not in name:
             tensor.uniform_(0.5, 1.5)
@@ -116,7 +116,7 @@ def test_dilation_keeps_the_values_of_shortcuts_and_groups_too():
 
 def test_strides_that_are_no_convolutions_are_refused(theirs):
     with pytest.raises(ValueError, match="asked for output stride 2, .* stride 4"):
-        AdoptedEncoder(Somebodys(nn.AvgPool2d(2)), stages, output_stride=2)
+        AdoptedEncoder(OtherNetwork(nn.AvgPool2d(2)), stages, output_stride=2)
 
 
 class Scaled(nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""``python -m utils.commands NAME [argument ...]``: what ``run.sh`` starts when NAME is no script."""
+"""``python -m utils.commands NAME [argument ...]``: ``run.sh`` starts this if NAME is no script."""
 
 import sys
 from collections.abc import Sequence

@@ -104,7 +104,7 @@ class Demo:
         self.planned, self.begun = planned, 0
 
     def run(self, script: str, config: str, *arguments: str) -> None:
-        """One command of the README. If it fails, the demo exits with the same status."""
+        """Run one command of the README. If it fails, the demo exits with the same status."""
         start = "scratch" if config == "source_only" else self.folder / "source_only"
         keys = [*self.common, f"model.weights={start}", *self.overrides]
         keys = [*quick_keys(config), *keys] if self.quick else keys

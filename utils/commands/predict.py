@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         "--weights", nargs="+", type=path_text, help="run folder or checkpoint; default: this configuration's run"
     )
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, from 0 to 1")
     parser.add_argument("--confidence", action="store_true", help="also write the highest probability of each pixel")
     parser.add_argument(
         "--legend",
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     if not 0 <= args.opacity <= 1:
         raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
     if not SLOWEST <= args.fps <= FASTEST:
-        raise ConfigError(f"command line: --fps must be above 0, from {SLOWEST} to {FASTEST}, got {args.fps}")
+        raise ConfigError(f"command line: --fps must be from {SLOWEST} to {FASTEST}, got {args.fps}")
     if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
         raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
     return args, parse_config(args, "evaluate", labels=False)
@@ -77,7 +77,7 @@ def segment(args: argparse.Namespace, config: Config) -> int:
             print(f"{written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} per second")
             for failure in failures:
                 print(failure, file=sys.stderr)
-        distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
+        distributed.wait_for_first()  # torchrun ends all processes when one exits with a failure
     return UNREADABLE if failures else 0
 
 

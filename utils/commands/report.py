@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--baseline", type=path_text, help="run folder to compare with; default: the run that it started from"
     )
-    parser.add_argument("--images", type=_count, default=IMAGES, help="images of each domain, at most, without labels")
+    parser.add_argument("--images", type=_count, default=IMAGES, help="images per domain, at most, for the comparison")
     args = parse_arguments(parser, argv)
     config = parse_config(args, "evaluate")
     path = config.run_folder / "report.html"
@@ -48,7 +48,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     """Print the comparison of several runs without labels."""
     parser = make_parser(COMPARE, "sh run.sh compare")
     parser.usage = "sh run.sh compare CONFIG [RUN ...] [--images N] [key=value ...]"
-    parser.add_argument("--images", type=_count, default=IMAGES, help="images of each domain, at most, evenly spaced")
+    parser.add_argument("--images", type=_count, default=IMAGES, help="images per domain, at most, evenly spaced")
     args = parse_arguments(parser, argv, rest="runs")
     config = parse_config(args, "evaluate")
     from utils.scoring.without_labels import compare_runs, describe  # imports torch

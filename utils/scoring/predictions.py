@@ -89,20 +89,20 @@ def score(
             matrices = {str(predictions): score_files(predictions, samples, kind, table.num_classes)}
         else:
             if remark := data.shape_remark(samples):
-                _say(remark)
+                _print_once(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
             # load all networks first: a wrong file stops the command before the long scoring
-            loaded = {name: load_configured(config, files, device, _say) for name, files in networks.items()}
+            loaded = {name: load_configured(config, files, device, _print_once) for name, files in networks.items()}
             loader, matrices = data.evaluation_loader(samples, config.test), {}
             for name, predictor in loaded.items():
                 folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
                 matrices[name] = score_network(predictor, loader, samples, folder)
-        _say(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
+        _print_once(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
         if json_file and distributed.is_main():
             write_json(json_file, matrices, table, classes, len(samples))
 
 
-def _say(text: str) -> None:
+def _print_once(text: str) -> None:
     """Print on the first process only."""
     if distributed.is_main():
         print(text)
@@ -124,7 +124,7 @@ def score_network(
         matrix = evaluate(predictor, loader, on_image=draw)
     if gallery:
         gallery.finish(matrix)
-    _say(f"{len(samples) / (time.monotonic() - started):.2f} pictures per second")
+    _print_once(f"{len(samples) / (time.monotonic() - started):.2f} pictures per second")
     return matrix
 
 
@@ -193,7 +193,7 @@ def _check_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
         )
     share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
     if share > NO_CLASS:
-        _say(f"{share:.1%} of the labelled pixels are predicted as ids that are no class: they count as wrong")
+        _print_once(f"{share:.1%} of the labelled pixels are predicted as ids that are no class: they count as wrong")
 
 
 def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:

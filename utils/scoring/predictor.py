@@ -215,7 +215,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     """Predictor of a trained run, from its checkpoint alone.
 
     Args:
-        run: run folder (its best.pth, else last.pth) or checkpoint file.
+        run: run folder (its best.pth, otherwise last.pth) or checkpoint file.
         device: None: the GPU if there is one.
         overrides: ``key=value`` of keys of ``test`` and ``tta``, such as ``tta.flip=true``.
 

@@ -71,7 +71,7 @@ class Comparison:
 
 
 class Predictions(NamedTuple):
-    """What several networks predict on the same images."""
+    """Predictions of several networks on the same images."""
 
     shares: Tensor  # float64 (networks, C), share of each class among the valid pixels
     agreement: Tensor  # float64 (networks, networks), share of the valid pixels that get the same class
@@ -92,7 +92,7 @@ def fate(source: float, before: float, after: float) -> str:
     """The effect of an adaptation on a class, by its shares in the source labels and in the predictions.
 
     ``TAKEN``: not lost before, lost now, and rarer than in the source. ``BACK``: lost before, compared with the source,
-    not now. ``GONE``: lost before and still now. "": none of these.
+    not now. ``GONE``: lost before and not brought back. "": none of these.
     """
     if after < source and is_lost(before, after):
         return TAKEN
