@@ -1,4 +1,4 @@
-"""What a training imports, and torch with its first optimiser: for the server that processes are forked from."""
+"""Imports of a training, and torch's first optimiser: for the server that forks the processes."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Class maps of a network's outputs, from the strips that a predictor makes them of."""
+"""Class maps of a network's outputs, from the strips of a predictor."""
 
 from collections.abc import Sequence
 
@@ -12,5 +12,5 @@ MODES = (RELEASED, DIRECT)
 
 
 def classes_at(views: Sequence[View], size: Shape, mode: str) -> Tensor:
-    """Class (N, H, W) uint8 at ``size`` of the one view's highest logit, or of the views' highest mean probability."""
+    """Classes uint8 (N, H, W) at ``size``: highest logit of one view, or highest mean probability of several."""
     return torch.cat([class_map(strip.permute(1, 2, 0, 3)) for strip in strips_of(views, size, mode)], dim=1)

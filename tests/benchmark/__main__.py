@@ -1,10 +1,10 @@
-"""``sh run.sh benchmark``: ours beside the straightforward way of doing it, on this machine, in one run.
+"""``sh run.sh benchmark``: our code beside the straightforward way, on this machine, in one run.
 
-``rows.py`` lists the rows, ``cases.py`` has both ways; they are checked to give the same values before they are timed.
-Each row is measured in a process of its own; ours and theirs take turns, and the figures are medians. Extra memory is
-the peak above the inputs. A second table has what is asked of ours alone: the demo's training, and the share of the
-machine's own arithmetic; a third what the switches of time and memory do; a fourth what the released recipes take.
-``--gpu``: see ``gpu.py``.
+``rows.py`` lists the rows, ``cases.py`` has both ways. Both must give the same values before they are timed. Each row
+is measured in its own process; ours and theirs take turns, and the figures are medians. Extra memory is the peak above
+the inputs. The second table has limits for our code: the demo's training, and the share of the machine's arithmetic.
+The third table shows the keys that save time or memory, the fourth the cost of the released recipes. ``--gpu``: see
+``gpu.py``.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from dataset.program import exit_after
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sh run.sh benchmark", description=__doc__)
-    parser.add_argument("--case", help="one row alone, as JSON")
-    parser.add_argument("--skip", nargs="*", default=[], help="leave out rows whose name contains one of these words")
+    parser.add_argument("--case", help="only this row, as JSON")
+    parser.add_argument("--skip", nargs="*", default=[], help="skip rows with one of these words in the name")
     out = Path("runs/benchmark")
     parser.add_argument("--out", type=Path, default=out, help="folder of benchmark.md and benchmark.json")
-    parser.add_argument("--gpu", action="store_true", help="what only a GPU can tell, instead of all else: gpu.md")
+    parser.add_argument("--gpu", action="store_true", help="only the measurements on a GPU: gpu.md")
     args = parser.parse_args(argv)
-    from tests.benchmark import gpu, rows  # torch, which takes seconds, is not needed for --help
+    from tests.benchmark import gpu, rows  # imports torch: slow, and --help does not need it
 
     if args.gpu:
         gpu.main(args.out)

@@ -1,8 +1,8 @@
-"""The work that ``tests/benchmark`` times: ours, and the straightforward way of doing the same.
+"""The work that ``tests/benchmark`` times: our code, and the straightforward way to do the same.
 
-The stand-in is written from the description of the released code: float32 logits and a softmax wherever one is needed,
-boolean indexing, one masked assignment a class, logits at the label's size and to numpy before argmax, full-size decode
-and resize per sample, the prior pooled again in every step.
+The straightforward way follows the description of the released code: float32 logits, a softmax for each use, boolean
+indexing, one masked assignment per class, logits at the label's size in numpy before argmax, decoding and resizing of
+the whole picture per sample, pooling of the prior in every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,22 +30,22 @@ from utils.pycda.curriculum import EPS, PyramidCurriculum
 from utils.scoring.upsampling import RELEASED, View
 
 C = 19
-ROUNDED = 1e-5  # share of the pixels whose two highest logits may be within rounding of each other
+ROUNDED = 1e-5  # share of the pixels with two highest logits that may differ only by rounding
 RAW_IDS = {raw: train for raw, train in enumerate(id_lookup("cityscapes").tolist()) if train != 255}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two functions of the same work; ``same`` compares what they return.
+    """Two functions that do the same work; ``same`` compares their results.
 
     Attributes:
-        dtype: of the matrix products that bound ``ours``; None where nothing else than time is asked for.
+        dtype: of the matrix products that limit the speed of ``ours``; None: only the time is measured.
     """
 
     ours: Callable
     theirs: Callable
     same: Callable
-    repeats: int = 31  # a shared machine has slow seconds
+    repeats: int = 31  # a shared machine is sometimes slow
     dtype: torch.dtype | None = None
 
 
@@ -54,7 +54,7 @@ def bce(p: Tensor, t: Tensor) -> Tensor:
 
 
 def plain_curriculum(logits: Tensor, valid: Tensor, prior: Tensor | None, box_size: Sequence[int]) -> Tensor:
-    """The released recipe, term by term, sharing nothing."""
+    """The released recipe, term by term, without shared results."""
     confidence, label = F.softmax(logits, dim=1).max(1)
     loss = F.cross_entropy(logits, label, reduction="none")[(confidence > 0.5) & valid]
     total = loss[loss != 0].mean()
@@ -100,7 +100,7 @@ def curriculum_case(shape: tuple[int, ...], spatial: bool) -> Case:
 
 
 def write_pair(folder: Path, size: tuple[int, int], count: int = 1) -> list[Sample]:
-    """Pictures with as much detail as photographs, and labels with shapes."""
+    """Write pictures with as much detail as photographs, and labels with shapes."""
     rng, samples = np.random.default_rng(0), []
     for i in range(count):
         small = Image.fromarray(rng.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
@@ -116,7 +116,7 @@ def write_pair(folder: Path, size: tuple[int, int], count: int = 1) -> list[Samp
 
 
 def plain_labels(raw: np.ndarray) -> np.ndarray:
-    """One masked assignment a class, into float32."""
+    """One masked assignment per class, into float32."""
     labels = np.full(raw.shape, 255, np.float32)
     for raw_id, train_id in RAW_IDS.items():
         labels[raw == raw_id] = train_id
@@ -148,7 +148,7 @@ def sample_case(
 
 
 def decode_case(folder: Path, size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]) -> Case:
-    """The bound of a sample: nothing but decoding its two files."""
+    """The lower limit for a sample: only decoding its two files."""
     case = sample_case(folder, size, resized, crop)
 
     def decode() -> None:
@@ -218,12 +218,12 @@ def prior_case(folder: Path) -> Case:
 def iteration_case(
     amp: bool, crop: tuple[int, int], batch: int = 2, encoder: str = "resnet101_dilated8", recompute: bool = False
 ) -> Case:
-    """One PyCDA iteration: ours, without what the loss does not need; theirs, in float32 with everything."""
+    """One PyCDA iteration: ours without outputs that the loss does not need; theirs in float32 with all outputs."""
     torch.manual_seed(0)
     model = build_segmentor(encoder, "ppm_bilinear", C, 512 if "18" in encoder else 2048).train()
     images = torch.randn(2, batch, 3, crop[1], crop[0])
     label, valid = torch.randint(0, C, (batch, crop[1], crop[0])), torch.ones(batch, crop[1], crop[0], dtype=torch.bool)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # the work of a step, and the same weights for both
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # a whole step that does not change the weights
     curriculum = PyramidCurriculum(None)
 
     def update(loss: Tensor) -> float:

@@ -1,8 +1,8 @@
-"""``sh run.sh benchmark --gpu``: what only a GPU can tell, in one run.
+"""``sh run.sh benchmark --gpu``: all measurements that need a GPU, in one run.
 
-The golden tests on the device; two processes on one GPU against one; then one iteration of each recipe at its real
-sizes, on a batch in memory: time, peak memory, images a second and how often the host waits for the device, beside the
-released way. Each row is measured in a process of its own.
+The golden tests on the device; two processes on one GPU compared with one; then one iteration of each recipe at its
+real sizes, on a batch in memory: time, peak memory, images per second, and how often the host waits for the device.
+The released way is measured too. Each row is measured in its own process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from utils.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 RELEASED = "released way"
-VARIANTS: dict[str, tuple[str, ...]] = {  # float32 as torch has it by default: convolutions may round to TF32
+VARIANTS: dict[str, tuple[str, ...]] = {  # float32 with torch's default: convolutions may round to TF32
     RELEASED: (),
     "float32": (),
     "bf16": ("train.amp=bf16",),
@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # float32 as torch has it by default: 
     "bf16, channels_last": ("train.amp=bf16", "train.channels_last=true"),
     "compile": ("train.compile=true",),
 }
-STILL = ("train.lr_encoder=0", "train.lr_decoder=0")  # the work of a step, and the same weights in each
+STILL = ("train.lr_encoder=0", "train.lr_decoder=0")  # a whole step that does not change the weights
 TESTS = {  # title: arguments of pytest
     "golden tests": (
         *("tests/method/test_curriculum.py", "tests/method/test_trajectory.py", "tests/models/test_models.py"),
@@ -51,7 +51,7 @@ Row = dict[str, float]
 
 
 def released_iteration(run: Trainer) -> Callable[[], None]:
-    """An iteration of ``run`` in the released way: all outputs, boolean indexing, every loss read when it is there."""
+    """An iteration of ``run`` in the released way: all outputs, boolean indexing, every loss read at once."""
     batches = [on_device(next(iter(phase.loader)), run.device) for phase in run.phases]
     c, prior = run.config.curriculum, None
     if c.lambda_eq:
@@ -76,7 +76,7 @@ def released_iteration(run: Trainer) -> Callable[[], None]:
 
 
 def measure(script: str, variant: str, device: torch.device, keys: Sequence[str] = (), repeats: int = REPEATS) -> Row:
-    """Medians of one row; memory and waits are 0 where ``device`` is no GPU."""
+    """Medians of one row; memory and waits are 0 if ``device`` is no GPU."""
     cuda = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(script, [*STILL, *VARIANTS[variant], *keys], device, Path(folder))
@@ -99,7 +99,7 @@ def measure(script: str, variant: str, device: torch.device, keys: Sequence[str]
 
 
 def waits(work: Callable[[], object]) -> int:
-    """How often ``work`` makes the host wait for the GPU, as torch sees it."""
+    """How often ``work`` makes the host wait for the GPU, counted by torch."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -111,9 +111,9 @@ def waits(work: Callable[[], object]) -> int:
 
 
 def run_tests(arguments: Sequence[str], device: torch.device) -> tuple[bool, str]:
-    """Whether the tests passed on ``device``, and what pytest says of them at the end."""
+    """Whether the tests passed on ``device``, and pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # two processes shall share it
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # two processes must share it
     variables = os.environ | {"PYCDA_TEST_DEVICE": str(device), "CUDA_VISIBLE_DEVICES": first}
     found = subprocess.run(
         command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -123,7 +123,7 @@ def run_tests(arguments: Sequence[str], device: torch.device) -> tuple[bool, str
 
 
 def line(script: str, variant: str, found: Row | str) -> str:
-    """A row of the table; text is why there are no numbers."""
+    """A row of the table; ``found`` is a text if there are no numbers."""
     if isinstance(found, str):
         return f"| `{script}` | {variant} | {found} | | | |"
     figures = f"{found['ms']:.1f} | {found['images']:.1f} | {found['gib']:.2f} | {found['waits']:.0f}"
@@ -131,7 +131,7 @@ def line(script: str, variant: str, found: Row | str) -> str:
 
 
 def measured_apart(script: str, variant: str, device: torch.device) -> Row | str:
-    """``measure`` in a process of its own; the last line of its error where there is one, as out of memory."""
+    """``measure`` in its own process; after an error, such as out of memory, the last line of it."""
     command = [sys.executable, "-m", "tests.benchmark.gpu", script, variant, str(device)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = (found.stdout if found.returncode == 0 else found.stderr).strip().rpartition("\n")[2]
@@ -139,15 +139,15 @@ def measured_apart(script: str, variant: str, device: torch.device) -> Row | str
 
 
 def main(out: Path) -> None:
-    """Run it all; the tables go to ``out``/gpu.md too. Raises UserError where there is no GPU."""
+    """Run all and print the tables, also to ``out``/gpu.md. Raises UserError without a GPU."""
     if not torch.cuda.is_available():
         raise UserError("not run: torch sees no GPU here (torch.cuda.is_available() is False)")
     device = torch.device("cuda", 0)
     lines = ["| tests | passed | pytest |", "|---|---|---|"]
     for title, arguments in TESTS.items():
-        passed, said = run_tests(arguments, torch.device("cuda"))
-        lines.append(f"| {title} | {'yes' if passed else '**no**'} | {said} |")
-    lines += ["", "| recipe | way | ms | images a second | peak memory, GiB | waits |", "|---" * 6 + "|"]
+        passed, summary = run_tests(arguments, torch.device("cuda"))
+        lines.append(f"| {title} | {'yes' if passed else '**no**'} | {summary} |")
+    lines += ["", "| recipe | way | ms | images per second | peak memory, GiB | waits |", "|---" * 6 + "|"]
     for script in RECIPES:
         for variant in VARIANTS:
             lines.append(line(script, variant, measured_apart(script, variant, device)))

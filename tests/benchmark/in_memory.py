@@ -1,4 +1,4 @@
-"""A recipe's trainer, as its script makes it, on one batch of each domain that stays in memory."""
+"""A recipe's trainer, the same as in its script, on one batch of each domain that stays in memory."""
 
 import importlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SMALL = Plan(num_source=8, num_source_val=1, num_target=8, num_target_val=1)  # 
 
 
 def trainer(script: str, keys: Sequence[str], device: torch.device, folder: Path) -> Trainer:
-    """The trainer of ``script`` with its recipe and ``keys``, of random weights; data and run go to ``folder``."""
+    """The trainer of ``script`` with its recipe, ``keys`` and random weights; data and run are in ``folder``."""
     write_toy_city(folder / "city", SMALL)
     module = importlib.import_module(script)
     own = [

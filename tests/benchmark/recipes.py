@@ -1,6 +1,6 @@
-"""What an iteration of the released recipes costs, counted without computing it: arithmetic, and memory of training.
+"""The cost of an iteration of the released recipes, counted without computing it: arithmetic and memory.
 
-Networks and images are fake tensors, which have shapes and no contents, so this takes seconds on any machine.
+Networks and images are fake tensors: they have shapes but no values, so this takes seconds on any machine.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ CONFIGS = Path(__file__).parents[2] / "cfgs"
 RECIPES = ("source_only_exp001", "adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001")
 BF16, RECOMPUTE = "train.amp=bf16", "train.checkpoint_encoder=true"
 SAVINGS = ((), (BF16,), (RECOMPUTE,), (BF16, RECOMPUTE))
-PER_GPU = 2  # images of each domain that the memory is counted for
-RATE = 10e12  # multiplications and additions a second, for an idea of the time
+PER_GPU = 2  # images of each domain, for counting memory
+RATE = 10e12  # multiplications and additions per second, for an estimate of the time
 GIB, HOUR = 2**30, 3600
 
 
@@ -44,7 +44,7 @@ def _phases(recipe: str, config: Config, size: tuple[int, int]) -> list[tuple[Lo
 
 
 class _Kept:
-    """Bytes that autograd keeps for the backward pass; every storage counts once, weights and buffers do not."""
+    """Bytes that autograd keeps for the backward pass. Every storage counts once; weights and buffers do not count."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.seen = {StorageWeakRef(tensor.untyped_storage()) for tensor in model.state_dict().values()}
@@ -64,8 +64,11 @@ def _size(config: Config, domain: str) -> tuple[int, int]:
 
 
 def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple[float, float]:
-    """(operations, bytes) of one iteration on ``images`` of each domain: what its convolutions and products do, and
-    what weights, gradients, momentum and kept activations take. Of the activations, those of the larger step count."""
+    """(operations, bytes) of one iteration on ``images`` of each domain.
+
+    Operations are those of convolutions and matrix products. Bytes are those of weights, gradients, momentum and the
+    kept activations of the larger step.
+    """
     config = build_config(CONFIGS / f"{recipe}.yaml", keys)
     kept = [0]
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
@@ -105,9 +108,9 @@ def _forward_and_backward(
 
 
 def table() -> str:
-    """Markdown: what the recipes as shipped take, and what the switches of memory save."""
-    head = ["recipe", "images of a domain, iterations", "TFLOP an iteration"]
-    head += [f"hours at {RATE / 1e12:.0f} TFLOP/s", f"GiB at {PER_GPU} images a GPU"]
+    """Markdown: the cost of the shipped recipes, and the memory with the keys that save it."""
+    head = ["recipe", "images of a domain, iterations", "TFLOP per iteration"]
+    head += [f"hours at {RATE / 1e12:.0f} TFLOP/s", f"GiB at {PER_GPU} images per GPU"]
     head += [" ".join(f"`{key}`" for key in keys) for keys in SAVINGS[1:]]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for recipe in RECIPES:

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: how each is measured, and the tables that they make."""
+"""The rows of the benchmark, their measurement, and the tables."""
 
 import ctypes
 import gc
@@ -36,7 +36,7 @@ from utils.scoring.upsampling import DIRECT, RELEASED
 Result = dict[str, float | bool]
 GTAV, CITY = ((1914, 1052), (1024, 560), (560, 480)), ((2048, 1024), (1024, 512), (560, 480))
 SMALL, LARGE = ((128, 128), 4, "resnet18_dilated8"), (560, 480)  # iterations: crop, batch, encoder; the released crop
-# name -> (what to reach: theirs / ours in time, ours / theirs in memory), how to build the case
+# name -> (goal for time, theirs / ours; goal for memory, ours / theirs; function that builds the case)
 CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "curriculum 2x19x480x560": (2.5, 0.5, lambda folder: curriculum_case((2, 480, 560), False)),
     "curriculum + spatial 2x19x512x1024": (2.5, 0.5, lambda folder: curriculum_case((2, 512, 1024), True)),
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "the same, test.upsampling=direct": (10, 0.1, lambda folder: evaluation_case(DIRECT)),
     "label look-up 1052x1914": (10, None, lambda folder: lookup_case()),
     "class histogram + spatial prior, 200 files": (4, None, prior_case),
-    # in float32 an iteration is the same convolutions in both ways: there is no speed to reach
+    # no goal for time in float32: both ways compute the same convolutions
     "PyCDA iteration, resnet18, 4+4 of 128x128": (None, 0.7, lambda folder: iteration_case(False, *SMALL)),
     "the same, bf16": (1.9, 0.7, lambda folder: iteration_case(True, *SMALL)),
     "PyCDA iteration, resnet101, 2+2 of 560x480": (None, 0.7, lambda folder: iteration_case(False, LARGE)),
@@ -58,21 +58,21 @@ CASES: dict[str, tuple[float | None, float | None, Callable[[Path], Case]]] = {
     "the same, resnet101, checkpoint_encoder": (None, 0.7, lambda _: iteration_case(False, LARGE, recompute=True)),
     "the same, resnet101, bf16, checkpoint_encoder": (None, 0.7, lambda _: iteration_case(True, LARGE, recompute=True)),
 }
-# name -> at most this, how to measure
+# name -> (upper limit, function that measures)
 RUNS: dict[str, tuple[float, Callable[[Path], Result]]] = {
     "start of training to the end of the first step, demo, s": (3, runs.start),
     "step of 2 processes / of 1, same batch and cores, demo": (1.25, runs.two_processes),
     "waiting for data, demo, % of the step": (5, runs.data_share),
     "exponent of iteration time against pixels, 4 crop sizes": (1.1, lambda folder: runs.exponent()),
 }
-HALF = "bf16"  # in the names of the rows that compute in it
+HALF = "bf16"  # in the names of the rows in half precision
 SWITCHES = "switches"  # the table of train.amp, train.iter_size, ...
-BOUND = 60  # percent of the machine's rate of matrix products that an iteration reaches
-SQUARE = 2048  # side of the matrices that tell that rate
+BOUND = 60  # percent of the machine's rate of matrix products that an iteration must reach
+SQUARE = 2048  # side of the matrices that measure this rate
 
 
 def peak_extra(work: Callable) -> float:
-    """MiB that ``work`` needs at its peak above what is in use before it (Linux)."""
+    """MiB that ``work`` needs at its peak, above the memory in use before (Linux)."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -87,7 +87,7 @@ def _status(field: str) -> int:
 
 
 def measure(name: str, folder: Path) -> Result:
-    """Medians of one case, taken in turns, and both peaks; the rates of arithmetic where the case is bound by it."""
+    """Medians of one case, measured in turns, and both peaks; rates of arithmetic if the case has a ``dtype``."""
     case = CASES[name][2](folder)
     same = bool(case.same(case.ours(), case.theirs()))
     sides = {"ours": case.ours, "theirs": case.theirs}
@@ -108,9 +108,9 @@ def measure(name: str, folder: Path) -> Result:
 
 
 def product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """A product of square matrices, as a 1x1 convolution: by the library of our convolutions, which may be faster.
+    """A product of square matrices as a 1x1 convolution, so by the same library as our convolutions.
 
-    On an AMD the other library's product (``torch.mm``) has half of its rate in float32.
+    On an AMD processor ``torch.mm`` uses another library, with half the rate in float32.
     """
     images = torch.randn(1, SQUARE, SQUARE // 32, 32).to(dtype=dtype, memory_format=torch.channels_last)
     return partial(torch.conv2d, images, torch.randn(SQUARE, SQUARE, 1, 1).to(dtype))
@@ -144,7 +144,7 @@ def run_row(name: str, result: Result) -> str:
 
 
 def half_precision_row(ratio: float) -> str:
-    """Whether bf16 is worth while on this CPU; ``ratio``: time of a convolution in times of that in float32."""
+    """Whether bf16 is faster on this CPU; ``ratio``: time of a convolution in bf16 / in float32."""
     verdict = f"{ratio:.1f} times slower" if ratio > 1 else f"{1 / ratio:.1f} times faster"
     return f"| bf16 on this CPU, a convolution beside float32 | {verdict} | - | - |"
 
@@ -154,7 +154,7 @@ def _line(*cells: str | bool) -> str:
 
 
 def table(results: dict[str, Result]) -> str:
-    """Markdown: ours beside theirs, then what is asked of ours alone."""
+    """Markdown: ours beside theirs, then the limits for ours."""
     lines = ["| what | theirs, ms | ours, ms | speed | to reach | memory, ours / theirs | to reach | reached |"]
     lines += ["|---" * 8 + "|"]
     lines += [row(name, result) for name, result in results.items() if name in CASES]
@@ -164,14 +164,14 @@ def table(results: dict[str, Result]) -> str:
 
 
 def switch_table(found: dict[str, tuple[float, float]]) -> str:
-    """Markdown: what each switch of time and memory does to a source step."""
+    """Markdown: time and memory of a source step with each switch."""
     lines = ["| switch | source step, s | peak memory of the process, MiB |", "|---" * 3 + "|"]
     lines += [f"| `{option}` | {seconds:.2f} | {mib:.0f} |" for option, (seconds, mib) in found.items()]
     return "\n".join(lines)
 
 
 def measure_one(name: str) -> None:
-    """Print one row's figures as JSON, its last line. Raises UserError where there is no such row."""
+    """Print one row's figures as JSON, in the last line. Raises UserError for an unknown row."""
     if name not in CASES and name not in RUNS:
         raise UserError(f"command line: --case {name!r} is no row, choose from: {'; '.join((*CASES, *RUNS))}")
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,7 @@ def measure_one(name: str) -> None:
 
 
 def measure_all(out: Path, skip: Sequence[str]) -> None:
-    """Every row in a process of its own, then the tables, printed and in ``out``; no bf16 where it takes hours."""
+    """Measure every row in its own process; print the tables, also to ``out``. Skip bf16 if it is slow here."""
     results: dict[str, Any] = {}
     ratio = half_precision_time(torch.bfloat16)
     skip = [*skip, HALF] if ratio > 1 else skip

@@ -1,4 +1,4 @@
-"""Figures of ``tests/benchmark`` without a counterpart: the demo's training as a user starts it, and how cost grows."""
+"""Figures of ``tests/benchmark`` for our code only: the demo's training as a user starts it, and how cost grows."""
 
 import os
 import re
@@ -18,11 +18,11 @@ from tests.benchmark.cases import iteration_case
 ROOT = Path(__file__).parents[2]
 SCRIPT, CONFIG = "train_source_only.py", "cfgs/demo/source_only.yaml"
 CITY = Plan(num_source=40, num_source_val=1, num_target=8, num_target_val=1)
-STARTS, ROUNDS = 3, 2  # starts timed; turns of the runs with one and two processes
+STARTS, ROUNDS = 3, 2  # timed starts; rounds of runs with one and two processes
 STEPS, WARM_UP = 16, 4  # of a run; the first WARM_UP do not count
-STEP = ("source.crop_size=[128, 128]", "train.channels_last=false")  # the same where the demo's own step is smaller
+STEP = ("source.crop_size=[128, 128]", "train.channels_last=false")  # fixed, even if the demo's own step is smaller
 SIDES = (96, 128, 192, 256)  # of the square crops, pixels
-# Switches of time and memory, each by itself on the demo's network with pyramid pooling and a larger batch.
+# Switches of time and memory: each alone, on the demo's network with pyramid pooling and a larger batch.
 OPTIONS = (
     *("train.amp=off", "train.amp=bf16", "train.channels_last=true"),
     *("train.iter_size=2", "train.checkpoint_encoder=true", "train.compile=true"),
@@ -64,7 +64,7 @@ def _steps(folder: Path, name: str, processes: int) -> list[tuple[float, float]]
 
 
 def two_processes(folder: Path) -> dict[str, float]:
-    """Time of a step of two processes over that of one, the global batch and the cores the same."""
+    """Step time of two processes / of one, with the same global batch and cores."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for i in range(ROUNDS):
         for processes in seconds:
@@ -98,13 +98,13 @@ def options(folder: Path, skip: Sequence[str]) -> dict[str, tuple[float, float]]
     """By switch: median time of a source step in s, and the process's peak memory in MiB.
 
     Args:
-        skip: words of which a switch that is left out contains one.
+        skip: switches that contain one of these words are skipped.
     """
     found = {}
     for i, option in enumerate(option for option in OPTIONS if not any(word in option for word in skip)):
         command = [sys.executable, SCRIPT, "--config", CONFIG, *_keys(folder, f"option{i}", STEPS), *LARGER, option]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            # The usage of this process alone, which communicate() would lose.
+            # The usage of only this process; communicate() would lose it.
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

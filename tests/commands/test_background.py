@@ -1,4 +1,4 @@
-"""Pictures are written while the network sees the next ones, and what goes wrong there is not lost."""
+"""Pictures are written while the network predicts the next ones, and errors of writing are not lost."""
 
 import threading
 import time
@@ -12,10 +12,10 @@ from utils.scoring.pictures import THREADS, WAITING, Background
 from utils.scoring.predictions import Gallery
 from utils.scoring.predictor import Predictor
 
-PATIENCE = 60  # seconds until a picture that waits for the next prediction gives up
+PATIENCE = 60  # seconds that a picture waits for the next prediction
 
 
-def test_all_is_done_at_the_end_and_only_so_much_waits():
+def test_all_calls_are_done_at_the_end_and_few_wait():
     done, unfinished = [], []
 
     def work(number: int) -> None:
@@ -39,7 +39,7 @@ def test_error_of_a_call_is_raised(calls):
             background.call(fail, number)
 
 
-def test_own_error_goes_before_and_drops_what_has_not_begun():
+def test_error_of_the_context_wins_and_drops_calls_that_have_not_begun():
     begun = []
 
     def work() -> None:
@@ -60,7 +60,7 @@ def test_own_error_goes_before_and_drops_what_has_not_begun():
 
 
 class SecondCall:
-    """A function that tells when it is called again, and one that waits for that before it goes on."""
+    """A function, and another one that waits for the second call of the first."""
 
     def __init__(self, first, then) -> None:
         self.first, self.then, self.calls, self.again = first, then, 0, threading.Event()
@@ -94,7 +94,7 @@ def test_evaluation_writes_while_the_next_picture_is_predicted(command, source_r
     options = ["--weights", str(source_run), "--save", str(tmp_path / "out")]
     evaluate.main(command(tmp_path, "any", *options))
     assert len(list((tmp_path / "out/panels").rglob("*.png"))) == 3
-    (speed,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith(" pictures a second"))
+    (speed,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith(" pictures per second"))
     assert float(speed.split()[0]) > 0
 
 

@@ -1,4 +1,4 @@
-"""``base: other.yaml``: a file inherits what it does not set; the shipped files, which do so, say what they said."""
+"""``base: other.yaml``: a file inherits the keys that it does not set; the shipped files keep their values."""
 
 import json
 import warnings
@@ -20,10 +20,10 @@ FILES = (path for path in (ROOT / "cfgs").rglob("*.yaml") if path.name != "class
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in FILES)
 WHOLE = ["adabn_exp001", "pycda_exp001", "pycda_spatial_ratio_exp001", "source_only_exp001"]
 MAX_LINES = 700  # of all shipped files together
-# What the files printed at commit 2ca95db, when none inherited: of each the script it is for and, by dotted name, the
-# values that were not the defaults of that commit. Made by the code of that commit:
+# The values of the files at commit 2ca95db, when no file inherited: for each file its script and, by dotted name, the
+# values that differ from the defaults of that commit. Made by the code of that commit:
 #   build_config(path, script=script, defaults=the script's DEFAULTS), then to_yaml
-# Without the files of cfgs/demo, whose recipe has been another since.
+# Without the files of cfgs/demo: their recipe has changed since.
 BEFORE = json.loads((ROOT / "tests/golden/configs.json").read_text())
 
 
@@ -39,7 +39,7 @@ def fc_dim(encoder: str) -> int:
 
 
 def printed(script: str, path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
-    """What ``--print-config`` of ``script`` says, by dotted name."""
+    """The output of ``script --print-config``, by dotted name."""
     with pytest.raises(SystemExit) as stopped:
         import_module(script).main(["--config", str(path), "--print-config"])
     assert stopped.value.code == 0
@@ -48,7 +48,7 @@ def printed(script: str, path: Path, capsys: pytest.CaptureFixture[str]) -> dict
 
 @pytest.mark.parametrize("name", BEFORE["files"])
 def test_shipped_files_print_what_they_printed_before_they_inherited(name, capsys):
-    """One change is wanted: ``model.fc_dim`` is null, the encoder's own, where it was that number."""
+    """One change is wanted: ``model.fc_dim`` is null, which means the encoder's own number, instead of that number."""
     expected = BEFORE["defaults"] | BEFORE["files"][name]["keys"]
     found = printed(BEFORE["files"][name]["script"], ROOT / name, capsys)
     assert (found.pop("model.fc_dim"), expected.pop("model.fc_dim")) == (None, fc_dim(found["model.encoder"]))
@@ -67,7 +67,7 @@ def test_inheriting_shipped_files_set_only_what_differs(name):
     file = read_yaml(ROOT / name, "evaluate")
     mine, inherited = (flatten(yaml.safe_load(to_yaml(build_config(path)))) for path in (file.path, file.base))
     repeated = {key for key in file.keys if mine[key] == inherited[key]}
-    # The paper's variant is written there in full: the demo puts it over the spatial recipe too, which has another.
+    # The paper's variant is written there in full, because the demo also combines it with the spatial recipe.
     assert repeated == ({"curriculum.lambda_balance"} if name == "cfgs/pycda_paper.yaml" else set())
 
 
@@ -84,7 +84,7 @@ def test_chain_of_files_then_the_command_line(tmp_path):
     )
     c = build_config(leaf, ["seed=4"], {"train.momentum": 0.0, "train.weight_decay": 0.0})
     assert (c.seed, c.train.batch_size, c.train.num_steps, c.num_classes, c.train.lr_pow) == (4, 4, 2, 5, 0.5)
-    assert (c.train.momentum, c.train.weight_decay) == (0.1, 0.0)  # a base wins over the script, as its heir does
+    assert (c.train.momentum, c.train.weight_decay) == (0.1, 0.0)  # a base wins over the script, like its heir
     assert c.curriculum.box_size == (8,) and c.source.scale is None
 
 
@@ -118,7 +118,7 @@ def test_cycle_is_refused_and_named(tmp_path, files, chain):
 
 def test_missing_base_names_both_files(tmp_path):
     write(tmp_path / "sub/middle.yaml", "base: root.yaml")
-    write(tmp_path / "root.yaml", "seed: 1")  # not there, where middle.yaml looks
+    write(tmp_path / "root.yaml", "seed: 1")  # not in the folder of middle.yaml
     leaf = write(tmp_path / "leaf.yaml", "base: sub/middle.yaml")
     with pytest.raises(ConfigError, match=r"sub/middle.yaml: no config file .*/sub/root.yaml"):
         build_config(leaf)
@@ -165,7 +165,7 @@ def test_base_is_one_path_at_the_top(tmp_path, text, message):
     ],
 )
 def test_mistake_is_named_with_the_file_in_which_it_stands(tmp_path, text, message):
-    """Also where the heir sets the key again."""
+    """Also if the heir sets the key again."""
     write(tmp_path / "root.yaml", text)
     good = "train: {num_steps: 1, schedule: poly}\nseed: 1"
     leaf = write(tmp_path / "leaf.yaml", f"base: root.yaml\n{good}")
@@ -179,12 +179,12 @@ def test_mistake_is_named_with_the_file_in_which_it_stands(tmp_path, text, messa
 
 
 def test_the_authors_files_inherit_and_are_inherited(tmp_path):
-    """Each file is translated for itself: what the released script fixed in code stands where ``common:`` stands."""
+    """Each file is translated alone: a file with ``common:`` also gets the values that the released script fixes."""
     theirs = "common: {num_steps: 10, lambda_pseudo: 0.5, decrease_lr: 7}\n"
     ours = "train: {num_steps: 20, schedule: poly, lr_pow: 0.5}\nseed: 3\n"
     configs = []
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # each key of common: acts in this script
+        warnings.simplefilter("error")  # this script uses each key of common:
         warnings.filterwarnings("ignore", "keys that the released train_pycda_spatial needs")
         for inherited, own in ((theirs, ours), (ours, theirs)):
             write(tmp_path / "root.yaml", inherited)

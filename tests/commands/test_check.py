@@ -1,4 +1,4 @@
-"""The data check finds every planted defect, and nothing in sound data."""
+"""The data check finds every planted defect, and none in sound data."""
 
 import shutil
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def test_twelve_planted_defects_are_found_and_nothing_else(command, data, capsys):
+def test_only_the_twelve_planted_defects_are_found(command, data, capsys):
     gtav, cityscapes = data / "gtav", data / "cityscapes"
     train = sorted((cityscapes / "leftImg8bit/train").rglob("*.png"))
     val = sorted((cityscapes / "gtFine/val").rglob("*.png"))
@@ -121,7 +121,7 @@ def test_test_set_without_labels_or_none_at_all_is_a_remark(command, data, capsy
     shutil.rmtree(data / "cityscapes/leftImg8bit/val")
     status, lines = run(command, data, capsys)
     assert status == 0 and lines[-1] == "0 errors, 1 remarks" and "there is no test set" in lines[-2]
-    assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, and not there
+    assert run(command, data, capsys, f"test.data_dir={data}/cityscapes")[0] == 1  # asked for, but missing
 
 
 def findings(lines: list[str]) -> list[str]:
@@ -129,7 +129,7 @@ def findings(lines: list[str]) -> list[str]:
 
 
 def own(data: Path, table: str, count: int, ids: Callable[[int], np.ndarray], *keys: str) -> list[str]:
-    """Keys of ``count`` own images as source, target and test, the label of the i-th of them ``ids(i)``."""
+    """Keys for ``count`` own images as source, target and test; image i has the label ``ids(i)``."""
     name = f"{len(list(data.glob('*.yaml')))}.yaml"  # a process reads each file once
     (data / name).write_text(table)
     lines = []
@@ -147,7 +147,7 @@ def own(data: Path, table: str, count: int, ids: Callable[[int], np.ndarray], *k
 TWO = "classes: [{name: a, colour: [0, 0, 0], ids: [0]}, {name: b, colour: [9, 0, 0], ids: [1]}]"
 
 
-def test_what_repeats_is_one_line(command, data, capsys):
+def test_repeated_findings_are_one_line(command, data, capsys):
     def six_more(i: int) -> np.ndarray:
         return np.where(np.arange(64) < 32, i % 2, 40 + i % 6)[None].repeat(32, 0)
 
@@ -160,7 +160,7 @@ def test_what_repeats_is_one_line(command, data, capsys):
     assert len(findings(run(command, data, capsys, *keys, "--all")[1])) == 72
 
 
-def test_colour_labels_are_said_to_be_what_a_training_says(command, data, capsys):
+def test_colour_labels_give_the_same_error_as_in_training(command, data, capsys):
     keys = own(data, TWO, 6, lambda i: np.zeros((64, 32, 3)))
     status, lines = run(command, data, capsys, *keys)
     assert status == 1 and len(findings(lines)) == 3 and "is a colour picture (RGB)" in findings(lines)[0]
@@ -171,7 +171,7 @@ def test_train_ids_as_labels_are_remarked(command, data, capsys):
         write(path, id_lookup("gtav")[np.array(Image.open(path))])
     status, lines = run(command, data, capsys)
     (remark,) = findings(lines)
-    assert status == 0 and "they look like train ids, where gtav has label ids" in remark
+    assert status == 0 and "they look like train ids, but gtav needs label ids" in remark
 
 
 def test_masks_of_0_and_255_are_remarked_until_the_table_names_255(command, data, capsys):
@@ -187,8 +187,8 @@ def test_masks_of_0_and_255_are_remarked_until_the_table_names_255(command, data
 
 def test_labels_without_a_labelled_pixel_stop_only_the_source(command, data, capsys):
     status, lines = run(command, data, capsys, *own(data, TWO, 3, lambda i: np.full((32, 64), 255)))
-    said = [line for line in findings(lines) if "no pixel of all labels" in line]
-    assert status == 1 and [line.split(":")[0] for line in said] == ["error", "remark", "remark"]
+    found = [line for line in findings(lines) if "no pixel of any label" in line]
+    assert status == 1 and [line.split(":")[0] for line in found] == ["error", "remark", "remark"]
 
 
 def test_pictures_that_are_no_pictures_do_not_end_the_check(command, data, capsys):
@@ -214,12 +214,12 @@ def test_several_sizes_and_crops_beyond_the_picture_are_named_where_they_matter(
             picture.resize((60, 40), Image.Resampling.NEAREST).save(path)
     status, lines = run(command, data, capsys, "target.crop_size=[64, 32]")
     assert status == 0 and len(findings(lines)) == 2 and "adabn runs them one at a time" in findings(lines)[0]
-    assert "images, as 60x40, are smaller than target.crop_size [64, 32]" in findings(lines)[1]
+    assert "images, such as 60x40, are smaller than target.crop_size [64, 32]" in findings(lines)[1]
     for keys in (["target.input_size=[96, 64]"], ["adabn.images=crops", "target.crop_size=[60, 40]"]):
         assert findings(run(command, data, capsys, *keys)[1]) == []
     status, lines = run(command, data, capsys, "target.crop_size=null", "adabn.batch_size=1")
     (error,) = findings(lines)
-    assert status == 1 and error.startswith("error: no batches for a training: images of one batch must be of one size")
+    assert status == 1 and error.startswith("error: training cannot form batches: images of one batch must")
 
 
 def test_turned_images_and_a_test_split_without_labels_are_remarked(command, data, capsys):
@@ -242,4 +242,4 @@ def test_the_list_of_held_out_images_is_checked_too(command, data, capsys):
         write(path, np.zeros((64, 96)))
     status, lines = run(command, data, capsys, f"val.data_list={data}/held_out.txt")
     assert status == 0 and "held_out: 2 images, 2 labels; 2 of 96x64" in lines
-    assert "remark: no pixel of all labels is of a class: they count as no labels" in findings(lines)
+    assert "remark: no pixel of any label belongs to a class: the images count as unlabelled" in findings(lines)

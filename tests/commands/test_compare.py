@@ -1,4 +1,4 @@
-"""Did it help, without labels: the numbers are those of the networks, and a class that is gone is named."""
+"""Did it help, without labels: the numbers of the networks are correct, and a lost class is named."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ from utils.scoring.without_labels import CAVEAT, Comparison, describe
 
 @pytest.fixture(scope="module")
 def unlabelled(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The target's training images without a label, and no test set."""
+    """The target's training images without labels, and no test set."""
     root = tmp_path_factory.mktemp("unlabelled")
     shutil.copytree(city / "cityscapes/leftImg8bit/train", root / "leftImg8bit/train")
     return root
@@ -52,7 +52,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     arguments = command(adapted.parent, "pycda", f"target.data_dir={unlabelled}")
     before = {path: path.stat().st_mtime_ns for path in adapted.rglob("*")}
     compare([*arguments, "--images", "4"])
-    assert {path: path.stat().st_mtime_ns for path in adapted.rglob("*")} == before  # it may be on a read-only disk
+    assert {path: path.stat().st_mtime_ns for path in adapted.rglob("*")} == before  # may be on a read-only disk
     table = capsys.readouterr().out
     found, text = columns(table), " ".join(table.split())
     assert list(found) == list(CITYSCAPES.names) and "on 4 of 9 unlabelled target training images" in text
@@ -62,7 +62,7 @@ def test_a_run_is_compared_with_what_it_started_from(command, city, unlabelled, 
     assert np.allclose(source, expected, atol=0.006)
     assert re.search(r"mIoU on 4 of 6 source images: .*source_only \d+.*They were trained on all of them", text)
     assert CAVEAT in text
-    # the same shares by the pictures of evaluate.py: of the labelled city, whose images are the same
+    # the pictures of evaluate.py give the same shares: the labelled city has the same images
     chosen = find_samples("cityscapes", city / "cityscapes", split="train")
     listed = "\n".join(str(chosen[i * 9 // 4].image) for i in range(4))
     (tmp_path / "list.txt").write_text(listed)
@@ -95,7 +95,7 @@ def test_the_control_is_found_among_the_runs(command, unlabelled, source_run, ad
     arguments = command(adapted.parent, "pycda", *keys)
     compare([*arguments, str(source_run), str(adapted.parent / "control"), str(adapted), "--images", "2"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "What the curriculum of pycda added to the control control: another class for" in text
+    assert "Effect of the curriculum of pycda, relative to the control control: " in text
 
 
 def test_runs_of_another_version_are_compared_and_reported(command, source_run, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_runs_of_another_version_are_compared_and_reported(command, source_run, 
 
 
 def compared(source: list[float], *predicted: list[float], **others: object) -> Comparison:
-    """Of networks called before, after, ... that predict these shares of road, vegetation and rider."""
+    """Comparison of networks "before", "after", ... that predict these shares of road, vegetation and rider."""
     count = len(predicted)
     comparison = Comparison(
         classes=("road", "vegetation", "rider"),
@@ -141,33 +141,34 @@ def said(comparison: Comparison) -> str:
 SIGN = "This is a sign that it did not help"
 
 
-def test_what_an_adaptation_took_away_is_named_and_a_sign():
+def test_classes_that_were_taken_away_are_named_as_a_sign():
     comparison = compared([0.9, 0.01, 0.01], [0.94, 0.048, 0.012], [0.997, 0.003, 0.0])
     assert re.search(r"vegetation +1\.00 +4\.80 +0\.30  <- after: taken away\n", describe(comparison))
     text = said(comparison)
-    assert "after took away what before had: vegetation (source 1.0, 4.8 -> 0.3 %)." in text and SIGN in text
+    assert "after took away classes that before had: vegetation (source 1.0, 4.8 -> 0.3 %)." in text and SIGN in text
     assert "It is not known whether" in text and "pseudo-labels" not in text
     kept = said(replace(comparison, predicted=[comparison.predicted[0]] * 2))
     assert "<-" not in kept and SIGN not in kept and "after took no common class away from before" in kept
-    # back to its share of the source: what was too much before was not taken away
+    # back to its share of the source: a class with too much before was not taken away
     assert SIGN not in said(compared([0.9, 0.01, 0.01], [0.8, 0.19, 0.01], [0.98, 0.01, 0.01]))
 
 
-def test_what_was_gone_before_is_no_sign_and_what_came_back_is_said():
+def test_classes_gone_before_are_no_sign_and_classes_brought_back_are_named():
     text = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002], [0.944, 0.053, 0.003]))
     assert "vegetation 25.00 1.30 5.30 <- after: brought back" in text and SIGN not in text
     assert "rider 5.00 0.20 0.30 <- after: gone before" in text
-    assert "after brought back what before had lost of the source: vegetation (source 25.0, 1.3 -> 5.3 %)" in text
-    assert "gone in before already: rider (source 5.0, 0.2 -> 0.3 %)" in text
+    brought_back = "vegetation (source 25.0, 1.3 -> 5.3 %)"
+    assert f"after brought back classes of the source that before had lost: {brought_back}" in text
+    assert "already gone in before: rider (source 5.0, 0.2 -> 0.3 %)" in text
     alone = said(compared([0.70, 0.25, 0.05], [0.985, 0.013, 0.002]))
-    assert "gone in before already: vegetation" in alone and SIGN not in alone and "took" not in alone
+    assert "already gone in before: vegetation" in alone and SIGN not in alone and "took" not in alone
 
 
-def test_only_what_was_taken_away_is_red_in_the_report():
+def test_only_classes_taken_away_are_a_warning_in_the_report():
     taken = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.95, 0.05, 0.0]))
-    assert re.search(r'<p class="warning">after took away what before had: rider .*not help\.</p>', taken)
+    assert re.search(r'<p class="warning">after took away classes that before had: rider .*not help\.</p>', taken)
     gone = verdict_without_labels("PyCDA", compared([0.9, 0.05, 0.05], [0.95, 0.05, 0.0], [0.95, 0.05, 0.0]))
-    assert 'class="warning"' not in gone and "gone in before already: rider" in gone
+    assert 'class="warning"' not in gone and "already gone in before: rider" in gone
 
 
 def test_each_network_is_judged_against_the_one_that_it_started_from():
@@ -175,13 +176,13 @@ def test_each_network_is_judged_against_the_one_that_it_started_from():
     text = describe(compared(*shares, starts=[0, 0, 1, 0]))
     assert re.search(r"rider .*<- after: brought back, third: taken away, fourth: gone before\n", text)
     text = " ".join(text.split())
-    assert "third took away what after had: rider (source 5.0, 5.0 -> 0.0 %)" in text and text.count(SIGN) == 1
+    assert "third took away classes that after had: rider (source 5.0, 5.0 -> 0.0 %)" in text and text.count(SIGN) == 1
 
 
-def test_what_a_curriculum_added_to_its_control_is_said():
+def test_effect_of_a_curriculum_is_shown_beside_its_control():
     shares = [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.7, 0.25, 0.05], [0.799, 0.2, 0.001]
     text = said(compared(*shares, controls=[None, None, 1]))
-    assert "What the curriculum of third added to the control after: another class for 10.0 % of the pixels" in text
+    assert "Effect of the curriculum of third, relative to the control after: 10.0 % of the pixels get another" in text
     assert "road +9.9, vegetation -5.0, rider -4.9 (taken away); -10.0 mIoU on the source." in text
     assert "curriculum of" not in said(compared(*shares))
 
@@ -192,7 +193,7 @@ def test_heads_keep_the_end_of_a_name_and_marks_all_of_it():
     text = describe(replace(comparison, labels=[0.9, 0.05, 0.05]))
     assert text.splitlines()[1].split()[2:4] == ["…_source_only", "…treets_pycda"]
     assert "<- rendered_streets_pycda: taken away" in text
-    assert "in train mode" in text and "in eval mode" in text  # why the labels' column is another one
+    assert "in train mode" in text and "in eval mode" in text  # why the column of pseudo-labels differs
 
 
 def test_summary_of_a_run(source_run, adapted):

@@ -1,4 +1,4 @@
-"""Strict YAML: whatever is wrong is named; what was used can be written down and read back."""
+"""Strict YAML: every mistake is named; a configuration can be written and read again."""
 
 from pathlib import Path
 
@@ -80,4 +80,4 @@ def test_help_lists_the_keys_and_print_config_the_values(script, tmp_path, capsy
     printed = write(tmp_path, capsys.readouterr().out)
     assert stopped.value.code == 0 and build_config(printed).seed == 3 and build_config(printed).train.num_steps == 7
     if script is train_pycda:
-        assert build_config(printed).train.momentum == 0  # the script's default, which the released script fixed
+        assert build_config(printed).train.momentum == 0  # the script's default; the released script fixes it

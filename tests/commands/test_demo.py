@@ -1,4 +1,4 @@
-"""The demo calls the scripts and collects what they say; tried on tiny data with a step or two."""
+"""The demo calls the scripts and collects their results; tested on tiny data with one or two steps."""
 
 import importlib
 import json
@@ -52,7 +52,7 @@ def test_table_and_picture_of_every_stage(small_city, tmp_path, monkeypatch, cap
 
 
 def in_this_process(command: list[str], **_: object) -> int:
-    """In place of a process: runs its command, ``sh run.sh SCRIPT.py CONFIG ...``, at once."""
+    """Run the command ``sh run.sh SCRIPT.py CONFIG ...`` here instead of in a process."""
     importlib.import_module(Path(command[2]).stem).main(command[3:])
     return 0
 
@@ -67,7 +67,7 @@ def test_every_stage_has_its_config_and_accepts_its_keys(stages):
 
 
 @pytest.mark.parametrize("config", sorted({stage.config for stage in demo.DEMO}))
-def test_quick_takes_fewer_steps_unless_a_key_says_otherwise(config):
+def test_quick_has_fewer_steps_unless_a_key_sets_them(config):
     path = demo.CONFIGS / f"{config}.yaml"
     full, quick = build_config(path), build_config(path, demo.quick_keys(config))
     assert quick.train.num_steps == quick.val.every == full.train.num_steps // demo.QUICK_STEPS

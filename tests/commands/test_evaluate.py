@@ -1,4 +1,4 @@
-"""evaluate.py: comparisons, averaging over scales, files that somebody else made, pictures."""
+"""evaluate.py: comparisons, averaging over scales, files of other programs, pictures."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_configuration_is_found_here_then_by_its_name(tmp_path, monkeypatch):
 
 
 class Stub(torch.nn.Module):
-    """Logits that are the image itself."""
+    """The logits are the image."""
 
     def stride_logits(self, image: Tensor) -> Tensor:
         return image
@@ -87,7 +87,7 @@ class Stub(torch.nn.Module):
 
 def test_averaging_undoes_the_mirror_and_the_scale():
     image = torch.zeros(1, 3, 8, 12)
-    image[:, 1, :, 6:] = 5.0  # class 1 on the right, where a mirror that is not undone would put it on the left
+    image[:, 1, :, 6:] = 5.0  # class 1 on the right; a mirror that is not undone would move it to the left
 
     def predict(tta: AtTestTime | None) -> Tensor:
         predictor = Predictor(Stub(), CITYSCAPES, torch.device("cpu"), Evaluation(), tta)
@@ -166,8 +166,8 @@ def test_panel_of_an_unlabelled_image_shows_the_prediction_and_lays_it_on_the_im
     for label, third in ((np.full((4, 8), 255), (sky + np.array([100, 0, 0])) // 2), (np.full((4, 8), 10), sky)):
         pixels = np.asarray(panel(image, label, prediction, CITYSCAPES)).astype(int)
         assert pixels.shape == (TITLE_HEIGHT + 4, 3 * 8 + 2 * 4, 3)
-        assert (pixels[TITLE_HEIGHT:, 12:20] == sky).all()  # the prediction, or the labels, which are the same
+        assert (pixels[TITLE_HEIGHT:, 12:20] == sky).all()  # the prediction; the labels are the same
         assert np.abs(pixels[TITLE_HEIGHT:, 24:] - third).max() <= 1
     half = np.where(np.arange(8) < 4, 255, 10) + np.zeros((4, 1), int)
     pixels = np.asarray(panel(image, half, prediction, CITYSCAPES))[TITLE_HEIGHT:, 24:]
-    assert not pixels[:, :4].any() and (pixels[:, 4:] == sky).all()  # black where nothing is labelled
+    assert not pixels[:, :4].any() and (pixels[:, 4:] == sky).all()  # unlabelled pixels are black

@@ -1,4 +1,4 @@
-"""What the user can mend is one line and status 2, and said within a moment; a bug keeps its traceback."""
+"""A mistake of the user gives one line and status 2 at once; a bug keeps its traceback."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COMMANDS = [["-m", "utils.commands", name] for name in ("demo", "check", "report
 
 
 def ended(main, capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:
-    """Status and last words of a program that is ``main``."""
+    """Status and error output of a program with this ``main``."""
     with pytest.raises(SystemExit) as stopped:
         program.exit_after(main, "program")
     return stopped.value.code, capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_error_in_a_loader_process_is_one_line(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [[name] for name in SCRIPTS] + COMMANDS, ids=" ".join)
 def test_questions_and_mistakes_are_answered_without_torch(program, tmp_path):
-    """torch takes seconds, so here it cannot be imported at all."""
+    """torch takes seconds to import, so here importing it is an error."""
     hook = "import sys\nsys.modules['torch'] = sys.modules['scipy'] = None\n"
     (tmp_path / "sitecustomize.py").write_text(hook)
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
@@ -118,7 +118,7 @@ def run_sh(*arguments: str, folder: Path, **variables: str) -> subprocess.Comple
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
 
 
-def test_wrong_key_of_several_processes_is_said_once_before_they_start(tmp_path):
+def test_wrong_key_of_several_processes_is_reported_once_before_they_start(tmp_path):
     wrong = run_sh("train_source_only", "source_only_exp001", "seed=-1", folder=tmp_path, NPROC="2")
     message = "train_source_only.py: error: command line: key 'seed' must be int, at least 0, got '-1'\n"
     assert (wrong.returncode, wrong.stderr) == (2, message)
@@ -126,7 +126,7 @@ def test_wrong_key_of_several_processes_is_said_once_before_they_start(tmp_path)
 
 @pytest.mark.slow
 def test_another_folder(command, city, tmp_path, monkeypatch):
-    """Everything is relative to where the command is started; what lies there under our names does not matter."""
+    """Paths are relative to the working directory; files there with our names have no effect."""
     _, config, *keys = command(Path("runs"), "run", "train.num_steps=1", "val.held_out=0")
     (tmp_path / "my.yaml").write_text(Path(config).read_text())
     for name in ("utils.py", "dataset.py", "models.py"):

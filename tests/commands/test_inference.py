@@ -1,4 +1,4 @@
-"""``utils.inference.load``: a checkpoint alone is enough, and gives what ``evaluate.py`` scores."""
+"""``utils.inference.load``: a checkpoint is enough, and gives the predictions that ``evaluate.py`` scores."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_own_classes_travel_in_the_checkpoint(command, city, own, tmp_path):  # 
     assert predictor.palette.tolist()[2] == [107, 142, 35]
     assert predictor.table.export_ids[:5].tolist() == [7, 11, 21, 26, 0]
     read_id_table.cache_clear()
-    configured = command(own, "run", *keys(own, city))  # which names the table that is gone
+    configured = command(own, "run", *keys(own, city))  # it names the deleted table
     (picture, *_) = sorted((city / "gtav/images").glob("*.png"))
     predict.main([*configured, str(picture), "--save", str(own / "p")])
     ids = np.asarray(Image.open(own / "p/label_ids" / picture.name))
@@ -109,7 +109,7 @@ def test_works_from_another_folder(city, source_run, tmp_path, monkeypatch):
     assert np.array_equal(load(source_run)(path), expected)
 
 
-def test_own_data_keep_their_size_unless_told(city, own):  # noqa: F811
+def test_own_data_keep_their_size_by_default(city, own):  # noqa: F811
     config = own / "c.yaml"
     config.write_text("num_classes: 4\n")
     given = [pair for pair in keys(own, city) if not pair.startswith("num_classes")]
@@ -121,7 +121,7 @@ def test_own_data_keep_their_size_unless_told(city, own):  # noqa: F811
 
 
 def kinds_of_pictures(folder: Path) -> list[Path]:
-    """The same scene in every kind that Pillow writes, some of them turned by EXIF, some without a known range."""
+    """The same scene in every kind that Pillow writes; some are turned by EXIF, some have no known range."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(np.kron(rng.integers(0, 255, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8))
     exif, deep = Image.Exif(), rng.integers(0, 65535, (64, 96)).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Pictures larger than the memory are named, the others are done; ``test.window`` sees them in overlapping parts."""
+"""Pictures larger than the memory are named, the others are predicted; ``test.window`` predicts overlapping parts."""
 
 import json
 
@@ -23,7 +23,7 @@ def seen_by(network: nn.Module, window: tuple[int, int] | None, tta: AtTestTime 
 
 
 class Whole(nn.Module):
-    """Logits that are the same at every place: (mean of the image, 0)."""
+    """Logits that are the same at every position: (mean of the image, 0)."""
 
     def stride_logits(self, image: Tensor) -> Tensor:
         mean = image[:, :1].mean((2, 3), keepdim=True).expand(-1, -1, *image.shape[2:])
@@ -31,7 +31,7 @@ class Whole(nn.Module):
 
 
 class Local(nn.Module):
-    """19 logits that are a function of the 8x8 pixels below each."""
+    """19 logits at stride 8, each a function of its 8x8 pixels."""
 
     def stride_logits(self, image: Tensor) -> Tensor:
         means = nn.functional.avg_pool2d(image, 8)
@@ -39,7 +39,7 @@ class Local(nn.Module):
 
 
 def test_probabilities_are_averaged_where_windows_overlap():
-    image = torch.arange(8.0).expand(1, 3, 4, 8)  # windows of 4 columns see a mean of 1.5, 3.5 and 5.5
+    image = torch.arange(8.0).expand(1, 3, 4, 8)  # windows of 4 columns have means of 1.5, 3.5 and 5.5
     first, second, third = torch.tensor([1.5, 3.5, 5.5]).sigmoid()
     expected = torch.stack([first, first, *[(first + second) / 2] * 2, *[(second + third) / 2] * 2, third, third])
     _, highest = seen_by(Whole(), (4, 16)).segment(image, (4, 8), confidence=True)

@@ -1,4 +1,4 @@
-"""``run.sh`` without training anything: the command that it would start, told by an ``echo`` in place of Python."""
+"""``run.sh`` without training: the command that it would start, printed by ``echo`` instead of Python."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def started(*arguments: str, **variables: str) -> str:
-    """What ``run.sh`` gives to the interpreter."""
+    """The arguments that ``run.sh`` gives to the interpreter."""
     set_by_clusters = ("SLURM_", "NNODES", "NODE_RANK", "NPROC", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(set_by_clusters)}
     environment = kept | {"PYTHON": "echo", "CUDA_VISIBLE_DEVICES": ""} | variables
@@ -21,7 +21,7 @@ def started(*arguments: str, **variables: str) -> str:
 
 
 def fake_python(folder: Path, gpus: int) -> str:
-    """An interpreter that counts ``gpus`` when asked, and otherwise says what it was given."""
+    """An interpreter that answers ``gpus`` to the count of GPUs, and otherwise prints its arguments."""
     path = folder / f"python{gpus}"
     path.write_text(f'#!/bin/sh\ncase $1 in -c) echo {gpus} ;; *) echo "$@" "NPROC=${{NPROC:-}}" ;; esac\n')
     path.chmod(0o755)
@@ -87,7 +87,7 @@ def test_several_nodes_by_variables_or_by_slurm(tmp_path):
     ("arguments", "message"),
     [([], "sh run.sh SCRIPT CONFIG"), (["train_pycda.py", "c.yaml"], "set NODE_RANK")],
 )
-def test_what_is_missing_is_named(arguments, message):
+def test_missing_arguments_are_named(arguments, message):
     environment = os.environ | {"NNODES": "2", "MASTER_ADDR": "node7"}
     command = ["sh", str(ROOT / "run.sh"), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The authors' flat YAML under ``common:``: what acted there acts here, the rest is named once."""
+"""The authors' flat YAML under ``common:``: keys with an effect there have it here; the others are named once."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from utils.config.official import DEAD, DERIVED, ELSEWHERE, RENAMED, SCRIPTS
 from utils.config.read import ConfigError, build_config
 
-# One value a key, none of them our default.
+# One value per key, none of them our default.
 OFFICIAL = """\
 common:
   exp_name: theirs
@@ -95,7 +95,7 @@ def test_keys_that_every_script_reads(tmp_path):
         assert (c.train.batch_size, c.train.num_steps, c.train.lr_encoder, c.train.lambda_seg) == (4, 900, 1e-4, 0.3)
 
 
-def test_what_a_script_fixed_in_code_it_fixes_here(tmp_path):
+def test_values_that_a_released_script_fixes_in_code_are_fixed_here(tmp_path):
     source, _ = read(tmp_path, "train_source_only")
     assert source.source.scale == (0.5, 1.5) and source.source.rotate == (-10, 10) and not source.source.flip
     assert (source.train.momentum, source.train.weight_decay, source.train.lr_pow) == (0.7, 1e-3, 0.8)
@@ -103,13 +103,13 @@ def test_what_a_script_fixed_in_code_it_fixes_here(tmp_path):
     assert adabn.source.scale == adabn.target.scale == (0.5, 1.5) and adabn.source.rotate is None and adabn.target.flip
     pycda, _ = read(tmp_path, "train_pycda")
     assert pycda.source.scale is None and pycda.target.crop_size == (400, 300) and not pycda.target.flip
-    assert pycda.train.momentum == 0.9  # the script's own default of 0 is below, the file's beta1 does not act
+    assert pycda.train.momentum == 0.9  # not the script's default of 0; the file's beta1 has no effect
     assert pycda.curriculum.box_size == (4, 8, 16) and pycda.curriculum.lambda_eq == 0
     assert (pycda.curriculum.lambda_pseudo, pycda.curriculum.conf_threshold) == (0.5, 0.6)
     spatial, _ = read(tmp_path, "train_pycda_spatial")
     assert spatial.target.crop_size is None and spatial.source.crop_size is None
     assert spatial.curriculum.lambda_eq == 0.125
-    assert (spatial.train.schedule, spatial.train.decrease_lr) == ("drop", 700)  # the second of two lines wins
+    assert (spatial.train.schedule, spatial.train.decrease_lr) == ("drop", 700)  # the second line wins
     assert read(tmp_path, "train_pycda_spatial", OFFICIAL.replace("700", "-1"))[0].train.decrease_lr == 900
 
 
@@ -127,7 +127,7 @@ def test_keys_without_effect_are_listed_in_one_warning(tmp_path):
     assert "given twice, the last one counts: decrease_lr" in message
 
 
-def test_keys_that_a_file_lacks_are_listed_with_what_is_taken(tmp_path):
+def test_missing_keys_of_a_file_are_listed_with_the_used_values(tmp_path):
     text = OFFICIAL.replace("  merge_1x1: False\n", "").replace("  lambda_eq: 0.125\n", "")
     assert len(read(tmp_path, "train_pycda", OFFICIAL)[1]) == 1
     *_, message = read(tmp_path, "train_pycda_spatial", text)[1]
@@ -186,7 +186,7 @@ def test_a_mistake_is_named(tmp_path, text, message):
     ],
 )
 def test_half_of_what_belongs_together_is_named(tmp_path, text, script, message):
-    """Not taken from a base either: each file is translated for itself."""
+    """Nor can a base give the other half: each file is translated alone."""
     whole = "common: {scale_min: 0.5, scale_max: 2, rotate_min: -1, rotate_max: 1, num_steps: 9}"
     (tmp_path / "base.yaml").write_text(whole)
     for inherits in ("", "base: base.yaml\n"):

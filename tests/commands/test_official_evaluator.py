@@ -1,4 +1,4 @@
-"""Our scores equal those of the Cityscapes evaluator. Needs ``pip install cityscapesscripts``; nothing else does."""
+"""Our scores equal those of the Cityscapes evaluator. Only this test needs ``pip install cityscapesscripts``."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ IDS = 34
 
 
 def pair(rng: np.random.Generator, folder: Path, index: int) -> tuple[Path, Path]:
-    """A label and a prediction that is right for some, with all 34 ids or only a few of them."""
+    """A label and a partly correct prediction, with all 34 ids or only a few of them."""
     ids = np.arange(IDS) if index % 2 else rng.choice(IDS, 6, replace=False)
     label = rng.choice(ids, (40, 60)).astype(np.uint8)
     prediction = np.where(rng.random(label.shape) < 0.6, label, rng.choice(ids, label.shape)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The authors' YAML files with their kinds of list files, on Cityscapes' layout: through check, training and scores."""
+"""The authors' YAML files with their kinds of list files, in the Cityscapes layout: check, training and scores."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ CROPS = ["source.crop_size=[64, 32]", "target.crop_size=[64, 32]"]
 
 @pytest.fixture(scope="module")
 def paths(city: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The authors' keys of files: image lists relative to the data's folder, label lists to the labels' folder."""
+    """The authors' keys of files: image lists are relative to the data folder, label lists to the label folder."""
     folder, root = tmp_path_factory.mktemp("lists"), city / "cityscapes"
     train, held_out = hold_out(find_samples("cityscapes", root), 3, 0)
     val = find_samples("cityscapes", root, split="val")
@@ -112,7 +112,7 @@ def paths(city: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An encoder and a decoder file as the released code saves them."""
+    """An encoder and a decoder file in the form of the released code."""
     torch.manual_seed(0)
     folder, model = tmp_path_factory.mktemp("pair"), build_segmentor("resnet10_dilated16", "ppm_bilinear")
     files = {}
@@ -149,7 +149,7 @@ def test_released_file_with_other_paths_is_checked_trained_and_scored(name, path
 
 
 def test_released_conversion_takes_a_pair_and_writes_one(paths, pair, tmp_path):
-    """The written pair is the network of adabn.pth, with the running sums that the released code goes on with."""
+    """The written pair is the network of adabn.pth, with running sums that the released code can continue."""
     path = write(tmp_path, "converted", RELEASED, paths, pair)
     convert.main([path, *SMALL, *CROPS])
     folder = Path(paths["snapshot_dir"]) / "converted"

@@ -21,7 +21,7 @@ def same(one: str, other: str) -> list[bool]:
 
 @pytest.fixture
 def no_fonts(monkeypatch):
-    """A machine that has no font but Pillow's."""
+    """A machine that has only Pillow's font."""
     monkeypatch.setattr(pictures, "FONTS", ())
     pictures.drawable.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""``sh run.sh predict``: pictures of any kind without labels, and nothing is overwritten or left out in silence."""
+"""``sh run.sh predict``: pictures of any kind without labels; nothing is overwritten or skipped in silence."""
 
 import shutil
 import sys
@@ -49,7 +49,7 @@ def test_a_folder_with_all_its_formats(command, source_run, photos, tmp_path, ca
     assert predict.main(arguments) == 0
     output = capsys.readouterr()
     assert f"4 pictures by {source_run}/" in output.out
-    assert output.err.count(f"left out below {photos}: 2 .xml, 1 without an ending\n") == 1
+    assert output.err.count(f"skipped below {photos}: 2 .xml, 1 without a suffix\n") == 1
     names = ["Köln süd/frame 10.png", "Köln süd/frame 2.png", "Köln süd/morning/frame.png", "grey.png"]
     for kind in (*FOLDERS, "confidence"):
         assert list(found(out, kind)) == names
@@ -74,7 +74,7 @@ def test_legend_is_in_overlays_and_clip_where_it_is_asked_for(command, source_ru
         assert predict.main(command(source_run.parent, "source_only", *options)) == 0
         overlays[choice] = found(tmp_path / choice, "overlay")["frame.png"]
         with Image.open(tmp_path / "clip.gif") as clip:
-            assert clip.size == overlays[choice].size or max(clip.size) == 960  # clips are shrunk to that
+            assert clip.size == overlays[choice].size or max(clip.size) == 960  # clips are at most this wide
     plain, legend = overlays.values()
     assert (
         plain.size == found(tmp_path / "none", "colour")["frame.png"].size
@@ -101,7 +101,7 @@ def test_evaluate_gives_the_same(command, source_run, photos, tmp_path):
     one, other = (found(tmp_path / run, "label_ids") for run in "ab")
     assert list(one) == list(other) == ["Köln süd/frame 10.png", "Köln süd/frame 2.png", *list(one)[2:]]
     differ = [name for name in one if not np.array_equal(np.asarray(one[name]), np.asarray(other[name]))]
-    assert differ  # keys of tta count
+    assert differ  # keys of tta have an effect
     with pytest.raises(ConfigError, match="--images gives no scores"):
         evaluate.main(command(tmp_path, "any", "--images", *paths, *more, "--json", "x.json"))
 
@@ -119,14 +119,14 @@ def test_official_pair_of_files(command, source_run, photos, tmp_path):
     assert np.array_equal(a, b) and len(np.unique(a)) > 1
 
 
-def test_unreadable_picture_is_named_and_the_rest_goes_on(command, source_run, photos, tmp_path, capsys):
+def test_unreadable_picture_is_named_and_the_others_are_predicted(command, source_run, photos, tmp_path, capsys):
     (photos / "Köln süd/damaged.jpg").write_bytes((photos / "Köln süd/frame 10.jpg").read_bytes()[:400])
     out = tmp_path / "out"
     arguments = command(source_run.parent, "source_only", str(photos), "--save", str(out), "test.num_workers=1")
     assert predict.main(arguments) == 1
     written = capsys.readouterr()
     assert "4 pictures" in written.out and "damaged.jpg" in written.err and len(found(out, "colour")) == 4
-    assert "train." not in written.err and "list" not in written.err  # what helps a training only
+    assert "train." not in written.err and "list" not in written.err  # advice for trainings only
 
 
 def test_clip_has_the_frames_in_natural_order(command, source_run, photos, tmp_path):
@@ -156,14 +156,14 @@ def test_two_processes_share_the_files(command, source_run, photos, tmp_path, fo
     assert all(np.array_equal(np.asarray(one[name]), np.asarray(two[name])) for name in one)
 
 
-def test_which_files_are_meant(photos, tmp_path):
+def test_which_files_are_found(photos, tmp_path):
     out = Output(photos / "results")
     shutil.copytree(photos / "Köln süd", photos / "results/other")
     for number in (1, 9):
         shutil.copy(photos / "grey.tiff", photos / f"Köln süd/frame {number}.tiff")
     names = [str(file.name) for file in find_pictures([photos], "", out)]
     frames = ["frame 1", "frame 2", "frame 9", "frame 10", "morning/frame"]
-    assert names == [*(f"Köln süd/{name}" for name in frames), "grey"]  # neither hidden ones nor our own results
+    assert names == [*(f"Köln süd/{name}" for name in frames), "grey"]  # no hidden files, no results
     lines = ["Köln süd/frame 10.jpg", "grey.tiff\tlabels/grey.png", str(photos / "Köln süd/frame 2.JPEG")]
     (photos / "list.txt").write_text("\n".join(lines))
     listed = find_pictures([photos / "list.txt"], tmp_path, out)
@@ -181,7 +181,7 @@ def test_own_results_are_no_pictures(command, source_run, photos, tmp_path, caps
         assert predict.main(command(source_run.parent, "source_only", str(pictures), *options)) == 0
         assert capsys.readouterr().out.startswith("4 pictures")
     for result in ("colour", "overlay/Köln süd", "colour/grey.png"):
-        with pytest.raises(DataError, match="is a result of the same --save|results are left out"):
+        with pytest.raises(DataError, match="is a result of the same --save|results are skipped"):
             find_pictures([save / result], "", Output(save))
 
 
@@ -197,7 +197,7 @@ def test_each_folder_is_walked_once_however_it_is_linked(photos, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_no_half_picture_stays_where_the_disk_is_full(tmp_path):
+def test_no_half_picture_remains_on_a_full_disk(tmp_path):
     import resource
 
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
@@ -218,7 +218,7 @@ def test_no_half_picture_stays_where_the_disk_is_full(tmp_path):
     assert list(tmp_path.iterdir()) == paths[:1] and paths[0].read_bytes() == before
 
 
-def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, photos, tmp_path):
+def test_mistakes_are_reported_before_anything_runs(command, source_run, photos, tmp_path):
     def run(*arguments: str) -> None:
         predict.main(command(source_run.parent, "source_only", "--save", str(tmp_path / "out"), *arguments))
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, 
     for options, message in (
         (["--opacity", "50"], "--opacity must be from 0 to 1"),
         (["--clip", "a.mp4"], "--clip must end in .gif or .webp"),
-        (["--fps", "0"], "--fps must be above 0"),
+        (["--fps", "0"], "--fps must be from 0.01 to 100"),
         (["--fps", "nan"], "--fps must be .*, got nan"),
         (["--fps", "0.001"], "--fps must be .* from 0.01"),
         (["tta.scales=[1e9]"], "'tta.scales' must be"),
@@ -249,7 +249,7 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(command, source_run, 
     assert not (tmp_path / "out").exists()
 
 
-def test_legend_names_all_classes_and_colours_those_that_are_there():
+def test_legend_names_all_classes_and_colours_the_present_ones():
     picture = Image.new("RGB", (640, 100))
     sizes, inks = set(), []
     for number in (0, 10):
@@ -259,4 +259,4 @@ def test_legend_names_all_classes_and_colours_those_that_are_there():
         inks.append([(legend == colour).all(1).sum() for colour in CITYSCAPES.palette])
     assert len(sizes) == 1 and sheet.height == 100
     filled = [[number for number, area in enumerate(areas) if area > 90] for areas in inks]
-    assert filled == [[0], [10]] and min(map(min, inks)) > 20  # an outline of the others
+    assert filled == [[0], [10]] and min(map(min, inks)) > 20  # the others have an outline

@@ -1,4 +1,4 @@
-"""Files of predictions that somebody else made: which file belongs to which image, and what its ids mean."""
+"""Prediction files of other programs: which file belongs to which image, and the meaning of the ids."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_predictions_have_the_ids_of_cityscapes_whatever_ids_the_labels_have(tmp
     assert matrix.miou() == 1
 
 
-def test_much_that_is_no_class_is_said(scene, tmp_path, capsys):
+def test_many_ids_of_no_class_are_reported(scene, tmp_path, capsys):
     score(scene, tmp_path, np.where(np.arange(32) < 16, 4, 7)[None].repeat(16, 0) + 16)  # 20 and 23
     assert "no class" not in capsys.readouterr().out
     score(scene, tmp_path, np.where(np.arange(32) < 16, 4, 23)[None].repeat(16, 0))

@@ -1,4 +1,4 @@
-"""The result page: complete, self-contained, and its numbers are those of the run."""
+"""The result page: complete, works offline, and shows the numbers of the run."""
 
 import json
 import re
@@ -18,7 +18,7 @@ LAYERS = ("pixel", "square_4", "square_8")
 
 
 class Links(HTMLParser):
-    """Every address that the page would fetch, and the nesting of its elements."""
+    """Every address that the page would load, and the nesting of its elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_page_without_test_labels_shows_the_rest(command, city, source_run, tmp_
     keys = [f"target.data_dir={tmp_path}/data", f"model.weights={source_run}", "curriculum.conf_threshold=0.1"]
     arguments = command(tmp_path, "run", *keys)
     train_pycda.main(arguments)
-    report.main(arguments)  # against what it started from, without being told
+    report.main(arguments)  # the baseline is the start, without an option
     page = (tmp_path / "run/report.html").read_text()
     assert "Scores on the test set" not in page and "miou_16" not in page
     assert re.search(r'class="verdict">PyCDA, without test labels: predicts [a-z ]+ \d+ %', page)
@@ -92,7 +92,7 @@ def test_page_without_test_labels_shows_the_rest(command, city, source_run, tmp_
 
 
 def test_pseudo_labels_are_those_of_the_run_with_all_its_options(command, source_run, tmp_path):
-    """No prior is needed for them, so no source label is read."""
+    """They need no prior, so no source label is read."""
     shutil.copytree(source_run, tmp_path / "alone")
     path = tmp_path / "alone/config.yaml"
     keys = yaml.safe_load(path.read_text())
@@ -129,6 +129,6 @@ def test_single_point_is_a_number():
 
 
 def test_run_on_a_read_only_disk_is_refused_before_anything_is_computed(command, source_run, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
-    with pytest.raises(ConfigError, match=f"cannot write {source_run}/report.html: compare says"):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the user of the tests may be root
+    with pytest.raises(ConfigError, match=f"cannot write {source_run}/report.html: use sh run.sh compare"):
         report.main(command(source_run.parent, source_run.name))

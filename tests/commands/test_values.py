@@ -1,4 +1,4 @@
-"""Values of keys: ranges, words that YAML takes for something else, names that are no place, text that is no YAML."""
+"""Values of keys: ranges, words with another meaning in YAML, names outside of the folder, text that is no YAML."""
 
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_ends_of_a_range_are_admitted(config_file):
 
 
 @pytest.mark.parametrize("word", ["no", "off", "yes", "123", "2024-05-01", "1e3", "a: b", "[a", "@x", "true"])
-def test_text_on_the_command_line_is_taken_as_it_is(config_file, word):
+def test_text_on_the_command_line_is_used_unchanged(config_file, word):
     assert build_config(config_file, [f"exp_name={word}"]).exp_name == word
     assert build_config(config_file, [f"target.data_list={word}"]).target.data_list == word
 

@@ -1,4 +1,4 @@
-"""PNG files of any depth, filter and interlacing, written by the specification and not by Pillow."""
+"""PNG files of any depth, filter and interlacing, written without Pillow, by the specification."""
 
 import struct
 import zlib

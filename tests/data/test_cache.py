@@ -1,4 +1,4 @@
-"""Pictures read through the cache are those read without it, to the bit; it never serves what is old or half there."""
+"""The cache gives the same pictures as the files, bit for bit; it never gives old or incomplete ones."""
 
 import os
 from functools import partial
@@ -33,7 +33,7 @@ OPTIONS = [
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Three pictures with labels, one of them of another size, and one without."""
+    """Three pictures with labels, one of another size, and a picture without a label."""
     rng, found = np.random.default_rng(0), []
     for i in range(4):
         image, label = tmp_path / f"image{i}.png", tmp_path / f"label{i}.png"
@@ -93,7 +93,7 @@ def test_changed_file_is_read_anew(samples, tmp_path, part):
     pixels = np.full_like(np.array(Image.open(path)), 7)
     Image.fromarray(pixels).save(path)
     changed = path.stat()
-    os.utime(path, ns=(changed.st_atime_ns, changed.st_mtime_ns + 1))  # a clock may be coarser than this test
+    os.utime(path, ns=(changed.st_atime_ns, changed.st_mtime_ns + 1))  # the clock may be coarse
     after, expected = folder(samples, {}, tmp_path / "cache")[0], folder(samples, {})[0]
     assert torch.equal(after[part], expected[part]) and not torch.equal(after[part], before[part])
 
@@ -130,7 +130,7 @@ def test_bad_sample_gives_the_error_that_it_gives_without_the_cache(samples, tmp
     Image.fromarray(np.full((40, 64), 77, np.uint8)).save(samples[1].label)
     Image.fromarray(np.full((9, 9), 7, np.uint8)).save(samples[2].label)
     samples[3].image.unlink()
-    for cache in (tmp_path / "cache", tmp_path / "cache"):  # the second time too
+    for cache in (tmp_path / "cache", tmp_path / "cache"):  # also the second time
         for i in range(4):
             messages = []
             for data in (folder(samples, {"size": (50, 30)}), folder(samples, {"size": (50, 30)}, cache)):

@@ -1,4 +1,4 @@
-"""Threads and loader processes follow what a container, a scheduler or the user allows."""
+"""Threads and loader processes follow the limits of a container, a scheduler or the user."""
 
 import math
 import os
@@ -37,11 +37,11 @@ def test_quota_of_a_container(files, expected, tmp_path):
 
 @pytest.fixture
 def four_cores_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container with a quota on a large host, in which nobody has set anything."""
+    """A container with a quota on a large host, without any setting by the user."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(program, "cgroup_quota", lambda: 4.5)
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "NPROC", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.setenv(name, "")  # is restored after the test
         monkeypatch.delenv(name)
 
 
@@ -54,7 +54,7 @@ def test_threads_are_a_process_share_of_the_quota(four_cores_of_64, monkeypatch,
     assert int(os.environ["GOMP_SPINCOUNT"]) > 0
 
 
-def test_what_the_user_has_set_stays(four_cores_of_64, monkeypatch):
+def test_settings_of_the_user_stay(four_cores_of_64, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     share_cores()

@@ -1,4 +1,4 @@
-"""Pixels are read as they are meant, or the file is refused by name with the likely cause."""
+"""Pixels are read correctly, or an error names the file and the likely cause."""
 
 import numpy as np
 import pytest
@@ -81,11 +81,11 @@ def test_prediction_of_an_undefined_id_is_refused(tmp_path):
     Image.fromarray(np.array([[7, 23, 0]], np.uint8)).save(tmp_path / "p.png")
     assert read_label(tmp_path / "p.png", prediction_kind("synthia")).tolist() == [
         [0, 10, 255]
-    ]  # Cityscapes' ids, as written
+    ]  # ids of Cityscapes, as in the file
 
 
 def bomb(path) -> None:
-    """200 megapixels of nothing."""
+    """200 megapixels, all zero."""
     grey(path, np.zeros((1, 1)), 1)
     content = path.read_bytes()
     header = (20000).to_bytes(4, "big") + (10000).to_bytes(4, "big") + content[24:29]
@@ -118,7 +118,7 @@ def test_synthia_label_that_claims_too_many_pixels_is_refused_at_once(tmp_path, 
     assert not recwarn.list
 
 
-def test_skipping_goes_past_several_bad_neighbours(tmp_path):
+def test_skipping_passes_several_bad_neighbours(tmp_path):
     samples = []
     for i in range(5):
         path = tmp_path / f"{i}.png"
@@ -130,7 +130,7 @@ def test_skipping_goes_past_several_bad_neighbours(tmp_path):
     found = [data[i] for i in range(5)]
     assert [item["name"] for item in found] == ["0", "4", "4", "4", "4"]
     named = [[i for i in range(5) if f"{i}.png" in item["skipped"]] for item in found]
-    assert named == [[], [1], [2], [3], []]  # each counts once
+    assert named == [[], [1], [2], [3], []]  # each is counted once
     fewer = SegmentationDataset(samples, "gtav", EvalTransform(None), seed=0, domain=0, skip_bad=2)
     with pytest.raises(DataError, match="3.png"):
         fewer[1]

@@ -1,4 +1,4 @@
-"""Finding and reading pairs: the three layouts, list files, and every way in which a download can be wrong."""
+"""Finding and reading pairs: the three layouts, list files, and everything that can be wrong with a download."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Id tables are read strictly: one line that names the file and what is wrong in it."""
+"""Id tables are read strictly: an error is one line that names the file and the mistake."""
 
 import re
 from itertools import pairwise
@@ -38,7 +38,7 @@ A, B = "{name: a, colour: [0, 0, 0], ids: [0]}", "{name: b, colour: [9, 0, 0], i
         ("classes: " + 2000 * "[", "nested too deeply|is not YAML"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, text, message):
+def test_mistakes_are_named(tmp_path, text, message):
     path = tmp_path / "t.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as raised:
@@ -83,7 +83,7 @@ def test_another_encoding_is_named(tmp_path):
         read_id_table(str(tmp_path / "t.yaml"))
 
 
-def test_255_is_a_class_where_a_class_names_it_and_else_void(tmp_path):
+def test_255_is_void_unless_a_class_names_it(tmp_path):
     for name, ids in (("masks", 255), ("plain", 1)):
         (tmp_path / f"{name}.yaml").write_text(f"classes: [{A}, {B.replace('[1]', f'[{ids}]')}]")
     masks, plain = (str(tmp_path / f"{name}.yaml") for name in ("masks", "plain"))

@@ -1,4 +1,4 @@
-"""An image is its path: frames of one number in several folders, other spellings, lists that name an image twice."""
+"""An image is identified by its path: same names in several folders, other spellings, lists that repeat an image."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.fixture
 def days(tmp_path: Path) -> Path:
-    """Frames 0000 to 0005 of three days in the Cityscapes layout, each day with another picture and label."""
+    """Frames 0000 to 0005 of three days in the Cityscapes layout; each day has its own pictures and labels."""
     for split in ("train", "val"):
         for number, day in enumerate(DAYS):
             for i in range(6):
@@ -66,14 +66,14 @@ def test_each_image_gets_its_files_and_its_score(command, days, source_run, tmp_
     for kind in ("colour", "label_ids", "panels"):
         files = {str(path.relative_to(tmp_path / "p" / kind)) for path in (tmp_path / "p" / kind).rglob("*.png")}
         assert files == {f"{day}/{i:04d}.png" for day in DAYS for i in range(6)}
-    for folder in ("p", "p/label_ids"):  # what --save wrote, as it is
+    for folder in ("p", "p/label_ids"):  # folders that --save wrote
         keys = [f"target.data_dir={days}", "--predictions", str(tmp_path / folder)]
         evaluate.main(command(tmp_path, "any", *keys, "--json", str(tmp_path / "b.json")))
         a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
         assert a["confusion_matrix"] == b["confusion_matrix"] and np.sum(b["confusion_matrix"]) == 18 * 32 * 64
 
 
-def test_names_of_own_images_keep_their_folders_and_what_tells_them_apart(tmp_path):
+def test_names_of_own_images_keep_folders_and_stay_distinct(tmp_path):
     root, outside = tmp_path / "set", save(tmp_path / "elsewhere/x.png", np.zeros((2, 2)))
     for name in ("a/1.png", "a/1.jpg", "b/1.png", "a_1.png"):
         save(root / name, np.zeros((2, 2)))
@@ -171,7 +171,7 @@ def test_an_image_as_its_own_label_is_named_with_its_line(tmp_path, label):
 
 
 def test_a_repetition_in_a_long_list_is_found_at_once(tmp_path):
-    (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(200_000)) + "7.png\n")  # quadratic: 2 hours
+    (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(200_000)) + "7.png\n")  # quadratic: hours
     with pytest.raises(DataError, match="lists 7.png more than once"):
         read_list(tmp_path / "list.txt")
 

@@ -1,4 +1,4 @@
-"""The order of images is a function of (seed, position in the stream), whatever the number of processes."""
+"""The order of images is a function of (seed, position in the stream), for any number of processes."""
 
 from itertools import islice
 
@@ -27,7 +27,7 @@ def test_every_epoch_is_another_permutation():
     assert keys != sum(first(EndlessBatchSampler(10, 5, seed=1), 4), [])
 
 
-def test_start_step_goes_on_where_another_run_stopped():
+def test_start_step_continues_where_another_run_stopped():
     assert first(EndlessBatchSampler(7, 4, seed=0, start_step=5), 3) == first(EndlessBatchSampler(7, 4, seed=0), 8)[5:]
 
 

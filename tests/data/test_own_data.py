@@ -1,4 +1,4 @@
-"""Own data by list files and an id table, with other classes than Cityscapes'."""
+"""Own data with list files and an id table, with other classes than Cityscapes."""
 
 import json
 import re
@@ -40,7 +40,7 @@ void: [0, 17, 19, 20, 23]
 
 @pytest.fixture
 def own(city: Path, tmp_path: Path) -> Path:
-    """List files over the toy city's pictures, and an id table of four classes."""
+    """List files of the toy city's pictures, and an id table of four classes."""
     (tmp_path / "classes.yaml").write_text(TABLE)
     source = [f"gtav/images/{i:05d}.png gtav/labels/{i:05d}.png" for i in range(1, 7)]
     (tmp_path / "source.txt").write_text("\n".join(source))
@@ -108,7 +108,7 @@ def test_checkpoint_of_other_classes_is_refused_and_says_which(command, city, ow
     fewer = "".join([first, *others[:3]])
     assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
     load_network(config_of(TABLE.replace("128, 64", "1, 2").replace("ids: [7,", "ids: [9,")), [file], cpu)
-    torch.save({name: value for name, value in state.items() if name != "classes"}, file)  # as older versions wrote it
+    torch.save({name: value for name, value in state.items() if name != "classes"}, file)  # like older versions
     load_network(config_of(swapped), [file], cpu)
     assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
     torch.save(state | {"classes": {name: entry[:3] for name, entry in state["classes"].items()}}, file)
@@ -158,11 +158,11 @@ def test_bad_lists_and_settings_are_named(command, city, own):
     assert build_config(command(own, "x")[1]).source.id_table is None
 
 
-def test_test_set_is_of_the_targets_classes_where_it_is_not_said_otherwise(command, city, own):
+def test_test_set_has_the_targets_classes_by_default(command, city, own):
     given = [key for key in keys(own, city) if not key.startswith("test.")]
     config = build_config(command(own, "x")[1], given)
     assert config.test.label_kind == f"{own}/classes.yaml" and config.class_table.names[0] == "ground"
-    assert Data(config).test("optional") == []  # a list that nobody gave
+    assert Data(config).test("optional") == []  # no list is given
     with pytest.raises(DataError, match="needs a data_list"):
         Data(config).test()
     unlabelled = build_config(command(own, "x")[1], [*given, f"test.data_list={own}/train.txt"])
@@ -210,14 +210,14 @@ def test_predictions_have_the_ids_and_colours_of_the_test_set(command, city, own
     assert load(own / "run").table.export_ids[:4].tolist() == [7, 11, 21, 26]
     assert load(own / "run").palette.tolist()[1] == [70, 70, 70]
     content = torch.load(own / "run/last.pth", weights_only=True)
-    content["classes"] |= {"export_ids": [22, 12, 21, 26]}  # as written before, by the source's table
+    content["classes"] |= {"export_ids": [22, 12, 21, 26]}  # older versions wrote the source's ids
     torch.save(content, own / "run/last.pth")
     export.main(command(own, "run", *mine, "--to", str(own / "to.pth")))
     assert load(own / "to.pth").table.export_ids[:4].tolist() == [7, 11, 21, 26]
 
 
 @pytest.mark.slow
-def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
+def test_readme_case_without_a_test_set_from_check_to_export(city, own, tmp_path, monkeypatch, capsys):
     """Own classes, photographs without a label, and no ``test:`` section."""
     domain = "{dataset: list, id_table: classes.yaml, crop_size: [64, 32], data_dir: %s, data_list: %s.txt}"
     lines = ["num_classes: 4", "model: {encoder: resnet10_dilated16, decoder: fcn}"]
@@ -235,7 +235,7 @@ def test_readme_case_without_a_test_set_goes_from_check_to_export(city, own, tmp
     test_adabn.main(["own.yaml", "exp_name=own_pycda"])
     assert "converted without scores" in Path("runs/own_pycda/log.txt").read_text()
     report.main(["own.yaml", "exp_name=own_pycda", "--images", "3"])
-    page = re.sub(r"base64,[^\"]*", "", Path("runs/own_pycda/report.html").read_text())  # pictures may spell anything
+    page = re.sub(r"base64,[^\"]*", "", Path("runs/own_pycda/report.html").read_text())  # pictures may contain any word
     assert "PyCDA, without test labels: predicts" in page and "nan" not in page
     image = Path("train.txt").read_text().splitlines()[0]
     assert predict.main(["own.yaml", image, "--weights", "runs/own_pycda", "--save", "segmented"]) == 0

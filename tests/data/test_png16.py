@@ -1,4 +1,4 @@
-"""SYNTHIA's 16-bit labels: every way to store them is read exactly, no damage goes unnoticed or kills the process."""
+"""SYNTHIA's 16-bit labels: every encoding is read exactly; damage is an error and never kills the process."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TRIALS = 60
 
 
 def pixels(channels: int = 3) -> np.ndarray:
-    """Every value a 16-bit channel may have, in areas and at random."""
+    """Every value of a 16-bit channel, in areas and at random."""
     values = np.random.default_rng(0).integers(0, 2**16, (23, 37, channels), np.uint16)
     values[:, :10, 0] = 7
     return values
@@ -57,7 +57,7 @@ def test_damage_gives_the_right_values_or_an_error_that_names_the_file(tmp_path,
     assert refused >= TRIALS - 2  # a word may be zero already
 
 
-def test_nothing_else_than_pillow_decodes(tmp_path):
+def test_only_pillow_decodes(tmp_path):
     colour16(tmp_path / "a.png", pixels())
     code = (
         "import sys; from pathlib import Path; from dataset.reading import read_raw_label; "

@@ -15,7 +15,7 @@ C = 19
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list:
-    """Two labels: left half road and right half sky, then the left half building and the right half ignored."""
+    """Two labels: road on the left and sky on the right; building on the left and ignored on the right."""
     for name, left, right in (("1.png", 7, 23), ("2.png", 11, 0)):
         label = np.full((4, 8), left, np.uint8)
         label[:, 4:] = right
@@ -95,7 +95,7 @@ def test_authors_formats(tmp_path):
     assert np.allclose(priors.load_spatial_prior(tmp_path / "prior.npy", C), values.transpose(2, 0, 1))
 
 
-def test_first_classes_of_a_larger_spatial_prior_are_taken_and_told(tmp_path):
+def test_first_classes_of_a_larger_spatial_prior_are_used_and_reported(tmp_path):
     values, told = np.random.default_rng(0).random((3, 5, C + 2)), []
     np.save(tmp_path / "prior.npy", values)
     assert np.allclose(

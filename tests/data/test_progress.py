@@ -1,4 +1,4 @@
-"""Progress: a bar that shows its loss at 80 columns on a terminal, and no carriage return anywhere else."""
+"""Progress: a terminal of 80 columns gets a bar with the loss; other outputs get no carriage return."""
 
 import fcntl
 import io
@@ -18,7 +18,7 @@ from dataset.progress import Progress, duration
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: TextIO, title: str, **options) -> None:
-    """Write what a loop over a training's steps does."""
+    """Write the output of a loop over training steps."""
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(range(34990, 35000), title, start=34990, **options) as bar:
         for _ in bar:
@@ -41,7 +41,7 @@ def test_loss_fits_into_80_columns(monkeypatch):
     with terminal(80) as (stream, screen):
         shown(monkeypatch, stream, "pycda_spatial_ratio_exp001")
         drawn = b""
-        while not drawn.endswith(b"\n"):  # a terminal hands over what it has, which may be a part
+        while not drawn.endswith(b"\n"):  # a read from a terminal may return a part
             drawn += os.read(screen, 2**16)
         states = drawn.decode().strip().split("\r")
     assert "..atial_ratio_exp001: 34999/35000, source 0.123, target 0.456" in states[-3]
@@ -67,8 +67,8 @@ def test_items_of_unknown_number(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("after", "expected"), [(3, ["about 10 s left, 2.00 s a step"]), (20, [])])
-def test_time_that_is_left_is_told_once(monkeypatch, after, expected):
-    """As soon as enough items and seconds have passed; a first item that takes longer does not count."""
+def test_remaining_time_is_shown_once(monkeypatch, after, expected):
+    """After enough items and seconds; a slow first item does not count."""
     clock = iter([0, 100, *range(102, 140, 2)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(progress, "KNOWN_AFTER", after)

@@ -1,4 +1,4 @@
-"""GTAV labels of another size than their image: resized for training as released, and nowhere else."""
+"""GTAV labels with another size than their image: resized only for training, as in the released code."""
 
 import shutil
 from functools import partial
@@ -22,7 +22,7 @@ LARGER, OTHER = (97, 65), (96, 62)  # aspects 0.5 % and 3.2 % from that of 96x64
 
 @pytest.fixture
 def gtav(city: Path, tmp_path: Path) -> Path:
-    """Six pictures; two of the labels are larger than their images."""
+    """Six pictures with labels; two labels are larger than their images."""
     shutil.copytree(city / "gtav", tmp_path / "gtav")
     for name in ("00002", "00005"):
         resize(tmp_path / f"gtav/labels/{name}.png", LARGER)
@@ -38,7 +38,7 @@ def samples(gtav: Path) -> list[Sample]:
 
 
 def test_image_and_label_are_resized_each_by_itself(gtav):
-    """As the released code does before anything random."""
+    """As in the released code, before random augmentation."""
     found, size = samples(gtav), (80, 50)
     read = partial(read_pair, resizable=True)
     data = SegmentationDataset(found, "gtav", JointTransform(size=size), seed=0, domain=0, read=read)
@@ -86,4 +86,4 @@ def test_check_remarks_on_them(command, gtav, tmp_path, capsys):
     assert "the image is 96x64, the label 96x62" in capsys.readouterr().out
     as_test = ["test.dataset=gtav", f"test.data_dir={gtav}"]
     assert check.main([*arguments, *as_test]) == 1
-    assert "4 errors, 1 remarks" in capsys.readouterr().out  # of a test set the resized ones are errors too
+    assert "4 errors, 1 remarks" in capsys.readouterr().out  # in a test set, labels of another size are errors too

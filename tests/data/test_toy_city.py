@@ -1,4 +1,4 @@
-"""The procedural streets: a function of the seed, complete, and two domains that really differ."""
+"""The procedural streets: a function of the seed, complete, and two domains that differ."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def frequencies(scenes: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def fine_detail(images: list[np.ndarray]) -> float:
-    """Share of the variance that neighbouring pixels do not have in common."""
+    """Share of the variance that lies between neighbouring pixels."""
     values = np.stack(images).astype(float)
     return np.diff(values, axis=2).var() / values.var()
 
@@ -47,7 +47,7 @@ def test_scenes_have_ten_classes_and_all_are_common_enough_to_score(scenes, doma
 
 
 def test_domains_differ_in_colour_detail_and_class_frequency(scenes):
-    """Between the domains more than between two halves of one."""
+    """The domains differ more than two halves of one domain."""
     halves = {d: (s[: SCENES // 2], s[SCENES // 2 :]) for d, s in scenes.items()}
 
     def distance(a: list, b: list) -> np.ndarray:

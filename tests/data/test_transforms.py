@@ -49,7 +49,7 @@ def test_label_follows_the_image(options):
         image, label, valid = JointTransform(**options)(*picture(), np.random.default_rng(seed))
         assert image.shape[1:] == label.shape == valid.shape
         agree = (red(image) - 60 * label).abs() < 15
-        assert agree[valid].float().mean() > 0.8  # the rest are block borders, blurred by resampling
+        assert agree[valid].float().mean() > 0.8  # resampling blurs the borders of the blocks
         assert (label[~valid] == IGNORE).all() and (label[valid] < CLASSES).all()
         assert image[:, ~valid].abs().sum() == 0 or image[:, ~valid].abs().mean() < 0.02
 
@@ -67,13 +67,13 @@ def test_no_augmentation_is_the_identity():
 )
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_larger_than_the_image_is_padded_around_it(crop, left, top, flip):
-    """Of an odd number of missing pixels the right or bottom has one more, also of a mirrored picture."""
+    """If the number of missing pixels is odd, right or bottom gets one more, also for a mirrored picture."""
     original, ids = picture()
     for seed in range(4):
         image, label, valid = JointTransform(crop=crop, flip=flip)(original, ids, np.random.default_rng(seed))
         assert label.shape == (crop[1], crop[0])
         expected = torch.zeros(crop[1], crop[0], dtype=torch.bool)
-        expected[top : top + 40, left : left + 60] = True  # of a longer side all of the crop
+        expected[top : top + 40, left : left + 60] = True  # a longer side fills the crop
         assert torch.equal(valid, expected) and (label[~valid] == IGNORE).all()
         padding = normalise(Image.new("RGB", crop, (123, 116, 103)))
         assert torch.equal(image[:, ~valid], padding[:, ~valid])
@@ -86,7 +86,7 @@ def test_scaled_sides_are_cut_to_whole_numbers():
 
 
 def test_scale_of_the_resized_picture_is_less_sharp_than_of_the_original():
-    """A checkerboard of single pixels is grey once it is halved."""
+    """A checkerboard of single pixels becomes grey at half the size."""
     board = 255 * (np.indices((40, 60)).sum(0) % 2).astype(np.uint8)
     original, options = Image.fromarray(np.stack([board] * 3, 2)), {"size": (30, 20), "scale": (2.0, 2.0)}
     contrasts = {}
@@ -97,12 +97,12 @@ def test_scale_of_the_resized_picture_is_less_sharp_than_of_the_original():
 
 
 def resized(image: Image.Image, size: Size) -> Image.Image:
-    """Columns first, whatever the sizes, as Pillow did when the authors' code was released."""
+    """Columns first for all sizes, like Pillow when the authors' code was released."""
     return image.resize((size[0], image.height), BILINEAR).resize(size, BILINEAR)
 
 
 def released(image: Image.Image, label: Image.Image, rng: np.random.Generator, options: dict) -> list[np.ndarray]:
-    """Image, label and valid mask by the released order of operations, all of them on the whole picture."""
+    """Image, label and valid mask, with the released order of operations on the whole picture."""
     once = options["scale_from"] == "original" and options["scale"] is not None
     size, crop = options["size"] or image.size, options["crop"]
     if not once:
@@ -150,7 +150,7 @@ def random_options(rng: np.random.Generator) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("scale_from", ["resized", "original"])
 def test_transform_is_the_released_order_of_operations_bit_for_bit(scale_from):
-    """Of noise, for any sizes: crops within the picture, beyond it, and beyond it along one axis only."""
+    """For noise and any sizes: crops within the picture, beyond it, and beyond it along one axis."""
     rng, shapes = np.random.default_rng(0), set()
     for seed in range(400):
         options = random_options(rng) | {"scale_from": scale_from}
@@ -176,7 +176,7 @@ def test_transform_at_the_sizes_of_the_recipes_is_the_released_one():
         assert same(found, plain)
 
 
-def test_random_numbers_decide_and_nothing_else():
+def test_only_random_numbers_decide():
     transform = JointTransform(scale=(0.5, 1.5), flip=True, crop=(32, 24))
     a, b, c = (transform(*picture(), np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)

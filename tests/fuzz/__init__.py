@@ -1,1 +1,1 @@
-"""Mutated inputs of every kind: what a reader makes of them is success or one line that names what is wrong."""
+"""Mutated inputs of every kind: reading them succeeds or gives one line that names the mistake."""

@@ -1,4 +1,4 @@
-"""Strategies of hypothesis that damage text, bytes and nested values, and what a reader may make of the result."""
+"""Strategies of hypothesis that damage text, bytes and nested values, and the check of the results."""
 
 import io
 import math
@@ -20,10 +20,10 @@ FACTOR = float(os.environ.get("PYCDA_FUZZ", "1"))  # 10: ten times as many trial
 
 
 def _hashable(value: object) -> bool:
-    return value == value  # all are but NaN, which is no key twice
+    return value == value  # False for NaN, which cannot be found again as a key
 
 
-# What people and programs write where something else was expected, one line each, and what no line is made of.
+# Words that people and programs write by mistake, one per line, and characters that no line has.
 SNIPPETS = (
     *"""'|"|#|:|: |- |? |>|&a |*a|<<: *a|!!int |!!python/object:os.system |!x |%TAG|[|]|{|}|[[|{}|[]|[1, 2, 3]|{a: b}
 |,|=|==|../|/|~|---|...|null|true|no|on|.nan|-.inf|1e400|0x10|0o7|1_000|12:30:00|2020-01-01|-1|0|0.5|1e-4|é|٣|²
@@ -48,7 +48,7 @@ TREES = st.recursive(
 
 
 def limited(trials: int) -> Callable:
-    """Settings of a test of so many examples, the same ones every time."""
+    """Settings of a test with this number of examples, the same ones every time."""
     return hypothesis.settings(
         max_examples=max(1, round(FACTOR * trials)),
         derandomize=True,
@@ -59,7 +59,7 @@ def limited(trials: int) -> Callable:
 
 
 def reads(read: Callable[[], object], *names: object) -> None:
-    """``read`` succeeds, or raises an error of ours: one printable line with at least one of ``names``."""
+    """Check that ``read`` succeeds or raises our error: one printable line with at least one of ``names``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -71,7 +71,7 @@ def reads(read: Callable[[], object], *names: object) -> None:
 
 
 def _edited(content: Any, edits: Sequence[tuple[str, float, float, Any]]) -> Any:
-    """``content``, text or bytes, after one edit after another; places are shares of its length."""
+    """``content``, text or bytes, after all edits; positions are shares of its length."""
     for what, first, second, piece in edits:
         start, stop = sorted(round(share * len(content)) for share in (first, second))
         if what == "cut":
@@ -94,12 +94,12 @@ def _edits(pieces: Any) -> Any:
 
 
 def damaged_text(original: str) -> Any:
-    """Strategy: ``original`` with up to three damages, most of them within a line or at its end."""
+    """Strategy: ``original`` with up to three damages, mostly within a line or at its end."""
     pieces = st.sampled_from(SNIPPETS) | st.text(max_size=3)
     words = st.tuples(st.floats(0, 1), pieces)
 
     def with_words(text: str, changes: Sequence[tuple[float, str]]) -> str:
-        """Values of lines ``key: value`` replaced."""
+        """Replace values of lines ``key: value``."""
         lines = text.split("\n")
         for share, piece in changes:
             number = min(int(share * len(lines)), len(lines) - 1)
@@ -118,12 +118,12 @@ def damaged_bytes(original: bytes) -> Any:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8, surrogates too, as a disk may hold them."""
+    """UTF-8 with surrogates, as in file names."""
     return text.encode("utf-8", errors="surrogatepass")
 
 
 def odd_tensors() -> Any:
-    """Strategy: values of a checkpoint, tensors among them, that are not what was expected."""
+    """Strategy: unexpected values of a checkpoint, also tensors."""
     shapes = st.sampled_from([(), (0,), (1,), (3,), (8,), (8, 3, 3, 3), (2, 2)])
     dtypes = [torch.float32, torch.float64, torch.float16, torch.int64, torch.bool, torch.complex64, torch.uint8]
     tensors = st.builds(lambda shape, dtype: torch.ones(shape, dtype=dtype), shapes, st.sampled_from(dtypes))
@@ -134,7 +134,7 @@ def odd_tensors() -> Any:
 
 @st.composite
 def damaged_state(draw: Callable, original: dict) -> dict:
-    """Strategy: a copy of nested dictionaries and lists in which something was taken away, renamed or replaced."""
+    """Strategy: a copy of nested dictionaries and lists with something removed, renamed or replaced."""
     state = _copied(original)
     for _ in range(draw(st.integers(1, 2))):
         owner: Any = state
@@ -172,7 +172,7 @@ def saved(state: Any, zipped: bool = True) -> bytes:
 
 
 def damaged_file(state: Any) -> Any:
-    """Strategy: the bytes of a checkpoint damaged as they are, in torch's format before 1.6, below right checksums."""
+    """Strategy: damaged bytes of a checkpoint: in today's format, in torch's before 1.6, or with correct checksums."""
     content = saved(state)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}

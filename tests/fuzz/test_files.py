@@ -1,4 +1,4 @@
-"""Label and image files, resume states and released weights that are damaged somehow."""
+"""Damaged labels, images, resume states and released weights."""
 
 import io
 from pathlib import Path
@@ -128,7 +128,7 @@ def state(place) -> dict:
 
 
 def goes_on(config: Config) -> None:
-    """A run is resumed from the file that the configuration names, does a step and saves."""
+    """Resume a run from the file of the configuration, do a step and save."""
     with RunLog(Path(config.snapshot_dir), enabled=False) as log:
         trainer = trainer_of(config, log)
         found = find_state(data_of(config), METHOD, lambda text: None)
@@ -140,7 +140,7 @@ def goes_on(config: Config) -> None:
 @limited(150)
 @hypothesis.given(data=st.data())
 def test_resume_state(place, state, data):
-    """Values of another kind within a file that is whole, and damaged files."""
+    """Unexpected values in a whole file, and damaged files."""
     path = place / "state.pth"
     whole = damaged_state(state).map(saved)
     path.write_bytes(data.draw(whole | whole | damaged_file(state)))
@@ -149,7 +149,7 @@ def test_resume_state(place, state, data):
 
 
 def describes_itself(path: Path) -> None:
-    """As a checkpoint is used without the configuration that it was trained by."""
+    """Use a checkpoint without the configuration of its training."""
     content = read_file(path)
     if "config" in content:
         class_table_of(content, config_of(content, str(path)), str(path))

@@ -1,4 +1,4 @@
-"""What fuzzing found, one case of each kind, so that it stays mended where hypothesis is not installed."""
+"""Mistakes that fuzzing found, one case of each kind. These tests do not need hypothesis."""
 
 import math
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def test_message_is_one_line_whatever_it_quotes():
     assert str(error.value).isprintable()
 
 
-def test_id_table_of_a_data_set_with_its_own_names_the_key():
+def test_id_table_of_16_bit_labels_names_the_key():
     config = Config()
     config.follow_target()
-    config.target.id_table = "ids.yaml"
-    with pytest.raises(ConfigError, match="target.id_table: dataset cityscapes with id_table ids.yaml"):
+    config.source.dataset, config.source.id_table = "synthia", "ids.yaml"
+    with pytest.raises(ConfigError, match="source.id_table: id_table ids.yaml: a table is for 8-bit labels"):
         _ = config.class_table
 
 
@@ -72,7 +72,7 @@ PAIRS += [(content, reader) for content in ("text", "number", "list") for reader
 
 
 @pytest.mark.parametrize(("content", "reader"), PAIRS)
-def test_checkpoint_that_says_something_else(tmp_path, content, reader):
+def test_checkpoint_with_wrong_entries(tmp_path, content, reader):
     path = tmp_path / "run.pth"
     torch.save(CONTENTS[content], path)
     with pytest.raises(UserError, match="run.pth"):
@@ -111,7 +111,7 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
 
 
 @pytest.mark.parametrize("setting", [{"momentum": [1]}, {"nesterov": torch.ones(2)}, {"momentum": "missing"}])
-def test_settings_of_the_optimiser_that_its_next_step_would_stumble_over(setting):
+def test_settings_of_the_optimiser_that_its_next_step_would_reject(setting):
     model = nn.Linear(2, 1)
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), torch.amp.GradScaler("cpu")
     state = state_of(optimizer, model)
@@ -124,7 +124,7 @@ def test_settings_of_the_optimiser_that_its_next_step_would_stumble_over(setting
         load_training_state(state, model, optimizer, scaler)
 
 
-def test_negative_step_is_none(tmp_path):
+def test_negative_step_is_refused(tmp_path):
     path, config = tmp_path / "last.pth", Config(resume=str(tmp_path / "last.pth"))
     state = {"model": {}, "bn_updates": {}, "config": "", "optimizer": {}, "scaler": {}, "step": -5}
     torch.save(state | {"best_miou": 0.0, "skipped": 0}, path)

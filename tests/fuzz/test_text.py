@@ -1,4 +1,4 @@
-"""Configurations, overrides, released YAML files, id tables and list files that are wrong somehow."""
+"""Wrong configurations, overrides, released YAML files, id tables and list files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loads(path: Path, *overrides: str, script: str = "train_pycda", twice: bool = True) -> None:
-    """The configuration is read as by a script; ``twice``: written then, it is read again as the same."""
+    """Read the configuration like a script. ``twice``: also write it, read it again and compare."""
 
     def load() -> None:
         config = load_config(["--config", str(path), *overrides], None, script)
@@ -89,7 +89,7 @@ ARGUMENTS = PAIRS | PAIRS | ODD_TEXTS | st.tuples(st.sampled_from(sorted(KEYS)),
 def test_override(place, argument):
     path = place / "plain.yaml"
     path.write_text("num_classes: 19\n")
-    hypothesis.assume(not argument.startswith("-"))  # an option of argparse's, which may print its help and end
+    hypothesis.assume(not argument.startswith("-"))  # an option; argparse may print the help and exit
     loads(path, argument, twice=False)
 
 
@@ -129,7 +129,7 @@ def test_id_table(place, text):
 @limited(200)
 @hypothesis.given(data=st.data())
 def test_list_file(city, place, data):
-    """As a list of pairs, and as a list of a data set's images with one of its labels."""
+    """A list of pairs, and a list of a data set's images with a list of its labels."""
     path, labels = place / "list.txt", place / "labels.txt"
     pairs = "".join(f"images/0000{n}.png labels/0000{n}.png\n" for n in range(1, 5))
     images = "".join(f"0000{n}.png\n" for n in range(1, 5))

@@ -1,6 +1,6 @@
-"""Inputs and weights of the reference cases: every array is a function of its name and shape alone.
+"""Inputs and weights of the reference cases: every array depends only on its name and shape.
 
-The reference numbers in the JSON files beside it were made by the released code on these arrays.
+The released code made the reference numbers in the JSON files from these arrays.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""Thresholds of single classes are running quantiles of their confidences, alike on all processes."""
+"""Thresholds per class are running quantiles of the confidences, the same on all processes."""
 
 import math
 
@@ -18,7 +18,7 @@ C, QUANTILE, MOMENTUM, MAXIMUM = 4, 0.4, 0.8, 0.9
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Confidences, labels and which of them are valid; class 3 is never predicted."""
+    """Confidences, labels and valid mask; class 3 is never predicted."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, 8, 8)
     confidence, label = torch.rand(shape, generator=generator), torch.randint(3, shape, generator=generator)
@@ -30,7 +30,7 @@ def thresholds(**options: object) -> ClassThresholds:
 
 
 def plain_quantile(confidences: Tensor) -> float:
-    """The first of the sorted confidences, in whole bins, that ``QUANTILE`` of them leave out."""
+    """The ``QUANTILE`` quantile of the confidences, in whole bins."""
     ordered = sorted(math.floor(value * BINS) for value in confidences.tolist())
     return ordered[math.floor(QUANTILE * len(ordered))] / BINS
 
@@ -48,7 +48,7 @@ def test_running_quantiles_are_those_of_the_formula():
         assert torch.allclose(found.double(), expected[label])
 
 
-def test_evaluation_leaves_the_thresholds_alone_and_a_state_goes_on_with_them():
+def test_evaluation_does_not_change_the_thresholds_and_a_state_restores_them():
     ours, other = thresholds(), thresholds()
     ours("pixel", *batch(0))
     other.load_state_dict(ours.state_dict())
@@ -96,7 +96,7 @@ def build(threshold: str) -> PyramidCurriculum:
 
 
 @pytest.mark.slow
-def test_resumed_run_goes_on_with_its_thresholds(command, source_run, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_thresholds(command, source_run, tmp_path, monkeypatch):
     keys = [f"model.weights={source_run}", "curriculum.threshold=class_balanced", "train.num_steps=4", "val.held_out=0"]
     train_pycda.main(command(tmp_path, "whole", *keys))
     stop_after(2, monkeypatch)

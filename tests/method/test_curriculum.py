@@ -1,4 +1,4 @@
-"""The curriculum against numbers made by the released code, against the paper's formulas, and at its edges."""
+"""The curriculum compared with numbers of the released code and with the paper's formulas; edge cases."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ ELSEWHERE = """
 import sys
 import torch
 from lifted.curriculum import PyramidCurriculum
-import utils                                    # somebody else's
+import utils                                    # of another project
 assert utils.MINE
 losses = PyramidCurriculum(None)(torch.ones(1, 3, 8, 8).cumsum(1))
 print(*losses, [name for name in sys.modules if name.startswith(("utils.", "models", "dataset"))])
@@ -72,7 +72,7 @@ def test_released_recipe_gives_the_numbers_of_the_released_code(case, device):
 
 
 def test_paper_variant_is_the_paper_formula():
-    """Image CE per image against the source histogram; pooled probabilities; one mean over all labels."""
+    """Image CE per image with the source histogram; pooled probabilities; one mean over all labels."""
     logits, valid = inputs(CASES[1]["spec"])
     t = torch.from_numpy(reference.prior("t", logits.shape[1]))
     image = {"image_target": "source", "image_loss": "ce"}

@@ -1,4 +1,4 @@
-"""Every fast path gives what the plain way gives: the same bits where it counts or copies, else the same values."""
+"""Every fast path gives the result of the plain way: the same bits for counts and copies, otherwise the same values."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def random_window(size: Size, rng: np.random.Generator) -> Window:
 
 
 def test_resized_window_is_cut_out_of_the_resized_picture():
-    """Bit for bit, for any sizes, of the picture resampled along its rows and then along its columns."""
+    """Bit for bit, for any sizes; the picture is resampled along rows, then along columns."""
     rng = random()
     for turn in range(600):
         own, size = (tuple(int(side) for side in rng.integers(1, 130, 2)) for _ in range(2))
@@ -75,7 +75,7 @@ def test_resized_window_at_the_sizes_of_the_recipes_is_pillows(own, size):
 def test_class_map_is_argmax_and_takes_the_first_of_several():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         logits = torch.randn(2, C, 37, 24, generator=torch.Generator().manual_seed(0))
-        logits = logits.to(dtype).mul(2).round()  # many are equal
+        logits = logits.to(dtype).mul(2).round()  # gives many equal values
         assert torch.equal(class_map(logits).long(), logits.argmax(1))
 
 
@@ -88,7 +88,7 @@ def test_class_map_in_parts_and_in_any_order_of_memory(shape, order):
     assert torch.equal(class_map(stored).long(), logits.argmax(1))
 
 
-def test_network_in_channels_last_says_what_the_network_says():
+def test_network_in_channels_last_gives_the_same_result():
     keys = ["model.encoder=resnet18_dilated16", "model.decoder=fcn"]
     images, logits = torch.randn(2, 3, 64, 96, generator=torch.manual_seed(0)), []
     for switch in ("false", "true"):
@@ -111,7 +111,7 @@ def test_confusion_matrix_is_a_masked_count():
     matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
     assert np.array_equal(matrix.counts, counts)
     assert np.array_equal(matrix.missed, np.bincount(label[mask & ~classes], minlength=C))
-    prediction[~mask] = 1000  # where nothing is labelled, anything may be predicted
+    prediction[~mask] = 1000  # unlabelled pixels may have any prediction
     matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
     assert np.array_equal(matrix.counts, 2 * counts)
 

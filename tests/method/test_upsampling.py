@@ -1,4 +1,4 @@
-"""Logits get to the label's size as in the released code, in strips as in one piece."""
+"""Logits are upsampled to the label's size as in the released code; strips give the same as the whole."""
 
 import numpy as np
 import pytest
@@ -14,11 +14,11 @@ from utils.config.schema import AtTestTime, Evaluation
 from utils.scoring.predictor import Predictor
 from utils.scoring.upsampling import View, upsample
 
-MARGIN = 1e-4  # between the two highest logits: below it, rounding decides
+MARGIN = 1e-4  # between the two highest logits; if it is smaller, rounding decides
 
 
 def plain(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], mode: str) -> Tensor:
-    """The released order of operations, or one step, by torch alone."""
+    """The released order of operations, or one step, with torch only."""
     if mode == "direct":
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
     seen = F.interpolate(logits, input_size, mode="bilinear", align_corners=False)
@@ -26,7 +26,7 @@ def plain(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], mo
 
 
 def blobs(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Logits whose neighbours resemble each other."""
+    """Logits with similar neighbours."""
     noise = torch.randn(*shape[:2], shape[2] + 4, shape[3] + 4, generator=torch.Generator().manual_seed(seed))
     return 5 * F.avg_pool2d(noise, 5, 1)
 
@@ -64,7 +64,7 @@ def test_probabilities_of_several_views_are_averaged(mode):
 
 
 class LargestFloats(TorchDispatchMode):
-    """How many floats the largest tensor has that is made meanwhile."""
+    """Counts the floats of the largest tensor that is made inside the context."""
 
     most = 0
 
@@ -95,11 +95,11 @@ def test_logits_are_never_held_at_the_size_of_the_label(mode, input_size, views,
 
 
 def ideal_city() -> tuple[Tensor, Tensor, Tensor]:
-    """A network of stride 8 that knows every cell of a scene.
+    """Perfect logits of a scene at stride 8.
 
     Returns:
-        its one-hot logits (1, C, 32, 64), labels (512, 1024) of the scene at twice the size of the network's input,
-        and where in these no other class is within 3 pixels.
+        one-hot logits (1, C, 32, 64); labels (512, 1024) at twice the size of the network's input; mask of the labels
+        that have no other class within 3 pixels.
     """
     cells = np.random.default_rng(0).integers(0, 19, (8, 16)).repeat(4, 0).repeat(4, 1)
     label = cells.repeat(16, 0).repeat(16, 1)
@@ -120,11 +120,11 @@ def test_network_that_knows_every_cell_is_right_away_from_class_borders(mode):
     found = classes_at([View(logits, (256, 512))], (512, 1024), mode)[0]
     assert (found == label)[inner].float().mean() > 0.999
     shifted = F.interpolate(logits, (512, 1024), mode="bilinear", align_corners=True).argmax(1)[0]
-    assert (shifted == label)[inner].float().mean() < 0.99  # from the stride in one step with aligned corners
+    assert (shifted == label)[inner].float().mean() < 0.99  # upsampled in one step with aligned corners
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_network_and_evaluation_say_the_same_at_the_same_size(mode):
+def test_network_and_evaluation_agree_at_the_same_size(mode):
     model = build_segmentor("resnet18_dilated8", "fcn", 7).eval()
     images = torch.randn(2, 3, 72, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Somebody else's network becomes an encoder: its keys and values, its in-place layers, its strides."""
+"""A network of other code becomes an encoder: keys and values, in-place layers, strides."""
 
 import copy
 
@@ -12,7 +12,7 @@ from models.batchnorm import BatchNorm2d, batch_norms, bn_updates, configure_bat
 
 
 class NormThenActivation(nn.BatchNorm2d):
-    """As timm has it: the keys are those of batch norm alone."""
+    """Like timm's: it has only the keys of batch norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-3)
@@ -23,7 +23,7 @@ class NormThenActivation(nn.BatchNorm2d):
 
 
 class ActivationFirst(nn.Module):
-    """The shortcut sees what the activation made of the input in place."""
+    """The activation changes the input in place; the shortcut gets the changed input."""
 
     def __init__(self, channels: int, activation: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ActivationFirst(nn.Module):
         return x + y
 
 
-class Somebodys(nn.Module):
+class OtherNetwork(nn.Module):
     def __init__(self, last: nn.Module | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8, eps=1e-2))
@@ -49,10 +49,10 @@ def stages(net: nn.Module) -> list[list[nn.Module]]:
 
 
 @pytest.fixture
-def theirs() -> Somebodys:
-    """Statistics and weights of batch norm are not those of a new one."""
+def theirs() -> OtherNetwork:
+    """A network with other batch-norm statistics and weights than a new one."""
     torch.manual_seed(0)
-    net = Somebodys()
+    net = OtherNetwork()
     for name, tensor in net.state_dict().items():
         if tensor.ndim == 1 and "num" not in name:
             tensor.uniform_(0.5, 1.5)
@@ -71,7 +71,7 @@ def test_keys_values_and_features_stay(theirs):
     given = images.clone()
     first, last = ours(given)
     expected = before.stem(images)
-    assert torch.allclose(first, expected, atol=1e-6)  # not what the second stage makes of it in place
+    assert torch.allclose(first, expected, atol=1e-6)  # before the second stage changes it in place
     assert torch.allclose(last, before.down(before.body["two"](expected)), atol=1e-5) and torch.equal(given, images)
 
 
@@ -116,7 +116,7 @@ def test_dilation_keeps_the_values_of_shortcuts_and_groups_too():
 
 def test_strides_that_are_no_convolutions_are_refused(theirs):
     with pytest.raises(ValueError, match="asked for output stride 2, .* stride 4"):
-        AdoptedEncoder(Somebodys(nn.AvgPool2d(2)), stages, output_stride=2)
+        AdoptedEncoder(OtherNetwork(nn.AvgPool2d(2)), stages, output_stride=2)
 
 
 class Scaled(nn.BatchNorm2d):
@@ -124,7 +124,7 @@ class Scaled(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
-def test_batch_norms_that_are_something_else_are_refused():
+def test_other_batch_norms_are_refused():
     with pytest.raises(ValueError, match="Scaled computes something else"):
         with_our_batch_norm(nn.Sequential(Scaled(3)))
     with pytest.raises(RuntimeError, match="running_mean"):

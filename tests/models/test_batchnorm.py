@@ -111,22 +111,22 @@ def test_checkpointed_encoder_changes_nothing_but_memory(encoder, monkeypatch):
             model(images)["logits"].square().mean().backward()
         gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters()}
         results.append(model.state_dict() | gradients | {f"features {i}": f for i, f in enumerate(features)})
-        assert set(bn_updates(model).values()) <= {2, 3}  # the head did not see the first batch
+        assert set(bn_updates(model).values()) <= {2, 3}  # the head did not get the first batch
     plain, saving = results
     assert all(torch.allclose(plain[name], saving[name], rtol=1e-4, atol=1e-6) for name in plain)
     assert sum(kept[True]) < 0.6 * sum(kept[False])
 
 
 def test_native_synchronised_forward_takes_this_module():
-    """On one process torch's own forward (several GPUs) is plain batch norm; it insists on a batch counter."""
+    """On one process torch's synchronised forward is plain batch norm; it needs a batch counter."""
     bn, x = BatchNorm2d(3), torch.randn(2, 3, 4, 4)
     for plain, native in zip(bn.of_one_process(x), bn.synchronised_by_torch(x), strict=True):
         assert torch.allclose(plain, native)
-    assert bn.running_mean.abs().sum() == 0 and (bn.running_var == 1).all()  # the average is not the kernel's
+    assert bn.running_mean.abs().sum() == 0 and (bn.running_var == 1).all()  # the kernel does not update the average
 
 
 def test_recomputation_that_ends_in_the_native_forward_restores_the_average(monkeypatch):
-    """It ends by an exception at the last tensor that it needs, which is of batch norm where that ends a block."""
+    """torch stops recomputation by an exception at the last needed tensor, which may be inside batch norm."""
     monkeypatch.setattr(BatchNorm2d, "forward", lambda self, x: self.synchronised_by_torch(x)[0])
     block = nn.Sequential(nn.Conv2d(2, 4, 3), BatchNorm2d(4))
     recomputed(block, torch.randn(4, 2, 6, 5) + 1).square().sum().backward()
@@ -134,7 +134,7 @@ def test_recomputation_that_ends_in_the_native_forward_restores_the_average(monk
 
 
 def test_compiled_once_for_all_steps():
-    """Counter and momentum differ in every step; what is traced must not."""
+    """Counter and momentum differ in every step; the traced graph must not."""
     net, plain = _network(), _network()
     traced = CompileCounter()
     compiled = torch.compile(net, backend=traced, fullgraph=True)
@@ -146,7 +146,7 @@ def test_compiled_once_for_all_steps():
 
 
 def test_moments_are_the_same_bits_however_ranks_share_the_images(monkeypatch):
-    """Some of the means lie halfway between two float32 numbers: one more rounding in float64 would show."""
+    """Some means lie halfway between two float32 numbers: one more rounding in float64 would change the result."""
     x, shares = 3 * torch.randn(6, 256, 5, 7, generator=torch.Generator().manual_seed(0)) + 2, []
     whole = batchnorm.global_moments(x)
     monkeypatch.setattr(batchnorm, "world_size", lambda: 2)
@@ -171,7 +171,7 @@ def test_pooled_statistics_are_exact_and_change_nothing_before_apply():
     with PooledStatistics(bn) as statistics:
         for batch in batches:
             bn.train()(batch)
-            bn.eval()(batch + 7)  # evaluation within is not counted
+            bn.eval()(batch + 7)  # evaluation in between is not counted
     assert bn.running_mean.abs().sum() == 0 and bn.updates == 0
     statistics.apply()
     values = torch.cat(batches).double().transpose(0, 1).flatten(1)
@@ -194,7 +194,7 @@ def _network() -> nn.Module:
 
 
 def _results(net: nn.Module, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What belongs to the images (logits, gradients) and what belongs to the network (statistics, gradients)."""
+    """Results of the images (logits, gradients) and of the network (statistics, gradients)."""
     share = images.clone().requires_grad_()
     logits = net(share)
     logits.square().sum().backward()
@@ -225,7 +225,7 @@ def _one_rank(rank: int, world: int, file: str, batches: list[torch.Tensor], que
 
 @pytest.mark.slow
 def test_two_processes_are_one_batch(tmp_path):
-    """Logits, statistics and gradients; also where the mean is so large that E[x^2] - E[x]^2 would cancel."""
+    """Logits, statistics and gradients, also for a large mean, for which E[x^2] - E[x]^2 would cancel."""
     small = torch.randn(4, 2, 6, 5, generator=torch.Generator().manual_seed(1))
     batches = [small, small + 3000]
     queue = mp.get_context("spawn").SimpleQueue()

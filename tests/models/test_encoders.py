@@ -1,4 +1,4 @@
-"""Every entry of ENCODERS: features, training, recomputation; the values of torchvision's networks."""
+"""Every entry of ENCODERS: features, training and recomputation; same values as torchvision's networks."""
 
 import copy
 import re
@@ -16,7 +16,7 @@ from models.segmentor import ENCODERS, Segmentor, set_dropout
 
 LARGE = ("50", "101")  # layers
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if any(x in name for x in LARGE) else name for name in ENCODERS]
-# Entries that have a network of torchvision's as it is; ResNets without "tv_" have another stem.
+# Entries that have an unchanged network of torchvision. ResNets without "tv_" have another stem.
 PUBLISHED = [name for name in ENCODERS if name.removeprefix("tv_") in list_models() and name not in DEPTHS]
 
 
@@ -31,7 +31,7 @@ def parameters(module: nn.Module) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_is_the_same_with_and_without_recomputation(name):
-    """Loss, gradients and statistics of a step; what is measured is what the features have."""
+    """Loss, gradients and statistics of a step; the measured channels are those of the features."""
     images, label, results = torch.randn(2, 3, 32, 64), torch.randint(5, (2, 32, 64)), []
     encoder = ENCODERS[name]()
     plain = Segmentor(encoder, heads.FCN(encoder.channels, 5, True), True)
@@ -45,7 +45,7 @@ def test_training_is_the_same_with_and_without_recomputation(name):
         gradients = {key: p.grad for key, p in model.named_parameters()}
         results.append({"loss": loss} | gradients | dict(model.named_buffers()))
         assert set(bn_updates(model).values()) == {1}
-        assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]  # torch's: ours are not of its class
+        assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]  # torch's class; ours is another one
     assert results[0].keys() == results[1].keys()
     assert not [key for key, value in results[0].items() if not torch.allclose(value, results[1][key], 1e-4, 1e-6)]
 
@@ -60,7 +60,7 @@ def test_training_is_the_same_with_and_without_recomputation(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights_are_the_encoder_and_the_classifier(name):
     encoder = ENCODERS[name]()
-    with torch.device("cpu" if "regnet" in name else "meta"):  # which makes its widths by tensors
+    with torch.device("cpu" if "regnet" in name else "meta"):  # it computes its widths with tensors
         theirs = shapes(get_model(name.removeprefix("tv_"), weights=None))
     assert set(encoder.classifier) <= theirs.keys()
     assert shapes(encoder) == {key: shape for key, shape in theirs.items() if key not in encoder.classifier}
@@ -69,7 +69,7 @@ def test_published_weights_are_the_encoder_and_the_classifier(name):
 @pytest.mark.parametrize("stem", ["", "tv_"])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_resnets_have_the_same_tensors_dilated_or_not_and_another_stem(depth, stem):
-    """On the meta device, which has shapes only."""
+    """On the meta device, which has only shapes."""
     with torch.device("meta"):
         plain, torchvisions = ENCODERS[f"{stem}{depth}"](), ENCODERS[f"tv_{depth}"]()
         for dilated in ("_dilated8", "_dilated16"):
@@ -102,7 +102,7 @@ def test_torchvision_encoders_compute_what_torchvision_does():
 
     ours = ENCODERS["vgg16"]().eval()
     with torch.device("meta"):
-        theirs = vgg16().eval()  # whose classifier has ten times the weights
+        theirs = vgg16().eval()  # the classifier has ten times more weights
     theirs.features.load_state_dict({k.removeprefix("features."): v for k, v in ours.state_dict().items()}, assign=True)
     with torch.no_grad():
         images = torch.randn(1, 3, 32, 64)
@@ -122,7 +122,7 @@ RESNET = ("tv_resnet34", resnet34, ("layer1", "layer2", "layer3", "layer4"))
     ],
 )
 def test_dilation_keeps_the_values_at_the_positions_of_the_undilated_network(name, published, ends, dilated):
-    """Of torchvision's network at stride 32 with the same weights; batch norm with statistics that do something."""
+    """Compared with torchvision's network at stride 32 with the same weights; batch norm has nontrivial statistics."""
     theirs, ours = published().eval(), ENCODERS[f"{name}{dilated}"]().eval()
     generator = torch.Generator().manual_seed(0)
     for key, tensor in theirs.state_dict().items():

@@ -1,4 +1,4 @@
-"""Networks against numbers of the released code, and their behaviour at the edges."""
+"""Networks compared with numbers of the released code; edge cases."""
 
 import hashlib
 import json
@@ -63,8 +63,8 @@ def test_network_gives_the_numbers_of_the_released_code(case, device):
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     assert main.item() == pytest.approx(expected["train_loss_main"], rel=1e-4)
     assert aux.item() == pytest.approx(expected["train_loss_aux"], rel=1e-4)
-    # The released number is of float32, which in the deep network a change of the input by 1e-7 moves by up to 1 %;
-    # ours is of float64, which no number of threads moves. Whole gradients are held to 1e-8 by test_trajectory.py.
+    # The released number is from float32: in the deep network, a change of the input by 1e-7 changes it by up to 1 %.
+    # Ours is from float64, and no number of threads changes it. test_trajectory.py compares whole gradients to 1e-8.
     assert norm == pytest.approx(expected["train_grad_norm"], rel=1e-2 if "101" in spec["encoder"] else 1e-4)
     running_mean = model.encoder.bn1.running_mean[:4].tolist()
     assert running_mean == pytest.approx(expected["bn1_running_mean_after_one_step"], rel=1e-4)
@@ -124,7 +124,7 @@ def test_aspp_is_the_sum_of_four_dilated_classifiers():
 def test_fcn8s_adds_the_scores_of_pool4_and_pool3(monkeypatch):
     monkeypatch.setattr(heads, "FC_WIDTH", 16)
     model = build_segmentor("vgg16", "fcn8s", 5, 512, use_aux=False).eval()
-    images = torch.randn(1, 3, 50, 70)  # a multiple of no stride
+    images = torch.randn(1, 3, 50, 70)  # no multiple of any stride
     head = model.decoder
     with torch.no_grad():
         assert model(images)["logits"].shape == (1, 5, 50, 70) and not model(images)["logits"].any()

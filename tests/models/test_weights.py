@@ -1,4 +1,4 @@
-"""Weights of the official code, of ImageNet and of this project are loaded whole, or not at all."""
+"""Weights of the official code, of ImageNet and of this project are loaded completely or not at all."""
 
 import hashlib
 import math
@@ -32,13 +32,13 @@ def tiny() -> Segmentor:
 
 
 def distinct(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors of the module's names and shapes, none like another."""
+    """Tensors with the module's names and shapes, all different."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.rand(tensor.shape, generator=generator) for name, tensor in module.state_dict().items()}
 
 
 def official(tensors: dict[str, Tensor], updates: int, prefix: str = "module.") -> dict[str, Tensor]:
-    """The same as the released code saves it: with the running sums of every batch norm."""
+    """The tensors in the form of the released code, with the running sums of every batch norm."""
     saved = dict(tensors)
     iteration = sum(0.999**k for k in range(updates + 1))
     for name in [n for n in tensors if n.endswith("running_mean")]:
@@ -72,7 +72,7 @@ def test_official_pair_fills_the_whole_network(tmp_path):
 
 
 @pytest.mark.parametrize("updates", [0, 1, 50, 3000, 35_000])
-def test_running_average_goes_on_where_the_official_one_stopped(tmp_path, updates):
+def test_running_average_continues_the_official_one(tmp_path, updates):
     model = tiny()
     torch.save(official(distinct(model.encoder), updates), tmp_path / "encoder.pth")
     load_encoder_decoder(model, str(tmp_path / "encoder.pth"))
@@ -113,7 +113,7 @@ def test_imagenet_file_may_have_its_classifier_and_batch_counters(tmp_path):
     torch.save(tensors | rest, tmp_path / "imagenet.pth")
     assert "encoder: 10 of 10 tensors" in load_encoder_decoder(model, str(tmp_path / "imagenet.pth"))
     assert same(model.encoder, tensors) and set(bn_updates(model).values()) == {0}
-    with pytest.raises(WeightsError, match="no file of the decoder alone"):  # a decoder has no such excuse
+    with pytest.raises(WeightsError, match="no file of the decoder alone"):  # a decoder may not have a classifier
         load_encoder_decoder(model, None, str(tmp_path / "imagenet.pth"))
 
 
@@ -160,7 +160,7 @@ def test_encoder_of_another_code_base_is_read_where_it_fits(tmp_path, wrap, plac
         ),
     ],
 )
-def test_file_of_something_else_than_an_encoder_says_what_it_is(tmp_path, wrap, message):
+def test_error_for_a_file_without_an_encoder_says_what_it_is(tmp_path, wrap, message):
     model = tiny()
     torch.save(wrap(distinct(model.encoder)), tmp_path / "file.pth")
     with pytest.raises(WeightsError, match=message):
@@ -220,7 +220,7 @@ def test_unknown_or_unreachable_torchvision_weights_are_explained(monkeypatch):
 
 @pytest.mark.slow
 def test_vgg_classifier_initialises_the_fully_connected_layers(tmp_path, monkeypatch):
-    """As convolutions they compute on a 7x7 map what torchvision's linear layers do."""
+    """As convolutions they give the result of torchvision's linear layers on a 7x7 map."""
     monkeypatch.setattr(heads, "FC_WIDTH", 8)
     published = vgg16(init_weights=False)
     published.classifier[0], published.classifier[3] = nn.Linear(512 * 7 * 7, 8), nn.Linear(8, 8)
@@ -277,7 +277,7 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("how", ["bit", "page"])
 def test_damage_anywhere_in_a_file_gives_the_right_values_or_an_error(tmp_path, how):
-    """torch itself loads changed tensors without a word."""
+    """torch itself loads changed tensors without a warning."""
     file, whole, refused = tmp_path / "file.pth", {"values": torch.rand(30_000) + 1}, 0
     torch.save(whole, file)
     content, rng = file.read_bytes(), random.Random(0)
@@ -293,12 +293,12 @@ def test_damage_anywhere_in_a_file_gives_the_right_values_or_an_error(tmp_path, 
         except WeightsError as error:
             assert str(file) in str(error)
             refused += 1
-    assert refused >= TRIALS * 0.95  # of a bit between the tensors nothing is lost
+    assert refused >= TRIALS * 0.95  # a bit between the tensors changes nothing
 
 
 @pytest.mark.slow
 def test_a_whole_network_is_not_overwritten_by_an_imagenet_encoder(command, source_run, tmp_path):
-    """As where a configuration has weights_encoder from its base, and model.weights of its own."""
+    """The configuration inherits weights_encoder from its base and sets model.weights itself."""
     keys = command(tmp_path, "run", f"model.weights={source_run}", "model.weights_encoder=imagenet.pth")
     train_source_only.main([*keys, "train.num_steps=1", "train.lr_encoder=0", "train.lr_decoder=0"])
     start, end = (
@@ -309,7 +309,7 @@ def test_a_whole_network_is_not_overwritten_by_an_imagenet_encoder(command, sour
 
 
 def test_official_counter_formula():
-    """The helper above counts as the batch norm of models/batchnorm.py does: momentum 1 / counter."""
+    """The helper above counts like the batch norm of models/batchnorm.py: momentum 1 / counter."""
     model = tiny()
     for _, norm in batch_norms(model):
         norm(torch.randn(2, 4, 3, 3))

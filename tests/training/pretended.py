@@ -1,7 +1,7 @@
-"""A device that is not there: tensors that say they are on it compute on the CPU, and what a GPU would not do fails.
+"""A pretended device: its tensors compute on the CPU, and an operation that fails on a GPU fails here too.
 
-Of a GPU it has what goes wrong without one being noticed: its tensors do not mix with the host's, and reading them on
-the host waits until all work is done. It calls itself ``meta``, for which autograd needs no hardware either.
+It imitates two mistakes that a CPU does not show: tensors of device and host cannot be mixed, and reading a tensor on
+the host waits until all work is done. Its name is ``meta``, for which autograd also needs no hardware.
 """
 
 import traceback
@@ -17,15 +17,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
 OTHERS = (str(Path(torch.__file__).parent), __file__)
-BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # the host must know values to go on
+BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # the host needs the values to continue
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
 class OnDevice(Tensor):
-    """A tensor on the device, and ``inner`` on the CPU, which has its values."""
+    """A tensor on the device; ``inner``, on the CPU, has its values."""
 
     inner: Tensor
-    is_cuda = True  # so that the ways of a GPU are taken
+    is_cuda = True  # so that the code for a GPU runs
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -44,7 +44,7 @@ class OnDevice(Tensor):
 
 
 class PretendedDevice(TorchDispatchMode):
-    """While entered, ``DEVICE`` is there, and an AssertionError says what it would not do.
+    """Context in which ``DEVICE`` exists. An operation that a GPU would refuse raises AssertionError.
 
     Attributes:
         waits: lines where the host waited for the device, and by which operation.
@@ -61,7 +61,7 @@ class PretendedDevice(TorchDispatchMode):
         host = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
         goal = kwargs.get("device")
         made_here = bool(here) if goal is None else torch.device(goal) == DEVICE
-        # its values are lost, so that the wait cannot be counted
+        # its values are lost, so the wait cannot be counted
         assert not any(tensor.device == DEVICE for tensor in host), "torch.tensor or new_tensor copies values and waits"
         if func in (aten._to_copy.default, aten.copy_.default):
             to_here = isinstance(args[0], OnDevice) if func is aten.copy_.default else made_here

@@ -1,4 +1,4 @@
-"""Trainings whose gradients are kept, in float32 or float64: several of them in one start of the processes."""
+"""Trainings with recorded gradients, in float32 or float64; one start of the processes runs several trainings."""
 
 import importlib
 import json
@@ -12,11 +12,11 @@ from models.encoder import Encoder
 from utils import distributed
 from utils.engine.trainer import Trainer
 
-KEPT = 2**16  # values of a parameter: batch norms and convolutions in every stage; the rest takes 900 MB
+KEPT = 2**16  # values of a recorded parameter, at most: includes some of every stage; all would take 900 MB
 
 
 def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: str | None = None) -> None:
-    """Run ``script``; ``file`` gets the smaller gradients of each optimiser step by name, alike on all processes."""
+    """Run ``script``. ``file`` gets the smaller gradients of each optimiser step by name, equal on all processes."""
     iteration, step = Trainer.step, torch.optim.SGD.step
     gradients, trainers, writes = [], [], []
 
@@ -46,7 +46,7 @@ def train(script: str, arguments: Sequence[str], dtype: str = "float32", file: s
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train those of a JSON file, a list of arguments of ``train``."""
-    with distributed.process_group(5, dict):  # one for all: they meet once
+    """Run all trainings of a JSON file, which is a list of arguments of ``train``."""
+    with distributed.process_group(5, dict):  # one group for all trainings
         for job in json.loads(Path(arguments[0]).read_text()):
             train(**job)

@@ -1,4 +1,4 @@
-"""Batch-norm conversion: the released running average to the last bit that matters, and what a released YAML means."""
+"""Batch-norm conversion: the released running average up to rounding, and the keys of a released YAML file."""
 
 import shutil
 
@@ -15,8 +15,8 @@ from utils.engine.convert import convert_statistics
 MOMENTUM, UPDATE, BATCHES = 0.001, 35000, 4
 
 
-def test_ema_goes_on_from_the_checkpoint_as_the_released_code(monkeypatch):
-    """Its running sums: ``sum = (1 - m) sum + batch``, the same for the counter, and the average is sum / counter."""
+def test_ema_continues_from_the_checkpoint_like_the_released_code(monkeypatch):
+    """Released running sums: ``sum = (1 - m) sum + batch``, the same for the counter; the average is sum / counter."""
     model = build_segmentor("resnet18_dilated16", "fcn", 5).double()
     generator = torch.Generator().manual_seed(0)
     for _, module in batch_norms(model):
@@ -28,7 +28,7 @@ def test_ema_goes_on_from_the_checkpoint_as_the_released_code(monkeypatch):
     counters, seen = dict.fromkeys(sums, counter), {}
 
     def count(name: str, module: BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        var, mean = torch.var_mean(inputs[0].detach(), (0, 2, 3))  # the variance is the unbiased one
+        var, mean = torch.var_mean(inputs[0].detach(), (0, 2, 3))  # unbiased variance
         sums[name] = [(1 - MOMENTUM) * total + batch for total, batch in zip(sums[name], (mean, var), strict=True)]
         counters[name] = (1 - MOMENTUM) * counters[name] + 1
         seen[name] = module
@@ -62,9 +62,9 @@ def test_conversion_by_steps_scores_on_the_way(command, source_run, tmp_path):
     assert {after - before for before, after in zip(*(u.values() for u in updates), strict=True)} == {4}
 
 
-def test_trained_run_goes_before_the_pair_that_it_may_have_started_from(command, source_run, tmp_path):
+def test_trained_run_is_preferred_to_the_pair_that_it_started_from(command, source_run, tmp_path):
     shutil.copytree(source_run, tmp_path / "run")
-    pair = [f"model.weights_{part}={tmp_path}/{part}.pth" for part in ("encoder", "decoder")]  # which are not there
+    pair = [f"model.weights_{part}={tmp_path}/{part}.pth" for part in ("encoder", "decoder")]  # these files are missing
     convert.main(command(tmp_path, "run", *pair, "adabn.batch_size=2"))
     assert f"another exp_name converts {tmp_path}/encoder.pth" in (tmp_path / "run/log.txt").read_text()
     assert (tmp_path / "run/adabn.pth").is_file() and not (tmp_path / "run/adabn_encoder.pth").exists()

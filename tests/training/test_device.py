@@ -1,4 +1,4 @@
-"""One iteration of every recipe on a device that only pretends to be one: what would go wrong on a GPU alone."""
+"""One iteration of every recipe on a pretended device: finds mistakes that only a GPU shows."""
 
 import os
 from collections.abc import Callable
@@ -34,18 +34,18 @@ CASES = [(script, []) for script in RECIPES] + [("train_pycda", keys) for keys i
 
 @pytest.mark.parametrize(("script", "keys"), CASES, ids=[*RECIPES, *VARIANTS])
 def test_iteration_mixes_no_devices_and_waits_once(script, keys, tmp_path, monkeypatch):
-    """And computes on the device what it computes on the CPU."""
+    """The device gives the same values as the CPU."""
     expected = trainer(script, [*SMALL, *keys], torch.device("cpu"), tmp_path).step().values
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # autocast does not support this device
     with PretendedDevice() as device:
         run = trainer(script, [*SMALL, *keys], DEVICE, tmp_path)
-        device.waits.clear()  # the network's way to the device
+        device.waits.clear()  # waits of moving the network to the device
         found = run.step().values
         assert len(device.waits) == 1, device.waits
         assert all(isinstance(tensor, OnDevice) for tensor in run.model.state_dict().values())
     assert found.keys() == expected.keys() and "source/total" in found
     for name, value in found.items():
-        of_labels = isinstance(value, dict) or "/labelled/" in name  # one pixel more or less
+        of_labels = isinstance(value, dict) or "/labelled/" in name  # may differ by one pixel
         assert value == pytest.approx(expected[name], abs=2e-3 if of_labels else 0, rel=1e-4), name
 
 
@@ -62,7 +62,7 @@ SEEN: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("work", SEEN.values(), ids=list(SEEN))
 def test_pretended_device_sees_what_waits_or_mixes(work):
-    """And lets the rest pass."""
+    """Other operations pass."""
     with PretendedDevice() as device:
         x = torch.arange(3.0).to(DEVICE, non_blocking=True)
         x[:1] = (x.double() * torch.tensor(2.0) + x.new_full((), 3) + torch.arange(3, device=DEVICE)).sum()
@@ -75,17 +75,17 @@ def test_pretended_device_sees_what_waits_or_mixes(work):
 
 
 def test_step_that_the_scaler_skips_moves_nothing_but_the_statistics(tmp_path):
-    """As the first ones of ``train.amp=fp16``: the gradients overflow, the losses do not."""
+    """Like the first steps of ``train.amp=fp16``: the gradients overflow, the losses do not."""
     run, usual = (trainer("train_pycda", SMALL, torch.device("cpu"), tmp_path) for _ in range(2))
     run.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
     weights = [parameter.clone() for parameter in run.model.parameters()]
     skipped, taken = run.step().values, usual.step().values
     assert all(torch.equal(*pair) for pair in zip(weights, run.model.parameters(), strict=True))
     source = [{k: v for k, v in each.items() if k.startswith("source/")} for each in (skipped, taken)]
-    assert source[0] == source[1]  # of the same weights, and not scaled
+    assert source[0] == source[1]  # from the same weights, and not scaled
     assert bn_updates(run.model) == bn_updates(usual.model)
     rates = [group["lr"] for group in run.optimizer.param_groups]
-    run.set_learning_rate(20000)  # by the index of the step, whatever was skipped
+    run.set_learning_rate(20000)  # by the index of the step, also after skipped steps
     factor = learning_rate_factor(run.config.train, 20000)
     assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([factor * rate for rate in rates])
     run.scaler.update(1.0)

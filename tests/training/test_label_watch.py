@@ -1,4 +1,4 @@
-"""Shares of the pseudo-labels are those of the labels; a collapse is told once."""
+"""The logged class shares are those of the pseudo-labels; a collapse is reported once."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def test_shares_are_those_of_the_labelled_entries():
     assert shares.keys() == {f"{what}/{layer}" for what in ("labelled", "share") for layer in ("pixel", "square_4")}
 
 
-def test_padding_and_switched_off_layers_have_no_labels():
+def test_padding_and_disabled_layers_have_no_labels():
     curriculum = PyramidCurriculum(None, box_size=(4,), use_pixels=False)
     logits, valid = torch.randn(1, 3, 4, 8) * 20, torch.zeros(1, 4, 8, dtype=torch.bool)
     shares = label_shares(curriculum.pseudo_labels(logits, valid), 3)
@@ -32,12 +32,12 @@ def test_padding_and_switched_off_layers_have_no_labels():
 
 
 def of(layer: str, labelled: float, classes: dict[str, float]) -> dict:
-    """One layer of the pyramid, as it stands in the values of an iteration."""
+    """The logged values of one layer of the pyramid in an iteration."""
     return {f"target/labelled/{layer}": labelled, f"target/share/{layer}": classes}
 
 
 @pytest.mark.parametrize("high", [0.95, 0.85])
-def test_one_class_for_many_steps_is_told_once(high):
+def test_one_class_for_many_steps_is_reported_once(high):
     watch = CollapseWatch()
     shares = of("pixel", 0.5, {"road": high, "car": 0.05})
     told = [watch.update(shares) for _ in range(PATIENCE + 50)]
@@ -62,7 +62,7 @@ def test_short_run_is_watched_for_a_part_of_its_steps():
     assert [bool(watch.update(shares)) for _ in range(20)] == [i == 9 for i in range(20)]
 
 
-def test_class_that_was_common_and_vanishes_is_told_once():
+def test_common_class_that_vanishes_is_reported_once():
     watch = VanishingWatch(lambda: {"road": 0.5, "vegetation": 0.05, "sky": 0.1, "rider": 0.01}, patience(100))
 
     def step(vegetation: float, sky_in_squares: float) -> str | None:
@@ -70,8 +70,8 @@ def test_class_that_was_common_and_vanishes_is_told_once():
         squares = {"road": 0.9, "vegetation": 0.0, "sky": sky_in_squares, "rider": 0.0}
         return watch.update(of("pixel", 0.5, pixels) | of("square_4", 0.5, squares))
 
-    assert watch.update({}) is None  # source only has no labels
-    assert not any(step(0.05, 0.1) for _ in range(60))  # and a rare class may well be missing
+    assert watch.update({}) is None  # source only has no pseudo-labels
+    assert not any(step(0.05, 0.1) for _ in range(60))  # a rare class may be missing
     assert not any(step(0.02 * (i % 3 == 0), 0.1) for i in range(60))  # a batch has few images
     told = [step(0.0, 0.1) for _ in range(40)]
     (message,) = filter(None, told)
@@ -80,8 +80,8 @@ def test_class_that_was_common_and_vanishes_is_told_once():
     assert "sky: 10.0%" in message and "vegetation" not in message
 
 
-def test_class_that_only_the_first_labels_have_is_told_when_it_vanishes():
-    """Nor does a class of a single batch among them count as common."""
+def test_class_of_only_the_first_labels_is_reported_when_it_vanishes():
+    """A class of a single batch does not count as common."""
     watch = VanishingWatch(lambda: {"road": 0.5, "rider": 0.0, "bus": 0.0}, patience(100))
     told = []
     for step in range(60):
@@ -91,15 +91,15 @@ def test_class_that_only_the_first_labels_have_is_told_when_it_vanishes():
     assert "rider: 6.0%" in message and "bus" not in message and told.index(message) > 20
 
 
-def test_source_batches_without_a_label_are_told_once():
+def test_source_batches_without_a_label_are_reported_once():
     watch = UnlabelledWatch(patience=3)
     told = [watch.update({"source/labelled": share}) for share in (0, 0, 0.5, 0, 0, 0, 0, 1)]
     assert [bool(warning) for warning in told] == [False] * 5 + [True, False, False]
     assert "no pixel of the source batches of 3 steps is labelled" in told[5]
 
 
-def test_run_on_source_crops_without_a_label_says_so(command, city, tmp_path, monkeypatch):
-    """The labels have something, but the crops that a run sees do not."""
+def test_source_crops_without_a_label_are_reported(command, city, tmp_path, monkeypatch):
+    """The labels have labelled pixels, but the crops of the run do not."""
     monkeypatch.setattr(data, "any_labelled", lambda *arguments: True)
     shutil.copytree(city / "gtav", tmp_path / "gtav")
     for path in (tmp_path / "gtav/labels").iterdir():

@@ -1,4 +1,4 @@
-"""What a run is and what is left of it: other methods, other data, failed starts, stops at any moment."""
+"""Run folders: other methods, other data, failed starts, stops at any moment, and what remains after them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from utils.run_folder.summary import read_summary
 
 @pytest.fixture
 def finished(source_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished source-only run, whose command is ``command(tmp_path, "run")``."""
+    """A copy of a finished source-only run; its command is ``command(tmp_path, "run")``."""
     shutil.copytree(source_run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -54,7 +54,7 @@ def test_another_method_in_the_same_folder_is_refused_by_name(command, finished,
     assert torch.load(finished / "last.pth", weights_only=True)["phases"] == ["source"]
 
 
-def test_checkpoint_of_an_older_version_is_gone_on_from_and_told(command, finished, tmp_path):
+def test_checkpoint_of_an_older_version_is_resumed_and_reported(command, finished, tmp_path):
     rewrite(
         finished / "last.pth", lambda state: [state.pop(name) for name in ("method", "data", "phases", "validated")]
     )
@@ -62,7 +62,7 @@ def test_checkpoint_of_an_older_version_is_gone_on_from_and_told(command, finish
     assert "is of an older version" in log_of(finished) and "already trained for 2 steps" in log_of(finished)
 
 
-def test_checkpoint_that_has_its_data_in_the_older_form_is_gone_on_from_and_told(command, finished, tmp_path):
+def test_checkpoint_with_data_in_the_older_form_is_resumed_and_reported(command, finished, tmp_path):
     old = {"digest": "0" * 64, "content": torch.zeros(9, dtype=torch.uint8)}
     rewrite(finished / "last.pth", lambda state: state.update(data=old))
     train_source_only.main(command(tmp_path, "run"))
@@ -103,7 +103,7 @@ def test_changed_data_is_named(city, tmp_path):
         write_list(samples, tmp_path / f"run/lists/{name}.txt", root)
     saved = RunData(config, lists).digests
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
-    os.utime(source[0].label, (1, 1))  # a copy has other times
+    os.utime(source[0].label, (1, 1))  # copies have other times
     assert RunData(config, lists).changes(saved, tmp_path / "run") == ""
     with source[0].image.open("ab") as stream:
         stream.write(b" ")
@@ -162,7 +162,7 @@ def test_results_without_last_checkpoint_are_moved_aside(command, finished, tmp_
     best, records = (finished / "best.pth").read_bytes(), (finished / "log.jsonl").read_text()
     (finished / "last.pth").unlink()
     shutil.copy(finished / "best.pth", finished / "adabn.pth")
-    shutil.copytree(finished / "tensorboard", finished / "earlier-1")  # somebody's, or an earlier start's
+    shutil.copytree(finished / "tensorboard", finished / "earlier-1")  # from the user or an earlier start
     train_source_only.main(command(tmp_path, "run", "train.num_steps=1"))
     aside = finished / "earlier-2"
     assert f"results are now in {aside}" in log_of(finished)
@@ -202,16 +202,16 @@ def test_labels_that_are_all_void_count_as_none(command, city, tmp_path):
 
 
 def flip(path: Path) -> None:
-    """One bit of a tensor in the middle of a file."""
+    """Flip one bit of a tensor in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def test_flipped_bit_is_found_and_the_checkpoint_before_taken(command, finished, tmp_path):
+def test_flipped_bit_is_found_and_the_previous_checkpoint_used(command, finished, tmp_path):
     shutil.copy(finished / "last.pth", finished / "last.previous.pth")
     flip(finished / "last.pth")
-    torch.load(finished / "last.pth", weights_only=True)  # without a word
+    torch.load(finished / "last.pth", weights_only=True)  # no warning
     with pytest.raises(WeightsError, match="last.pth is damaged"):
         read_file(finished / "last.pth")
     train_source_only.main(command(tmp_path, "run"))
@@ -262,8 +262,8 @@ def run_full(folder: Path, *arguments: str, **options) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_full_output_is_switched_off_with_a_warning(tmp_path):
-    """In a process of its own, as the output stays switched off."""
+def test_full_output_is_disabled_with_a_warning(tmp_path):
+    """In its own process, because the output stays disabled."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     (tmp_path / "log.jsonl").touch()
@@ -277,7 +277,7 @@ def test_full_output_is_switched_off_with_a_warning(tmp_path):
 
 @pytest.mark.slow
 def test_no_file_that_cannot_be_written_stops_or_stalls_a_training(tmp_path):
-    """Each file ends at 2000 bytes; a picture is more than fits between a thread and its queue."""
+    """No file can be longer than 2000 bytes. A picture is larger than the queue of the writing thread."""
     done = run_full(tmp_path, "full", stdout=subprocess.PIPE)
     assert done.returncode == 0 and done.stderr == "goes on\n"
     for name in ("log.txt", "log.jsonl", "tensorboard"):
@@ -285,7 +285,7 @@ def test_no_file_that_cannot_be_written_stops_or_stalls_a_training(tmp_path):
     assert "step 199" in done.stdout and (tmp_path / "log.jsonl").stat().st_size <= 2000
 
 
-def test_manifest_says_what_the_run_is_and_how_long_it_took(command, tmp_path, monkeypatch):
+def test_manifest_has_the_facts_and_the_time_of_the_run(command, tmp_path, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     stop_after(1, monkeypatch)
@@ -307,7 +307,7 @@ def test_manifest_says_what_the_run_is_and_how_long_it_took(command, tmp_path, m
     assert third["seconds"] < 120 and json.loads((tmp_path / "run/earlier-1/run.json").read_text()) == second
 
 
-def test_folder_of_an_older_version_leaves_unknown_what_it_does_not_say(command, finished, tmp_path):
+def test_missing_facts_of_an_older_run_folder_are_unknown(command, finished, tmp_path):
     (finished / "run.json").unlink()
     (finished / "last.pth").unlink()
     (finished / "best.pth").rename(finished / "last.pth")

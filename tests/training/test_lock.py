@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a process of this machine is asked, for another one's the user is told what to do."""
+"""One run at a time in a folder: a process of this machine is checked; for other machines the user gets advice."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_lock_of_a_killed_process_is_taken_at_once(tmp_path):
 
 
 def held(folder: Path, **changes: object) -> Path:
-    """A lock file as this process would write it, but for ``changes``."""
+    """A lock file like that of this process, with ``changes``."""
     with open_run_folder(folder):
         content = json.loads((folder / LOCK).read_text())
     (folder / LOCK).write_text(json.dumps(content | changes))
@@ -58,7 +58,7 @@ def held(folder: Path, **changes: object) -> Path:
 
 
 def test_reused_process_id_is_not_the_same_process(tmp_path):
-    held(tmp_path, pid=os.getppid(), started="1")  # alive, but it began at another time
+    held(tmp_path, pid=os.getppid(), started="1")  # alive, but started at another time
     start(tmp_path)
 
 
@@ -71,14 +71,14 @@ def test_lock_of_another_machine_says_what_to_delete(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", '{"host": ', "[]", '{"host": "here"}'])
-def test_lock_file_that_names_nobody_says_what_to_delete(tmp_path, text):
+def test_lock_file_without_an_owner_says_what_to_delete(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(CheckpointError, match="delete that file if no run is going on"):
         start(tmp_path)
 
 
 def test_the_lock_of_another_run_is_left_alone(tmp_path):
-    """As where somebody deleted the file, and started again, while this run was going on."""
+    """The user deleted the lock file and started another run while this run continued."""
     with open_run_folder(tmp_path):
         content = json.loads((tmp_path / LOCK).read_text())
         (tmp_path / LOCK).write_text(json.dumps(content | {"since": "later"}))

@@ -1,4 +1,4 @@
-"""What TensorBoard gets is what log.jsonl says, and only that."""
+"""TensorBoard gets exactly the values of log.jsonl."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from utils.scoring.pictures import TITLE_HEIGHT
 
 
 def values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
-    """(step, value) of everything in the event files of a run, the files in the order of their names."""
+    """(step, value) of all events of a run; files in the order of their names."""
     for path in sorted((folder / "tensorboard").iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):  # a record: length, its checksum, the event, its checksum
@@ -76,7 +76,7 @@ def test_panels_of_the_held_out_images_at_each_validation(run):
     assert picture.size == (panels[0][2].width, panels[0][2].height) == (3 * 96 + 8, 64 + TITLE_HEIGHT)
 
 
-def test_configuration_is_there_once_as_text(run):
+def test_configuration_is_written_once_as_text(run):
     written = {value.tag: (step, value) for step, value in values(run) if value.tag.endswith("text_summary")}
     texts = {tag: (step, value.tensor.string_val[0].decode()) for tag, (step, value) in written.items()}
     step, config = texts["config/text_summary"]

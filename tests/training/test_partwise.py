@@ -1,4 +1,4 @@
-"""Gradients from parts of a batch are those of the whole batch, for losses that no mean of the parts could give."""
+"""Gradients from parts of a batch equal those of the whole batch, also for losses that are no mean over the parts."""
 
 from types import SimpleNamespace
 
@@ -40,13 +40,13 @@ def test_gradients_of_the_curriculum_are_exact(parts):
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-8) for a, b in zip(whole, partwise, strict=True))
     halves = [gradients(net, forward, part) for part in images.chunk(parts)]
     mean = sum(half[1] for half in halves) / parts
-    assert not torch.allclose(mean, whole[1], rtol=1e-2)  # what accumulating the parts' own losses would give
+    assert not torch.allclose(mean, whole[1], rtol=1e-2)  # the sum of the parts' own losses would give this
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_ranks_are_added_up_once_all_parts_are_in(monkeypatch, parts):
-    """Of two ranks with the same images every gradient is twice one's; those of the convolutions are under way before
-    the backward pass returns. One layer is not reached."""
+    """Two ranks with the same images have twice the gradients of one. Convolutions are reduced before the backward pass
+    returns. One layer gets no gradient."""
     net = network()
     net.aux = nn.Conv2d(8, 5, 1)
     forward = PartwiseForward(net, lambda x, **_: {"logits": net[:4](x)}, parts)
@@ -66,7 +66,7 @@ def test_ranks_are_added_up_once_all_parts_are_in(monkeypatch, parts):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "SMALL", 9)
     monkeypatch.setattr(distributed.dist, "all_reduce", add)
-    for _ in range(2):  # nothing of a step is left for the next one
+    for _ in range(2):  # a step leaves nothing for the next one
         with distributed.summed_gradients(net, parts):
             backward()
             early = len(messages)

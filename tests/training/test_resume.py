@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and started again is the run that was never stopped."""
+"""A run that was stopped anywhere and resumed equals an uninterrupted run."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 def wait_for(process: Forked, folder: Path, step: int) -> None:
-    """Until the log has the losses of ``step``."""
+    """Wait until the log has the losses of ``step``."""
     while process.running():
         log = folder / "log.jsonl"
         if log.is_file() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines()[:-1]):
@@ -51,7 +51,7 @@ def wait_for(process: Forked, folder: Path, step: int) -> None:
     raise AssertionError(process.output())
 
 
-def test_killed_run_goes_on_bit_for_bit(command, uninterrupted, tmp_path, fork):
+def test_killed_run_resumes_bit_for_bit(command, uninterrupted, tmp_path, fork):
     """Between two checkpoints."""
     process = fork("train_source_only.py", command(tmp_path, "run", *KEYS, "train.num_workers=1"))
     wait_for(process, tmp_path / "run", 3)
@@ -87,7 +87,7 @@ def test_kill_while_a_checkpoint_is_written(command, uninterrupted, tmp_path, fo
 
 
 def stop_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process get SIGTERM while iteration ``number`` (from 1) runs."""
+    """Send SIGTERM to this process during iteration ``number`` (from 1)."""
     step, calls = Trainer.step, []
 
     def signalled(self):
@@ -111,7 +111,7 @@ def test_signal_finishes_the_step_saves_and_exits_with_its_own_status(command, u
 
 
 def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path, fork):
-    """As a scheduler sends it: the loader's processes leave it to the main one, and end with it."""
+    """Like a scheduler's signal: the loader processes ignore it, and end with the main process."""
     arguments = command(tmp_path, "run", "train.num_steps=100000", "val.every=100000", "train.num_workers=2")
     process = fork("train_source_only.py", arguments)
     wait_for(process, tmp_path / "run", 1)
@@ -150,7 +150,7 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     before = (tmp_path / "run/last.pth").stat().st_mtime_ns
     train_source_only.main(command(tmp_path, "run", *keys))
     free = ["train.print_freq=7", "val.every=1", "test.split=train", "tta.flip=true", "adabn.epochs=2"]
-    train_source_only.main(command(tmp_path, "run", *keys, *free, "model.fc_dim=null"))  # was 512, the encoder's own
+    train_source_only.main(command(tmp_path, "run", *keys, *free, "model.fc_dim=null"))  # null is 512 here
     assert (tmp_path / "run/last.pth").stat().st_mtime_ns == before
     assert "already trained for 2 steps" in (tmp_path / "run/log.txt").read_text()
     train_source_only.main(command(tmp_path, "run", *KEYS, "resume=off"))
@@ -193,7 +193,7 @@ def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, unin
 
 
 def spoil(city: Path, folder: Path) -> Path:
-    """A copy of the source images of which one is truncated."""
+    """A copy of the source images; one of them is truncated."""
     shutil.copytree(city / "gtav", folder / "gtav")
     bad = folder / "gtav/images/00002.png"
     bad.write_bytes(bad.read_bytes()[:200])
@@ -232,7 +232,7 @@ def test_run_folder_that_cannot_be_written_is_named(command, tmp_path):
 
 
 def poison_before(number: int, monkeypatch: pytest.MonkeyPatch, name: str = "decoder.conv_last.bias") -> None:
-    """Let a value of the tensor ``name`` be NaN when iteration ``number`` (from 1) begins."""
+    """Set a value of the tensor ``name`` to NaN when iteration ``number`` (from 1) begins."""
     step, calls = Trainer.step, []
 
     def poisoned(self):
@@ -255,7 +255,7 @@ def test_non_finite_loss_stops_with_every_term_and_keeps_the_last_good_checkpoin
 
 
 def test_non_finite_weights_are_not_saved(command, tmp_path, monkeypatch):
-    poison_before(4, monkeypatch, "encoder.bn1.running_mean")  # of which a training forward takes no notice
+    poison_before(4, monkeypatch, "encoder.bn1.running_mean")  # a training forward does not use it
     message = "after step 4 the network has non-finite weights: .*bn1.*last good checkpoint"
     with pytest.raises(FloatingPointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))

@@ -1,4 +1,4 @@
-"""Learning rates are those of the released code, which sets them after an iteration by the index of that iteration."""
+"""Learning rates of the released code, which sets them after each iteration, by the index of that iteration."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every script for a few steps on toy-city data: what it computes, what it leaves behind, what it refuses."""
+"""Every script for a few steps on toy-city data: results, files and errors."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def records(run: Path) -> list[dict]:
-    """Losses and scores; without the class shares of the predictions."""
+    """Losses and scores, without the class shares of the predictions."""
     found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [record for record in found if "target/share/prediction/road" not in record]
 
@@ -65,7 +65,7 @@ def test_command_that_the_end_of_a_training_names_works(source_run, capsys):
 
 @pytest.mark.slow
 def test_source_loss_has_a_weight(command, tmp_path):
-    """As the released ``lambda_trade_off``: of all of it. Half the loss at twice the rates is the same step."""
+    """Of the whole loss, like the released ``lambda_trade_off``. Half the loss at twice the rates is the same step."""
     plain = ["train.num_steps=1", "val.held_out=0", "train.momentum=0", "train.weight_decay=0"]
     rates = {"whole": (0.01, 0.02, 1), "half": (0.02, 0.04, 0.5)}
     for name, (encoder, decoder, weight) in rates.items():
@@ -131,7 +131,7 @@ def test_spatial_ratio_computes_its_prior_beside_the_run(command, source_run, tm
         (train_pycda_spatial, ["target.crop_size=[64, 32]"], "whole images"),
     ],
 )
-def test_wrong_script_says_which_is_right(command, source_run, tmp_path, script, keys, message):
+def test_wrong_script_names_the_right_one(command, source_run, tmp_path, script, keys, message):
     with pytest.raises(ConfigError, match=message):
         script.main(command(tmp_path, "wrong", f"model.weights={source_run}", *keys))
 
@@ -142,7 +142,7 @@ def test_synthia_is_read_by_the_same_script(command, city, tmp_path):
     train_source_only.main(command(tmp_path, "synthia", *keys))
     train_source_only.main(command(tmp_path, "gtav", "train.num_steps=1"))
     synthia, gtav = records(tmp_path / "synthia")[0], records(tmp_path / "gtav")[0]
-    assert 0 < synthia["source/main"] != gtav["source/main"]  # terrain is no SYNTHIA class, all else is the same scene
+    assert 0 < synthia["source/main"] != gtav["source/main"]  # the same scenes, but terrain is no SYNTHIA class
     assert synthia["source/main"] == pytest.approx(gtav["source/main"], rel=0.2)
 
 

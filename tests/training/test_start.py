@@ -1,4 +1,4 @@
-"""What would show at the first validation or save is said before the first step, and trying it leaves no trace."""
+"""Errors of the first validation or save are reported before the first step; the trial leaves no trace."""
 
 import shutil
 from collections import namedtuple
@@ -46,7 +46,7 @@ def of(city: Path) -> list[str]:
 
 
 def held_out(city: Path) -> list[Sample]:
-    """Those of ``val.held_out=3``."""
+    """The held-out images of ``val.held_out=3``."""
     return hold_out(find_samples("cityscapes", city / "cityscapes"), 3, 0)[1]
 
 
@@ -67,7 +67,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("keys", "message"), KEYS.items())
-def test_keys_that_cannot_be(command, tmp_path, no_step, keys, message):
+def test_impossible_keys(command, tmp_path, no_step, keys, message):
     refused(train_source_only.main, command(tmp_path / "runs", "run", *keys.split("; ")), message)
     assert not (tmp_path / "runs").exists()
 
@@ -105,8 +105,8 @@ def test_held_out_files_that_cannot_be_scored(command, own_city, tmp_path, no_st
 
 
 @pytest.mark.slow
-def test_turned_pair_is_none(command, own_city, tmp_path):
-    """Stored sizes differ, upright ones do not."""
+def test_turned_pair_is_no_error(command, own_city, tmp_path):
+    """The stored sizes differ, the upright sizes are equal."""
     sample = held_out(own_city)[0]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -132,7 +132,7 @@ def test_smallest_and_largest_image_are_tried(city):
 @pytest.mark.slow
 def test_disk_without_room_for_a_checkpoint(command, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    sizes = [1e6, 100e6]  # the network takes 25 MB, and its momentum as much
+    sizes = [1e6, 100e6]  # network and momentum take 25 MB each
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(sizes[0]))
     refused(train_source_only.main, command(tmp_path, "run"), "0.00 GB are free in .*run, a checkpoint .* takes 0.05")
     sizes.pop(0)
@@ -154,7 +154,7 @@ def test_whole_images_of_several_sizes_are_no_batch(command, own_city, tmp_path,
 
 @pytest.mark.slow
 def test_trial_changes_nothing(command, tmp_path, monkeypatch):
-    """Neither the network and the random numbers of the process, nor a whole run."""
+    """Network, random numbers and a whole run stay the same."""
     states, check = [], experiment.check_start
 
     def checked(data, model, validation):
@@ -188,7 +188,7 @@ def test_resumed_run_is_not_tried_again(command, source_run, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path, fork_two):
-    truncate(held_out(own_city)[1].label)  # of the second process's share
+    truncate(held_out(own_city)[1].label)  # an image of the second process
     arguments = command(tmp_path, "run", *of(own_city))
     for rank, process in enumerate(fork_two("train_source_only.py", arguments, arguments)):
         status, output = process.ended()
@@ -197,7 +197,7 @@ def test_file_that_one_process_finds_stops_both(command, own_city, tmp_path, for
 
 
 @pytest.mark.slow
-def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
+def test_conversion_reports_errors_before_it_scores(command, own_city, source_run, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "evaluate", lambda *arguments, **options: pytest.fail("scored"))
     weights = f"adabn.weights={source_run}"
     ppm = command(tmp_path, "ppm", PPM, "train.num_steps=1", "val.held_out=0")
@@ -208,7 +208,7 @@ def test_conversion_says_what_cannot_be_before_it_scores(command, own_city, sour
     refused(convert.main, command(tmp_path, "converted", *keys), "no folder .*gtav")
 
 
-def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tmp_path, monkeypatch):
+def test_evaluation_reports_errors_before_it_scores(command, source_run, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "score_network", lambda *arguments, **options: pytest.fail("scored"))
     arguments = command(tmp_path, "any", "--weights", str(source_run))
     refused(evaluate.main, [*arguments, "--json", str(tmp_path)], f"--json: cannot write {tmp_path}: Is a directory")
@@ -219,7 +219,7 @@ def test_evaluation_says_what_cannot_be_before_it_scores(command, source_run, tm
     refused(evaluate.main, [*arguments, str(other)], "other.pth does not fit the network")
 
 
-def test_half_precision_that_is_slower_here_is_said_with_the_ratio(monkeypatch):
+def test_slower_half_precision_is_reported_with_the_ratio(monkeypatch):
     told: list[str] = []
     cpu = torch.device("cpu")
     monkeypatch.setattr(start, "half_precision_time", lambda dtype: {torch.bfloat16: 19.04, torch.float16: 0.5}[dtype])

@@ -1,4 +1,4 @@
-"""A run that is told to stop, or whose reader goes away, saves and can go on."""
+"""A run that gets a stop signal, or loses the reader of its output, saves and can be resumed."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from utils.signals import STOPPED, StopSignals
 
 @pytest.fixture(autouse=True)
 def hangups_count() -> Iterator[None]:
-    """As where the tests were not started by ``nohup``."""
+    """As if the tests were not started by ``nohup``."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -64,7 +64,7 @@ def test_hangup_saves_however_often_it_comes_and_nohup_ignores_it(command, tmp_p
     step = Trainer.step
 
     def hung_up(self):
-        for _ in range(3):  # kernel and shell both tell
+        for _ in range(3):  # the kernel and the shell both send it
             os.kill(os.getpid(), signal.SIGHUP)
         return step(self)
 
@@ -94,7 +94,7 @@ def train_for_a_reader_that_goes(arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_reader_that_goes_away_stops_the_run_politely(command, tmp_path, fork):
+def test_lost_reader_of_the_output_stops_the_run_politely(command, tmp_path, fork):
     keys = ["train.num_steps=100000", "val.every=100000"]
     status, output = fork(train_for_a_reader_that_goes, command(tmp_path, "run", *keys)).ended()
     assert status == STOPPED, output
@@ -131,21 +131,21 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
-    """A scheduler may start the run on another machine, which could not tell that its process has ended."""
+    """A scheduler may restart the run on another machine, which cannot check whether the process has ended."""
 
     def signalled(*arguments):
         assert (tmp_path / "run/run.lock").exists()
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(data, "domain_samples", signalled)
-    signal.signal(number, lambda number, frame: None)  # as a signal that were not caught would end the tests
+    signal.signal(number, lambda number, frame: None)  # a signal without a handler would end the tests
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run"))
     assert stopped.value.code == STOPPED and not (tmp_path / "run").exists()
 
 
 def test_signal_while_the_interpreter_ends_leaves_the_status():
-    """A scheduler's second one, after the run has saved: the status says that it can go on."""
+    """A scheduler's second signal, after the run has saved. The status means that the run can be resumed."""
     caught = []
     signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""Class shares of the predictions on the target while a network is trained: of every method, and changing nothing."""
+"""Class shares of the predictions on the target during training: for every method, without effect on it."""
 
 import json
 from pathlib import Path
@@ -65,10 +65,8 @@ def test_looking_changes_neither_the_network_nor_the_random_numbers(command, cit
 
 
 @pytest.mark.slow
-def test_a_class_that_should_be_there_and_is_not_labelled_is_told_in_the_log(
-    command, source_run, tmp_path, monkeypatch
-):
-    expected = dict.fromkeys(CITYSCAPES.names, 0.0) | {"train": 0.3}  # the toy city has none
+def test_a_missing_class_that_should_be_labelled_is_reported_in_the_log(command, source_run, tmp_path, monkeypatch):
+    expected = dict.fromkeys(CITYSCAPES.names, 0.0) | {"train": 0.3}  # the toy city has no trains
     monkeypatch.setattr(TargetShares, "expected", lambda self: expected)
     keys = [f"model.weights={source_run}", "train.num_steps=14", "val.every=14", "train.lr_decoder=0"]
     train_pycda.main(command(tmp_path, "run", *keys, "train.lr_encoder=0"))

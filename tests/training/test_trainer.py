@@ -1,4 +1,4 @@
-"""A trainer in a program of one's own: steps, a state that it goes on from, and the run that the script makes."""
+"""A trainer in the user's own program: steps, resuming from a state, and the same run as the script."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ KEYS = ["train.num_steps=4", "train.momentum=0.9"]
 
 
 def config_of(arguments: list[str]) -> Config:
-    """The configuration of what ``command`` gives."""
+    """The configuration of the arguments of ``command``."""
     _, path, *keys = arguments
     return build_config(path, keys, script="train_source_only")
 
@@ -47,7 +47,7 @@ def test_fit_is_the_run_of_the_script_also_after_it_was_left(command, tmp_path, 
     assert_same_run(tmp_path / "own", tmp_path / "script")
 
 
-def test_steps_go_on_from_a_state_with_the_batches_that_follow(command, tmp_path, source_trainer):
+def test_steps_continue_from_a_state_with_the_next_batches(command, tmp_path, source_trainer):
     whole, other = source_trainer("val.held_out=0"), source_trainer("val.held_out=0")
     whole.fit()
     state = read_file(tmp_path / "own/last.previous.pth") if (tmp_path / "own/last.previous.pth").exists() else None
@@ -60,7 +60,7 @@ def test_steps_go_on_from_a_state_with_the_batches_that_follow(command, tmp_path
 
 
 class Counting(PyramidCurriculum):
-    """A method of somebody's own that keeps something from step to step."""
+    """The user's own curriculum, with a state that lasts from step to step."""
 
     def __init__(self) -> None:
         super().__init__(None)

@@ -1,4 +1,4 @@
-"""``python -m utils.commands NAME [argument ...]``: what ``run.sh`` starts when NAME is no script."""
+"""``python -m utils.commands NAME [argument ...]``: ``run.sh`` starts this if NAME is no script."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ COMMANDS = {  # module and function of this package
     "predict": "predict:main",
     "report": "report:main",
 }
-OF_RUN_SH = ("ablation", "benchmark", "test")  # run.sh itself knows them
+OF_RUN_SH = ("ablation", "benchmark", "test")  # commands of run.sh itself
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if name not in COMMANDS:
         scripts = sorted(path.name for path in ROOT.glob("*.py"))
         known = [*scripts, *sorted([*COMMANDS, *OF_RUN_SH])]
-        raise ConfigError(f"no script or command {name}; the nearest is {nearest(name, known)}: {', '.join(known)}")
+        raise ConfigError(f"no script or command {name}; the nearest is {nearest(name, known)} of {', '.join(known)}")
     module, function = COMMANDS[name].split(":")
     return getattr(import_module(f"utils.commands.{module}"), function)(others)
 

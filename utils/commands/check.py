@@ -1,7 +1,7 @@
 """``sh run.sh check CONFIG``: every problem of the data that a configuration names, in one table.
 
-Reads all images and labels of the source, the target training images, those of val.data_list and the test split, in
-parallel. The exit status is 1 if something would stop a training or an evaluation, 0 if there are only remarks.
+Reads all images and labels in parallel: source, target training images, val.data_list and test split. The exit status
+is 1 if an error would stop a training or an evaluation, and 0 if there are only remarks.
 """
 
 from collections import Counter, defaultdict
@@ -40,28 +40,28 @@ class Split:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file or, without ``path``, a split: an error would stop a run, a remark would not."""
+    """An error or a remark about a file or, without ``path``, about a split. Only an error would stop a run."""
 
     level: str
     path: str
     message: str
-    topic: str  # findings of one topic are folded when they are many
+    topic: str  # many findings of one topic are printed on one line
 
 
 @dataclass
 class Checked:
-    """What one image and its label show."""
+    """The result of reading one image and its label."""
 
     sample: Sample
     findings: list[Finding] = field(default_factory=list)
     size: tuple[int, int] | None = None  # (W, H)
     turned: bool = False
-    resized: bool = False  # the label has another size than the image, which a training admits
+    resized: bool = False  # image and label differ in size, and training accepts it
     raw: dict[int, int] = field(default_factory=dict)  # pixels of each raw id
 
 
 class Report:
-    """What is known of one split: what each of its images shows, and the findings."""
+    """All about one split: the results of its images, counts and findings."""
 
     def __init__(self, split: Split, seen: Sequence[Checked] = (), findings: Sequence[Finding] = ()) -> None:
         self.split, self.seen, self.findings = split, seen, [*findings]
@@ -80,7 +80,7 @@ class Report:
 
 
 def splits(config: Config) -> list[Split]:
-    """What a configuration names: training images, those of val.data_list, and the test split."""
+    """The splits of a configuration: source, target, held_out (only with val.data_list) and test."""
     s, t, v, e = config.source, config.target, config.val, config.test
     found = [Split("source", s, s.data_dir), Split("target", t, t.data_dir)]
     if v.data_list:
@@ -90,7 +90,7 @@ def splits(config: Config) -> list[Split]:
 
 
 def look(sample: Sample, kind: str, resizable: bool) -> Checked:
-    """Read one image and its label; ``resizable``: a label of another size is used where ``may_be_resized``."""
+    """Read one image and its label. ``resizable``: the label may have another size, see ``may_be_resized``."""
     seen, shape = Checked(sample), None
     try:
         seen.size = read_image(sample.image).size
@@ -108,7 +108,7 @@ def look(sample: Sample, kind: str, resizable: bool) -> Checked:
             seen.findings.append(Finding(ERROR, str(sample.label), str(error), "unusable label"))
     void = known_ids(kind) & (id_lookup(kind) == IGNORE)
     if seen.raw and void[list(seen.raw)].all():
-        text = "nothing is labelled, all of it is void"
+        text = "nothing is labelled, all pixels are void"
         seen.findings.append(Finding(REMARK, str(sample.label), text, "all void"))
     if seen.size and shape and seen.size != shape:
         seen.resized = resizable and may_be_resized(kind, seen.size, shape)
@@ -120,7 +120,7 @@ def look(sample: Sample, kind: str, resizable: bool) -> Checked:
 
 
 def check_split(split: Split, workers: int) -> Report:
-    """Everything about one split; ``workers`` processes read its files, 0: this one."""
+    """Check one split. ``workers`` processes read its files; 0: this process."""
     options, training = split.options, split.name in ("source", "target")
     try:
         samples = find_samples(
@@ -144,7 +144,7 @@ def check_split(split: Split, workers: int) -> Report:
 
 
 def _pairs(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
-    """Images without label where one is needed, labels without image."""
+    """Images without a needed label, and labels without an image."""
     unlabelled = [sample for sample in samples if sample.label is None]
     if split.name == "test" and len(unlabelled) == len(samples):
         text = "no image has a label: training needs none, but there will be no scores"
@@ -161,7 +161,7 @@ def _pairs(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
 
 
 def _unknown_ids(report: Report) -> Iterator[Finding]:
-    """Raw ids that the label kind does not define: by file where few are concerned, else by id."""
+    """Raw ids that the label kind does not define: by file, and as the topic of many files, by id."""
     files = [(str(one.sample.label), sorted(one.raw.keys() & report.unknown)) for one in report.seen]
     count = Counter(number for _, numbers in files for number in numbers)
     listed = [f"{number} ({count[number]} files, {report.raw[number]} pixels)" for number in sorted(count)]
@@ -174,21 +174,21 @@ def _unknown_ids(report: Report) -> Iterator[Finding]:
 
 
 def _label_remarks(report: Report) -> Iterator[Finding]:
-    """What the ids of all labels together show of their encoding."""
+    """Findings from the ids of all labels together."""
     kind, raw, counts = report.kind, report.raw, report.counts
     if report.unknown or not raw:
         return
     if not counts.any():
-        text = "no pixel of all labels is of a class: they count as no labels"
+        text = "no pixel of any label belongs to a class: the images count as unlabelled"
         yield Finding(ERROR if report.split.name == "source" else REMARK, "", text, "no labelled pixel")
     if look_like_train_ids(raw, kind):
         ids = ", ".join(map(str, sorted(raw)))
-        text = f"all ids are among {ids}: they look like train ids, where {kind} has label ids (labelIds files)"
+        text = f"all ids are among {ids}: they look like train ids, but {kind} needs label ids (labelIds files)"
         yield Finding(REMARK, "", text, "train ids")
     if np.count_nonzero(counts) == 1 and raw[IGNORE] and id_lookup(kind)[IGNORE] == IGNORE:
         name, share = class_table(kind).names[int(counts.argmax())], raw[IGNORE] / raw.total()
-        text = f"{name} is the only class, and 255 ({share:.1%} of the pixels) is void: if it is a class of masks of 0 "
-        yield Finding(REMARK, "", text + "and 255, give it ids: [255] in the id table", "one class")
+        text = f"{name} is the only class, and 255 ({share:.1%} of the pixels) is void. If 255 is a class, as in "
+        yield Finding(REMARK, "", text + "masks of 0 and 255, give it ids: [255] in the id table", "one class")
 
 
 def _image_remarks(report: Report) -> Iterator[Finding]:
@@ -200,32 +200,32 @@ def _image_remarks(report: Report) -> Iterator[Finding]:
 
 
 def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[Finding]:
-    """What the sizes of a domain's images mean for batches and crops."""
+    """Findings about batches and crops, from the sizes of a domain's images."""
     from utils.builders.data import check_whole_images, one_at_a_time
 
     name, a, crop = report.split.name, config.adabn, options.crop_size
     try:
         check_whole_images(options, [one.sample for one in report.seen], config.train.batch_size)
     except UserError as error:
-        yield Finding(ERROR, "", f"no batches for a training: {error}", "no batches")
+        yield Finding(ERROR, "", f"training cannot form batches: {error}", "no batches")
     whole = a.images == "whole" and a.domains in (name, "both") and options.input_size is None
     if whole and a.batch_size > 1 and len(report.sizes) > 1:
         yield Finding(REMARK, "", one_at_a_time(name), "one at a time")
-    sizes = Counter(options.input_size or one.size for one in report.seen if one.size)  # before any random scale
+    sizes = Counter(options.input_size or one.size for one in report.seen if one.size)  # before random scaling
     small = [size for size in sizes if crop and (size[0] < crop[0] or size[1] < crop[1])]
     if crop and small:
         count, (width, height) = sum(sizes[size] for size in small), small[0]
-        text = f"{count} images, as {width}x{height}, are smaller than {name}.crop_size {list(crop)} (W, H): "
-        yield Finding(REMARK, "", text + "their crops are padded, and the padding is not trained on", "padded crops")
+        text = f"{count} images, such as {width}x{height}, are smaller than {name}.crop_size {list(crop)} (W, H): "
+        yield Finding(REMARK, "", text + "their crops are padded; training ignores the padding", "padded crops")
 
 
 def check(config: Config, workers: int) -> list[Report]:
-    """A report of each of ``splits``."""
-    from utils.builders.data import Data, shape_remark  # torch, which a wrong command line need not wait for
+    """A report for each of ``splits``."""
+    from utils.builders.data import Data, shape_remark  # imports torch: only after the command line is checked
 
     *training, test = splits(config)
     reports = [check_split(split, workers) for split in training]
-    for report, options in zip(reports, (config.source, config.target), strict=False):  # not val.data_list's
+    for report, options in zip(reports, (config.source, config.target), strict=False):  # not for held_out
         report.findings += _size_findings(report, options, config)
     if not Data(config).has_test_set:
         text = "there is no test set: training needs none, but there will be no scores"
@@ -237,7 +237,7 @@ def check(config: Config, workers: int) -> list[Report]:
 
 
 def describe(report: Report, fold: bool = True) -> str:
-    """Counts, sizes, class frequencies and findings of a split as text; ``fold``: many of a kind on one line."""
+    """Counts, sizes, class frequencies and findings of a split as text; ``fold``: many of one topic on one line."""
     sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in report.sizes.most_common(SHOWN_SIZES))
     more = f" and {len(report.sizes) - SHOWN_SIZES} other sizes" if len(report.sizes) > SHOWN_SIZES else ""
     labels = sum(one.sample.label is not None for one in report.seen)
@@ -264,8 +264,8 @@ def describe(report: Report, fold: bool = True) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit status."""
     parser = make_parser(__doc__, "sh run.sh check")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that read files; all cores")
-    parser.add_argument("--all", action="store_true", help="a line for each file, also where many have the same fault")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="reading processes; default: all cores")
+    parser.add_argument("--all", action="store_true", help="one line for each file, even if many have the same finding")
     args = parse_arguments(parser, argv)
     if args.workers < 0:
         raise ConfigError(f"command line: --workers must be at least 0, got {args.workers}")

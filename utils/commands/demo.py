@@ -1,7 +1,7 @@
-"""``sh run.sh demo``: the whole recipe on procedural street scenes, one table and one picture at the end.
+"""``sh run.sh demo``: the whole recipe on procedural street scenes; prints a table and draws a picture at the end.
 
-Every stage is the same command that a user would type. Finished stages are not repeated, so all variants share one
-source-only run.
+Every stage is a command that a user could type. Finished stages are not repeated: all variants share one source-only
+run.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from utils.config.schema import ConfigError
 from utils.scoring.pictures import colour_map, legend, save_picture, stack, titled
 
 CONFIGS = ROOT / "cfgs" / "demo"
-PANELS = 4  # target images in the picture
+PANELS = 4  # target images of the picture
 QUICK = Plan(num_source=80, num_source_val=10, num_target=80, num_target_val=20)
-QUICK_HELD_OUT = 10  # of the target images
-QUICK_STEPS = 8  # times fewer
+QUICK_HELD_OUT = 10  # target images
+QUICK_STEPS = 8  # divides the number of steps
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and the line of the table that its result is."""
+    """A training command and the title of its result in the table."""
 
     title: str
     run: str
@@ -56,7 +56,7 @@ DEMO = (
 )
 ORACLE_KEYS = ("source.dataset=cityscapes", "source.data_dir={data}/cityscapes", "val.held_out=0")
 ORACLE = (Stage("oracle: labelled target images", "oracle", "train_source_only.py", "source_only", ORACLE_KEYS),)
-# Each switches one layer off.
+# Each disables one layer.
 TOP, SQUARES, PIXELS = "curriculum.lambda_balance=0", "curriculum.box_size=[]", "curriculum.use_pixels=false"
 ABLATION = (
     SOURCE_ONLY,
@@ -68,13 +68,13 @@ ABLATION = (
     Stage("pixels + squares", "pixels_squares", "train_pycda.py", "pycda", (TOP,)),
     replace(PYCDA, title="all: PyCDA"),
 )
-RELEASED = ("curriculum.conf_threshold=0.5",)  # in all else the demo's curriculum is the released one
+RELEASED = ("curriculum.conf_threshold=0.5",)  # otherwise the demo's curriculum is as released
 SOURCE_TARGET = (*RELEASED, "curriculum.image_target=source")
-PAPER = (  # over the released variant, as cfgs/pycda_paper.yaml
+PAPER = (  # changes of the released variant, as in cfgs/pycda_paper.yaml
     *("curriculum.merge_1x1=true", "curriculum.lambda_pseudo=0.5", "curriculum.lambda_balance=1.0"),
     *("curriculum.image_target=source", "curriculum.image_loss=ce", "curriculum.region_pool=probs"),
     *("curriculum.drop_saturated=false", "train.momentum=0.9"),
-    *("train.lr_encoder=0.008", "train.lr_decoder=0.02"),  # with that momentum as large steps as the demo's rates
+    *("train.lr_encoder=0.008", "train.lr_decoder=0.02"),  # with this momentum, steps are as large as the demo's
 )
 PAPER_KEYS = (*RELEASED, *PAPER)
 VARIANTS = (
@@ -94,7 +94,7 @@ class Demo:
 
     Args:
         overrides: keys of every stage.
-        planned: commands that the user sees counted.
+        planned: number of commands, for "[1 of N]".
     """
 
     def __init__(self, folder: Path, seed: int, overrides: Sequence[str], quick: bool, planned: int) -> None:
@@ -104,7 +104,7 @@ class Demo:
         self.planned, self.begun = planned, 0
 
     def run(self, script: str, config: str, *arguments: str) -> None:
-        """One command of the README. If it fails, the demo exits with the same status."""
+        """Run one command of the README. If it fails, the demo exits with the same status."""
         start = "scratch" if config == "source_only" else self.folder / "source_only"
         keys = [*self.common, f"model.weights={start}", *self.overrides]
         keys = [*quick_keys(config), *keys] if self.quick else keys
@@ -130,7 +130,7 @@ class Demo:
 
     def picture(self, stages: Sequence[Stage]) -> Path:
         """Image | labels | prediction of each stage, for the first target val images, with names and legend."""
-        from utils.builders.data import Data  # torch takes seconds, which a wrong command line should not
+        from utils.builders.data import Data  # imports torch: only after the command line is checked
         from utils.inference import load
 
         config = build_config(CONFIGS / "source_only.yaml", [*self.common, *self.overrides])
@@ -150,7 +150,7 @@ class Demo:
 
 
 def quick_keys(config: str) -> list[str]:
-    """What a quick demo overrides in one of the demo's configurations."""
+    """Overrides of a quick demo for one of the demo's configurations."""
     train = build_config(CONFIGS / f"{config}.yaml").train
     steps = train.num_steps // QUICK_STEPS
     keys = [f"train.num_steps={steps}", f"val.every={steps}", f"val.held_out={QUICK_HELD_OUT}", "train.print_freq=5"]
@@ -166,16 +166,16 @@ def markdown(stages: Sequence[Stage], scores: Sequence[dict]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the demo; ``overrides`` are for every stage."""
+    """Options of the demo; ``overrides`` apply to every stage."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="sh run.sh demo", description=__doc__, formatter_class=raw)
     parser.add_argument("--seed", type=int, default=0, help="of data and initialisation")
     parser.add_argument("--out", type=path, default=path("runs/demo"), help="folder of data, runs and results")
-    parser.add_argument("--quick", action="store_true", help="every stage on fewer pictures, an eighth of the steps")
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and an eighth of the steps in every stage")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--oracle", action="store_true", help="only train on labelled target images: the upper bound")
-    kind.add_argument("--ablation", action="store_true", help="the layers of the pyramid one by one")
-    kind.add_argument("--variants", action="store_true", help="as released and as in the paper")
+    kind.add_argument("--ablation", action="store_true", help="train with some layers of the pyramid only")
+    kind.add_argument("--variants", action="store_true", help="train the released variants and those of the paper")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key in every stage")
     args = parser.parse_intermixed_args(argv)
     for argument in args.overrides:
@@ -187,7 +187,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """All stages of what the options ask for, then the table."""
+    """Run all stages for the options, then print the table."""
     args = parse(argv)
     started = time.time()
     folder, plan = (args.out / "quick", QUICK) if args.quick else (args.out, Plan())
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = markdown(stages, demo.scores(stages, name))
     note = f"seed {args.seed}, {(time.time() - started) / 60:.1f} minutes"
     if args.quick:
-        note += "; quick: everything ran, but the scores say nothing about the methods"
+        note += "; quick: all stages ran, but the scores do not compare the methods"
     if name == "table":
         held_out = "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
         (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)

@@ -1,8 +1,8 @@
-"""``sh run.sh export CONFIG --to FILE``: a trained network for use elsewhere.
+"""``sh run.sh export CONFIG --to FILE``: a trained network for other programs.
 
-FILE.pt2 needs nothing but torch, FILE.onnx an ONNX runtime; both take uint8 RGB pictures (N, H, W, 3) of any size and
-give classes (N, H, W). Once written, they are run and compared with the original. FILE.pth is a checkpoint without
-what only training needs.
+FILE.pt2 needs only torch, FILE.onnx needs an ONNX runtime. The input are uint8 RGB pictures (N, H, W, 3) of any size,
+the output are classes (N, H, W). The command runs the file and compares it with the original network. FILE.pth is a
+checkpoint without the parts that only training needs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
-    import torch  # once the command line is known to be right
+    import torch  # slow: only after the command line is checked
 
     from utils.run_folder.checkpoint import resolve_weights, save_weights
     from utils.scoring.exported import export_network

@@ -2,7 +2,7 @@
 
 PATH is a picture, a folder (with its sub-folders) or a .txt list of pictures. Writes colour/, label_ids/ and overlay/
 below DIR with the sub-folders of the pictures. Keys of test and tta can be given, such as tta.flip=true. The exit
-status is 1 if a picture could not be read or is too large for the memory; the others are segmented.
+status is 1 if a picture cannot be read or is too large for the memory; the other pictures are still segmented.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from utils.config.command_line import make_parser, parse_arguments, parse_config
 from utils.config.schema import Config, ConfigError
 
 CLIPS = (".gif", ".webp")
-SLOWEST, FASTEST = 0.01, 100  # frames per second; a .gif counts the time of one in 1/100 s, with 16 bits
+SLOWEST, FASTEST = 0.01, 100  # frames per second; a .gif stores the time of a frame in 1/100 s, with 16 bits
 LEGENDS = ("none", "beside")
 UNREADABLE = 1  # exit status
 
@@ -28,8 +28,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
         "--weights", nargs="+", type=path_text, help="run folder or checkpoint; default: this configuration's run"
     )
     parser.add_argument("--save", type=path, required=True, help="folder of the results")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, 0 to 1")
-    parser.add_argument("--confidence", action="store_true", help="write the highest probability of each pixel too")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours over the picture, from 0 to 1")
+    parser.add_argument("--confidence", action="store_true", help="also write the highest probability of each pixel")
     parser.add_argument(
         "--legend",
         choices=LEGENDS,
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     if not 0 <= args.opacity <= 1:
         raise ConfigError(f"command line: --opacity must be from 0 to 1, got {args.opacity}")
     if not SLOWEST <= args.fps <= FASTEST:
-        raise ConfigError(f"command line: --fps must be above 0, from {SLOWEST} to {FASTEST}, got {args.fps}")
+        raise ConfigError(f"command line: --fps must be from {SLOWEST} to {FASTEST}, got {args.fps}")
     if args.clip is not None and args.clip.suffix.lower() not in CLIPS:
         raise ConfigError(f"command line: --clip must end in {' or '.join(CLIPS)}, got {args.clip}")
     return args, parse_config(args, "evaluate", labels=False)
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 def segment(args: argparse.Namespace, config: Config) -> int:
     """Segment ``args.images`` into ``args.save``. Returns the exit status."""
-    from utils import distributed  # torch takes seconds: only once the command line is known to be right
+    from utils import distributed  # imports torch: only after the command line is checked
     from utils.run_folder.checkpoint import pair_up
     from utils.run_folder.manifest import file_facts, start_facts
     from utils.scoring.predictor import load_for
@@ -74,10 +74,10 @@ def segment(args: argparse.Namespace, config: Config) -> int:
         written, failures = segment_files(predictor, files, output, config.test.num_workers)
         if distributed.is_main():
             speed = written / (time.monotonic() - started)
-            print(f"{written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} a second")
+            print(f"{written} pictures by {' and '.join(weights)} in {args.save}, {speed:.2f} per second")
             for failure in failures:
                 print(failure, file=sys.stderr)
-        distributed.wait_for_first()  # torchrun ends all processes when the first one has a status
+        distributed.wait_for_first()  # torchrun ends all processes when one exits with a failure
     return UNREADABLE if failures else 0
 
 

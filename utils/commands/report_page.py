@@ -1,7 +1,7 @@
-"""The result page of a run: one HTML file that needs nothing from a network.
+"""The result page of a run: one HTML file that works offline.
 
-A verdict and how the run was made; scores against a baseline, where there are test labels; class shares without
-labels; curves; images with the pseudo-labels of every layer of the pyramid; the configuration of the run.
+Verdict and facts of the run; scores beside a baseline, if there are test labels; class shares without labels; curves;
+images with the pseudo-labels of every layer of the pyramid; configuration of the run.
 """
 
 import base64
@@ -39,15 +39,15 @@ from utils.scoring.predictor import config_of, load_configured
 from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, describe, evenly_spaced, verdicts
 
 OWN, BEFORE = "this run", "baseline"
-# Of the run's own configuration, what makes its pseudo-labels; other keys may have come and gone since.
+# Keys of the run's configuration that define its pseudo-labels. Other keys may belong to another version.
 PSEUDO_LABELS = ("target.input_size", *(name for name in KEYS if name.startswith("curriculum.")))
 SHOWN_IMAGES = 6  # evenly spaced
 PICTURE_WIDTH, LEGEND_WIDTH = 640, 1120  # pixels at most, so that the page stays small
 SHOWN_SHARES = 5  # classes in the verdict without labels
-SHOWN_PARTS = 2  # folders of a path that are shown
+SHOWN_PARTS = 2  # parts at the end of a path
 WIDTH, HEIGHT, LEFT = 400, 160, 44  # SVG units of a chart; LEFT is for the numbers of its axis
-POINTS = 200  # of a line; more would only be noise
-COLOURS = ("#0072b2", "#d55e00", "#008060", "#aa3377", "#a07d00", "#777777")  # the colour-blind can tell them apart
+POINTS = 200  # of a line, at most; more would only be noise
+COLOURS = ("#0072b2", "#d55e00", "#008060", "#aa3377", "#a07d00", "#777777")  # differ also for the colour-blind
 LABELLED = "target/labelled"
 TITLES = {
     "val": "Scores on the held-out target images, percent",
@@ -57,7 +57,7 @@ TITLES = {
     "": "Learning rate relative to the initial one",
 }
 PREDICTED = "Predicted on a few target training images, the most common classes, percent of the pixels"
-SAME = "miou_19"  # what miou is on 19 classes
+SAME = "miou_19"  # equals miou for 19 classes
 STYLE = """
 :root { color-scheme: light dark; --soft: #555; --back: #fff; --line: #ddd; }
 @media (prefers-color-scheme: dark) { :root { --soft: #aaa; --back: #16181c; --line: #3a3d44; } }
@@ -82,8 +82,8 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     """The whole HTML file about the run of ``config``.
 
     Args:
-        baseline: run folder or file; None: what the run started from, where that is a run that is still there.
-        images: of each domain at most, for what needs no label.
+        baseline: run folder or file; None: the run that this run started from, if that still exists.
+        images: of each domain, at most, for the comparison without labels.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     baseline = baseline or starting_run(config.run_folder)
@@ -119,7 +119,7 @@ def page(config: Config, baseline: str | None, images: int) -> str:
 
 
 def document(title: str, sections: Mapping[str, str]) -> str:
-    """A whole HTML file; ``title`` is text, ``sections`` are HTML by title, the first one without any."""
+    """A whole HTML file. ``title`` is text; ``sections`` are HTML by heading, and "" means no heading."""
     name = html.escape(title)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     lines = [f'<!doctype html><html lang="en">{head}<title>{name}</title><style>{STYLE}</style><h1>{name}</h1>']
@@ -129,29 +129,29 @@ def document(title: str, sections: Mapping[str, str]) -> str:
 
 
 def preformatted(text: str) -> str:
-    """Text as it stands."""
+    """Text with its own line breaks and spaces."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def verdict(methods: Sequence[str], mious: Sequence[float], images: int) -> str:
-    """The mIoU of the run, the last of the networks, and what it gained over the baseline, if there is one."""
+    """The mIoU of the run, which is the last network, and its gain over the baseline, if there is one."""
     gained = f", {mious[-1] - mious[0]:+.1f} over {methods[0]}" if len(methods) > 1 else ""
     return f'<p class="verdict">{html.escape(f"{methods[-1]}: {mious[-1]:.1f} mIoU{gained}, {images} images")}</p>'
 
 
 def verdict_without_labels(method: str, compared: Comparison) -> str:
-    """The class shares in a sentence, and what became of common classes; a warning is only what was taken away."""
+    """A sentence about the largest class shares, and the ``verdicts``. Only ``TAKEN`` is a warning."""
     shares = dict(zip(compared.classes, compared.predicted[-1], strict=True))
     most = sorted(shares, key=shares.__getitem__, reverse=True)[:SHOWN_SHARES]
     listed = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in most)
     text = f"{method}, without test labels: predicts {listed} on {compared.images} target images"
-    found = {said: html.escape(words) for said, words in verdicts(compared, len(compared.networks) - 1).items()}
-    lines = (f'<p class="{"warning" if said == TAKEN else "note"}">{words}</p>' for said, words in found.items())
+    found = {fate: html.escape(words) for fate, words in verdicts(compared, len(compared.networks) - 1).items()}
+    lines = (f'<p class="{"warning" if fate == TAKEN else "note"}">{words}</p>' for fate, words in found.items())
     return f'<p class="verdict">{html.escape(text)}</p>{"".join(lines)}'
 
 
 def fact_lines(facts: Mapping[str, RunSummary], test_images: int) -> Iterator[str]:
-    """How the run was made, in a line, and in another one what it is compared with."""
+    """A line of facts about the run, and a line about the baseline, if there is one."""
     own = facts[OWN]
     best = f", best after {own.step}" if own.step not in (None, own.num_steps) else ""
     counts = {name: own.images.get(name) for name in ("source", "target", "held_out")} | {"test": test_images}
@@ -171,7 +171,7 @@ def fact_lines(facts: Mapping[str, RunSummary], test_images: int) -> Iterator[st
 
 
 def curves(log: Path) -> str:
-    """All scalars of a run and the shares of the classes that it predicts most, one chart a group."""
+    """One chart per group of scalars, and one of the classes with the largest predicted shares."""
     groups: dict[str, dict[str, list[tuple[int, float]]]] = {group: defaultdict(list) for group in TITLES}
     for step, values in read_scalars(log):
         for name, value in values.items():
@@ -189,9 +189,9 @@ def curves(log: Path) -> str:
 
 
 def chart(title: str, series: Mapping[str, Points]) -> str:
-    """The lines of ``series`` over the steps as SVG, above their first and last values.
+    """The lines of ``series`` over the steps as SVG, and below them their first and last values.
 
-    Where all points are of one step, the values stand alone.
+    If all points have the same step, only the values are shown.
     """
     steps, values = zip(*(point for points in series.values() for point in points), strict=True)
     (first, last), (low, high) = (min(steps), max(steps)), (min(values), max(values))
@@ -206,7 +206,7 @@ def chart(title: str, series: Mapping[str, Points]) -> str:
         places = [(LEFT + across * (step - first), HEIGHT - up * (value - low)) for step, value in _thin(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         drawn.append(f'<polyline points="{path}" stroke="{colour}"/>')
-        x, y = places[-1]  # all that is seen of a line of one point
+        x, y = places[-1]  # a line of one point has only this
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
         shown = [f"{value:.4g}" for _, value in ((points[0], points[-1]) if first < last else points[-1:])]
         rows.append(f'<p><i style="background:{colour}"></i>{html.escape(name)} {" → ".join(shown)}</p>')
@@ -217,7 +217,7 @@ def chart(title: str, series: Mapping[str, Points]) -> str:
 
 
 def _thin(points: Points) -> Points:
-    """At most ``POINTS`` points: means of as many neighbours as it takes, each at its last step."""
+    """At most ``POINTS`` points: means of neighbours, each at its last step."""
     size = math.ceil(len(points) / POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
@@ -229,7 +229,7 @@ def image_section(
     """Images with labels, the networks' predictions, and the confidence and pseudo-labels of the run's network.
 
     Args:
-        trained: of the configuration of the run what makes pseudo-labels.
+        trained: configuration with the run's values of the keys in ``PSEUDO_LABELS``.
         label_kind: of the samples' labels.
     """
     figures = []
@@ -241,7 +241,7 @@ def image_section(
             for caption, picture in pictures.items()
         )
         figures.append(f'<h3>{html.escape(sample.name)}</h3><div class="panels">{shown}</div>')
-    note = "By the final network in eval mode. Confidence is black at 0 and white at 1; a pseudo-label is coloured."
+    note = "Final network in eval mode. Confidence: black is 0, white is 1. Pixels with a pseudo-label are coloured."
     colours = png(legend(table, LEGEND_WIDTH), "colours of the classes")
     return f'<p class="note">{note}</p>{colours}{"".join(figures)}'
 
@@ -262,19 +262,19 @@ def _pictures(
     pictures["confidence"] = Image.fromarray((255 * logits[OWN].softmax(1).amax(1)[0]).byte().numpy())
     for name, (_, ids, mask) in layers.items():
         pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, ids, IGNORE)[0].numpy(), table)
-    nearest = Image.Resampling.NEAREST  # mixes no colours
+    nearest = Image.Resampling.NEAREST  # does not mix colours
     return {caption: picture.resize(size, nearest) for caption, picture in pictures.items()}
 
 
 def png(picture: Image.Image, text: str) -> str:
-    """A picture within the page; ``text`` stands for it where it cannot be seen."""
+    """HTML of a picture, with its data; ``text`` is the alternative text."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def configuration(text: str) -> str:
-    """The keys whose values are not the defaults, and all of them, folded up."""
+    """The keys with other values than the defaults, then all keys, folded."""
     default = Config()
     default.follow_target()
     defaults = read_keys(to_yaml(default))
@@ -287,6 +287,6 @@ def configuration(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as in YAML; of a path on this machine the last parts."""
+    """A value as in YAML; only the last parts of an absolute path."""
     text = value if isinstance(value, str) else json.dumps(value)
     return str(PurePath("…", *PurePath(text).parts[-SHOWN_PARTS:])) if PurePath(text).is_absolute() else text

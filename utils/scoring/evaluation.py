@@ -1,4 +1,4 @@
-"""Scores of a network on a labelled set: one confusion matrix, from which every mean is taken."""
+"""Scores of a network on a labelled set. All means are computed from one confusion matrix."""
 
 import math
 from collections.abc import Callable, Sequence, Sized
@@ -15,12 +15,12 @@ from utils.metrics import ConfusionMatrix
 from utils.scoring.predictor import Predictor
 
 OnImage = Callable[[str, Tensor, Tensor], None]
-NAME_WIDTH, COLUMN = 24, 12  # characters at least
-TABLE_WIDTH = 120  # characters; a wider table gets numbers as headings, and a legend
+NAME_WIDTH, COLUMN = 24, 12  # characters, at least
+TABLE_WIDTH = 120  # characters; a wider table has numbers as headings and a legend
 
 
 class EvaluationStopped(Exception):
-    """An evaluation that was given up before its end, on all processes alike."""
+    """``stop`` ended an evaluation early, on all processes at the same image."""
 
 
 @torch.inference_mode()
@@ -37,7 +37,8 @@ def evaluate(
     Args:
         loader: batches of one image with its label at full size, see ``dataset.transforms.EvalTransform``.
         on_image: called with (name, label (H, W), prediction (H, W)) of each image.
-        stop: asked before each image that every process has one of, and answers alike on all of them.
+        stop: called before each image, but not before a last image that only some processes have. It must return the
+            same value on all processes.
 
     Raises:
         EvaluationStopped: ``stop`` returned True.
@@ -57,8 +58,10 @@ def evaluate(
 
 
 def scores(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence[str] | None) -> dict[str, float]:
-    """In percent: ``miou`` over ``eval_classes`` or all classes, the 19-, 16- and 13-class means on Cityscapes ids,
-    pixel accuracy and frequency-weighted IoU."""
+    """Scores in percent: ``miou`` over ``eval_classes`` or all classes, pixel accuracy and frequency-weighted IoU.
+
+    For all Cityscapes classes also ``miou_19``, ``miou_16`` and ``miou_13``.
+    """
     classes = None if eval_classes is None else table.ids(eval_classes)
     result = {"miou": matrix.miou(classes)}
     if eval_classes is None and table is CITYSCAPES:
@@ -82,7 +85,9 @@ def iou_table(matrix: ConfusionMatrix, table: ClassTable, eval_classes: Sequence
 
 
 def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_classes: Sequence[str] | None) -> str:
-    """One column a network, below its name or, where these are too long, its number; the best of each row is starred.
+    """Scores as a table with one column per network. A star marks the best value of each row.
+
+    The headings are the names of the networks, or numbers if the names are too long.
 
     Args:
         matrices: by the name of each network.

@@ -1,7 +1,7 @@
-"""A trained network for use elsewhere: one file that needs torch alone (.pt2) or an ONNX runtime (.onnx).
+"""A trained network for other programs: one file that needs only torch (.pt2) or an ONNX runtime (.onnx).
 
-It takes pictures as they are decoded, uint8 RGB (N, H, W, 3), and gives the class of every pixel, uint8 (N, H, W), or
-logits, float32 (N, C, H, W): normalisation and upsampling to the picture's size are part of it.
+Its input are decoded pictures, uint8 RGB (N, H, W, 3). Its output is the class of every pixel, uint8 (N, H, W), or
+logits, float32 (N, C, H, W). It includes normalisation and upsampling to the picture's size.
 """
 
 import json
@@ -27,10 +27,10 @@ from utils.run_folder.checkpoint import class_entry
 Network = Callable[[Tensor], Tensor]
 CLASSES = "classes.json"  # within the file
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-SMALLEST = 32  # pixels a side: what the encoders reduce to one place
-SHAPES = ((1, 96, 160), (2, 65, 129), (1, 192, 96))  # (N, H, W) of the pictures that are compared
-NOISE = 0.05  # deviation, of pictures from 0 to 1
-SHOWN = 300  # characters of an error of torch
+SMALLEST = 32  # pixels per side; the encoders reduce this to one position
+SHAPES = ((1, 96, 160), (2, 65, 129), (1, 192, 96))  # (N, H, W) of the random pictures for the comparison
+NOISE = 0.05  # standard deviation, for pictures from 0 to 1
+SHOWN = 300  # characters of torch's error message
 AUXILIARY = ("cbr_deepsup", "dropout_deepsup", "conv_last_deepsup")  # modules that only training uses
 CLASS_TOLERANCE, LOGIT_TOLERANCE = 1e-3, 1e-3  # share of the pixels; of the largest logit
 
@@ -58,7 +58,7 @@ class ExportedNetwork(nn.Module):
 
 
 class PoolBySize(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as a product with one matrix an axis, whose sizes may be free in an exported graph."""
+    """``nn.AdaptiveAvgPool2d`` as a product with one matrix per axis: the exported graph then accepts any size."""
 
     def __init__(self, cells: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PoolBySize(nn.Module):
         return rows @ x @ columns.T
 
     def _shares(self, size: int, x: Tensor) -> Tensor:
-        """(cells, size): what each place has in the average of each cell."""
+        """(cells, size): the weight of each position in the average of each cell."""
         cell = torch.arange(self.cells, device=x.device)[:, None]
         place = torch.arange(size, device=x.device)[None]
         first, end = cell * size // self.cells, ((cell + 1) * size + self.cells - 1) // self.cells
@@ -78,7 +78,7 @@ class PoolBySize(nn.Module):
 
 
 def _exportable(model: Segmentor) -> Segmentor:
-    """A copy of ``model`` without its auxiliary head and with averages whose sizes may be free."""
+    """A copy of ``model`` without the auxiliary head, with pooling that accepts any size."""
     model = deepcopy(model)
     for name in AUXILIARY:
         if hasattr(model.decoder, name):
@@ -91,7 +91,7 @@ def _exportable(model: Segmentor) -> Segmentor:
 
 
 def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: bool, size: Size | None) -> str:
-    """Write ``model`` to a .pt2 or .onnx file, run that and compare it with the original.
+    """Write ``model`` to a .pt2 or .onnx file, run the file and compare it with ``model``.
 
     Args:
         model: on the CPU, in eval mode.
@@ -99,16 +99,17 @@ def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: b
         size: (W, H) of all pictures; None: any size.
 
     Returns:
-        what was written, and the largest difference on random pictures.
+        text: path, input, output, and the largest difference on random pictures.
 
     Raises:
-        ExportError: a package is missing, the size cannot be free, or the file gives something else than the original.
+        ExportError: the suffix is wrong, a package is missing, torch cannot export the network for this ``size``, or
+            the results of the file differ from those of ``model``.
     """
     if path.suffix not in FORMATS:
         raise ExportError(f"cannot export to {path}: its name must end in {', '.join(FORMATS)}")
     write, read = FORMATS[path.suffix]
     if path.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
-        raise ExportError(f"ONNX needs packages that are not there: pip install {' '.join(missing)}")
+        raise ExportError(f"packages for ONNX are missing: pip install {' '.join(missing)}")
     program = _traced(ExportedNetwork(model, logits).eval(), size)
     shapes = [(count, size[1], size[0]) for count, _, _ in SHAPES] if size else SHAPES
     difference = ""
@@ -119,7 +120,7 @@ def export_network(model: Segmentor, table: ClassTable, path: Path, *, logits: b
         stream.flush()
         difference = largest_difference(read(Path(stream.name)), model, logits, shapes)
 
-    write_whole(path, write_and_check)  # so that a file that differs never has this name
+    write_whole(path, write_and_check)  # a file with other results never gets this name
     pictures = f"({', '.join(map(str, ('N', *(size[::-1] if size else 'HW'), 3)))})"
     given = "logits float32 (N, C, H, W)" if logits else "classes uint8 (N, H, W)"
     return f"{path}: pictures uint8 RGB {pictures} -> {given}; {difference}"
@@ -134,11 +135,11 @@ def _traced(network: ExportedNetwork, size: Size | None) -> torch.export.Exporte
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
     except Exception as error:  # the compiler raises errors of many types
-        advice = "" if size else ". With --size W H it may be possible for pictures of that size"
+        advice = "" if size else ". It may be possible for one size: try --size W H"
         raise ExportError(f"torch cannot export the network: {' '.join(str(error).split())[:SHOWN]}{advice}") from error
     seen = tuple(program.graph.find_nodes(op="placeholder")[-1].meta["val"].shape[1:3])
     if size is None and any(isinstance(side, int) for side in seen):
-        raise ExportError("torch exports this network for one size only: give it by --size W H")
+        raise ExportError("torch can export this network for one size only: give --size W H")
     return program
 
 
@@ -147,7 +148,7 @@ def _write_pt2(program: torch.export.ExportedProgram, table: ClassTable, stream:
 
 
 def read_pt2(path: Path) -> Network:
-    with path.open("rb") as stream:  # torch takes a path only if it ends in .pt2
+    with path.open("rb") as stream:  # torch accepts only paths that end in .pt2
         return torch.export.load(stream).module()
 
 
@@ -157,7 +158,7 @@ def _write_onnx(program: torch.export.ExportedProgram, table: ClassTable, stream
     onnx_program = torch.onnx.export(
         program, input_names=["pictures"], output_names=[output], dynamo=True, verbose=False
     )
-    assert onnx_program is not None  # of the dynamo exporter
+    assert onnx_program is not None  # true for the dynamo exporter
     proto = onnx_program.model_proto
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in class_entry(table).items()})
     stream.write(proto.SerializeToString())
@@ -182,7 +183,7 @@ def largest_difference(network: Network, model: Segmentor, logits: bool, shapes:
     """The largest difference between ``network`` and ``model`` on random pictures of ``shapes`` (N, H, W), as text.
 
     Raises:
-        ExportError: it is larger than rounding explains.
+        ExportError: the difference is larger than rounding explains.
     """
     differing = pixels = 0
     largest = scale = 0.0
@@ -205,7 +206,7 @@ def largest_difference(network: Network, model: Segmentor, logits: bool, shapes:
 
 
 def random_pictures(count: int, height: int, width: int, seed: int) -> Tensor:
-    """uint8 (N, H, W, 3): coarse random colours with some noise, more like photographs than noise alone."""
+    """uint8 (N, H, W, 3): coarse random colours and some noise, closer to photographs than pure noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 7, generator=generator)
     smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Pictures of predictions: colour maps, label ids, overlays, panels, legend, clips; threads that write files."""
+"""Pictures of predictions: colour maps, label ids, overlays, panels, legend and clips. Threads that write files."""
 
 import math
 import re
@@ -19,20 +19,20 @@ from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
 TEXT_SIZE, SMALL_TEXT, TITLE_HEIGHT = 12, 10, 18  # pixels
-LEGEND_SIZES = (13, 28)  # pixels of a letter below the narrowest and the widest pictures
-WIDTH_IN_LETTERS = 60  # of a picture whose letters are between these sizes
-# Fonts with more letters than Pillow's: of Linux, macOS and Windows; the last ones have Chinese, Japanese and Korean.
+LEGEND_SIZES = (13, 28)  # smallest and largest letters of a legend, pixels
+WIDTH_IN_LETTERS = 60  # picture width / letter size, between these sizes
+# Fonts of Linux, macOS and Windows with more letters than Pillow's. The last two have Chinese, Japanese and Korean.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
-NO_LETTER = "\uffff"  # no font has it, and draws the box that it draws for every letter that it lacks
+NO_LETTER = "\uffff"  # no font has this letter: it is drawn as the box that stands for every missing letter
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, FAINT, PAPER = (20, 20, 20), (165, 165, 165), (255, 255, 255)
-THREADS = 4  # that write
-WAITING = 6  # calls at most that are not done yet, each of which holds a picture
-COLOUR, LABEL_IDS = "colour", "label_ids"  # folders of a saved prediction; the second one can be scored
+THREADS = 4  # write files
+WAITING = 6  # unfinished calls, at most; each keeps a picture in memory
+COLOUR, LABEL_IDS = "colour", "label_ids"  # folders of a saved prediction; evaluate.py can score the second one
 
 
 def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
-    """Train ids (H, W) as an RGB picture; what is not a class is black."""
+    """Train ids (H, W) as an RGB picture. Pixels without a class are black."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: table.num_classes] = table.palette
     picture = Image.fromarray(labels.astype(np.uint8))
@@ -41,20 +41,24 @@ def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
 
 
 def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
-    """Train ids (H, W) as the raw label ids that the official evaluator reads; never 255."""
+    """Train ids (H, W) as raw label ids, as the official evaluator reads them. Never 255."""
     return Image.fromarray(table.export_ids[labels.astype(np.uint8)])
 
 
 def overlay(image: Image.Image, prediction: np.ndarray, table: ClassTable, opacity: float = OPACITY) -> Image.Image:
-    """The colours of a prediction (H, W) on the RGB image, which is resized to it; opacity 0 is the image."""
+    """The colours of a prediction (H, W) over the RGB image, at the size of the prediction.
+
+    Args:
+        opacity: of the colours; 0 shows only the image.
+    """
     colours = colour_map(prediction, table)
     return Image.blend(image if image.size == colours.size else image.resize(colours.size), colours, opacity)
 
 
 def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: ClassTable) -> Image.Image:
-    """Image | labels | prediction below their names, at the label's size (H, W).
+    """Image | labels | prediction with titles, at the label's size (H, W).
 
-    The prediction is black where nothing is labelled. Where nothing at all is: image | prediction | prediction on it.
+    The prediction is black at unlabelled pixels. If no pixel is labelled: image | prediction | overlay.
     """
     height, width = label.shape
     small = image.resize((width, height))
@@ -67,7 +71,7 @@ def panel(image: Image.Image, label: np.ndarray, prediction: np.ndarray, table: 
 
 
 def titled(columns: dict[str, Image.Image]) -> Image.Image:
-    """Pictures side by side, each below its name."""
+    """Pictures side by side, each with its name above it."""
     tiles = []
     for name, picture in columns.items():
         tile = Image.new("RGB", (picture.width, picture.height + TITLE_HEIGHT), "white")
@@ -78,22 +82,22 @@ def titled(columns: dict[str, Image.Image]) -> Image.Image:
 
 
 def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int = TEXT_SIZE) -> None:
-    """Black text whose top left corner is ``at``, in letters of ``size`` pixels, see ``drawable``."""
+    """Draw black text in letters of ``size`` pixels, see ``drawable``; ``at`` is its top left corner."""
     (shown,), font = drawable((text,), size)
     draw.text(at, shown, fill="black", font=font)
 
 
 @cache
 def drawable(texts: tuple[str, ...], size: int) -> tuple[tuple[str, ...], Font]:
-    """A font for all ``texts``, and the texts with what it lacks in ASCII instead, so that no letter is a box.
+    """The texts and a font that has all their letters: letters that the font lacks are replaced by ASCII.
 
-    It is Pillow's own, which has ASCII alone, or the first of ``FONTS`` on this machine that has more of the letters.
+    The font is the one of Pillow and ``FONTS`` that lacks the fewest letters. Pillow's has only ASCII.
     """
     texts = tuple(unicodedata.normalize("NFC", text) for text in texts)
     letters = {letter for text in texts for letter in text if not letter.isascii()}
     fonts: list[Font] = [ImageFont.load_default(size)]
     for name in FONTS if letters else ():
-        with suppress(OSError):  # not on this machine
+        with suppress(OSError):  # this machine does not have it
             fonts.append(ImageFont.truetype(name, size))
     lacking = [[c for c in letters if bytes(font.getmask(c)) == bytes(font.getmask(NO_LETTER))] for font in fonts]
     best = min(range(len(fonts)), key=lambda number: len(lacking[number]))
@@ -102,8 +106,8 @@ def drawable(texts: tuple[str, ...], size: int) -> tuple[tuple[str, ...], Font]:
 
 
 def _in_ascii(letter: str) -> str:
-    """A letter without its accents, or its Unicode name, as "l" and "zhe"; "?" for what is no letter."""
-    for text in (letter, letter.casefold()):  # the latter of the German sharp s is ss
+    """A letter without its accents, or its Unicode name, such as "zhe". "?" if it is not a letter."""
+    for text in (letter, letter.casefold()):  # casefold turns the German sharp s into ss
         if plain := unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode():
             return plain
     name = unicodedata.name(letter, "")
@@ -112,11 +116,11 @@ def _in_ascii(letter: str) -> str:
 
 
 def legend(table: ClassTable, width: int, present: np.ndarray | None = None, height: int | None = None) -> Image.Image:
-    """Names and colours of all classes, in as many lines as ``width`` asks for.
+    """Names and colours of all classes on a sheet, ``width`` pixels wide and as high as needed.
 
     Args:
-        present: bool (C,), False for classes that are faint; None: all are present.
-        height: of the sheet: it is as wide as that needs, with letters as for a picture of ``width``.
+        present: bool (C,), False for classes that are drawn faint; None: all are present.
+        height: pixels; the sheet is then as wide as needed, and ``width`` only sets the size of the letters.
     """
     size = min(max(width // WIDTH_IN_LETTERS, LEGEND_SIZES[0]), LEGEND_SIZES[1])
     (names, font), line = drawable(table.names, size), round(1.6 * size)
@@ -130,19 +134,19 @@ def legend(table: ClassTable, width: int, present: np.ndarray | None = None, hei
     for number, name in enumerate(names):
         left = size // 2 + number % columns * (width // columns)
         top = size // 3 + number // columns * line
-        colour, there = tuple(table.palette[number].tolist()), present is None or present[number]
+        colour, is_present = tuple(table.palette[number].tolist()), present is None or present[number]
         box = (left, top + round(0.2 * size), left + size, top + round(1.2 * size))
-        draw.rectangle(box, fill=colour if there else None, outline=colour)
+        draw.rectangle(box, fill=colour if is_present else None, outline=colour)
         at = (left + round(1.4 * size), top + line / 2)
-        draw.text(at, name, fill=INK if there else FAINT, font=font, anchor="lm")
+        draw.text(at, name, fill=INK if is_present else FAINT, font=font, anchor="lm")
     return sheet
 
 
 def with_legend(picture: Image.Image, classes: np.ndarray, table: ClassTable) -> Image.Image:
-    """``picture`` with the legend on its right, as high as it; classes that are not in ``classes`` are faint.
+    """``picture`` with the legend on its right, at the same height.
 
     Args:
-        classes: train ids uint8 (H, W).
+        classes: train ids uint8 (H, W); other classes are faint in the legend.
     """
     present = np.bincount(classes.ravel(), minlength=table.num_classes) > 0
     return stack([picture, legend(table, picture.width, present, picture.height)], horizontal=True, gap=0)
@@ -165,7 +169,7 @@ def save_prediction(folder: Path, name: str, classes: np.ndarray, table: ClassTa
     """Write a class map (H, W) as colour/NAME.png and label_ids/NAME.png below ``folder``; NAME may have sub-folders.
 
     Args:
-        others: further pictures, by the folder of each.
+        others: further pictures, by folder.
     """
     pictures = {COLOUR: colour_map(classes, table), LABEL_IDS: label_id_map(classes, table)}
     for kind, picture in (pictures | others).items():
@@ -173,13 +177,13 @@ def save_prediction(folder: Path, name: str, classes: np.ndarray, table: ClassTa
 
 
 def save_picture(path: Path, picture: Image.Image, **options: object) -> None:
-    """Write a picture file whole or not at all, in the format of its suffix.
+    """Write a whole picture file or none, in the format of its suffix.
 
     Args:
-        options: of Pillow.
+        options: of Pillow's ``save``.
 
     Raises:
-        OSError: it cannot be written; the error names it.
+        OSError: the file cannot be written; the error names it.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
     write_whole(path, lambda stream: picture.save(stream, kind, **options))
@@ -189,14 +193,14 @@ def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, wid
     """Animate picture files as GIF or WebP, by the suffix of ``path``.
 
     Args:
-        width: of the clip at most, pixels; its height is that of the first frame, and frames of another aspect are
-            fitted on white.
+        width: of the clip at most, pixels. The clip has the aspect of the first frame; other frames are padded with
+            white.
     """
     with Image.open(frames[0]) as first:
         scale = min(1.0, width / first.width)
         size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
 
-    def fitted() -> Iterator[Image.Image]:  # one at a time: a clip may be longer than memory
+    def fitted() -> Iterator[Image.Image]:  # one at a time: a whole clip may not fit into the memory
         for frame in frames:
             with Image.open(frame) as picture:
                 yield ImageOps.pad(picture.convert("RGB"), size, Image.Resampling.BILINEAR, color=PAPER)
@@ -207,7 +211,7 @@ def write_clip(path: Path, frames: Sequence[Path], frames_per_second: float, wid
 
 
 def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
-    """Confusion matrix (C, C), rows are labels, as a picture: rows in percent of their labels, the darker the more."""
+    """A confusion matrix (C, C) as a picture, in percent of the labels of each row; a darker cell has more pixels."""
     cell, margin = 40, 130
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = margin + cell * len(counts) + 8
@@ -217,7 +221,7 @@ def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
     draw.text((8, margin - 16), "label \\ prediction", fill="black")
     for row, name in enumerate(table.names):
         write(draw, (8, margin + cell * row + 14), name, SMALL_TEXT)
-        column = Image.new("RGB", (margin - 8, 14), "white")  # names of the columns read upwards
+        column = Image.new("RGB", (margin - 8, 14), "white")  # the columns' names run upwards
         write(ImageDraw.Draw(column), (0, 1), name, SMALL_TEXT)
         picture.paste(column.rotate(90, expand=True), (margin + cell * row + 14, 4))
         for at, share in enumerate(shares[row]):
@@ -230,17 +234,17 @@ def confusion_picture(counts: np.ndarray, table: ClassTable) -> Image.Image:
 
 
 class Background:
-    """Calls in other threads, as a context whose end waits for all of them: Pillow compresses without the GIL.
+    """Context that runs calls in other threads and waits for all of them at its end. Pillow compresses without the GIL.
 
-    What a call raises is raised by a later one or at the end of the context; calls that have not begun are then
-    dropped, as they are where the context itself ends with an error.
+    An error of a call is raised by a later call or at the end of the context. After an error, of a call or of the
+    context, calls that have not begun are dropped.
     """
 
     def __init__(self) -> None:
         self.pool, self.calls = ThreadPoolExecutor(THREADS), deque[Future]()
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """``function(*arguments)``, soon; waits while ``WAITING`` earlier calls are not done."""
+        """Run ``function(*arguments)`` in a thread; first wait until fewer than ``WAITING`` calls are unfinished."""
         while len(self.calls) >= WAITING:
             self.calls.popleft().result()
         self.calls.append(self.pool.submit(function, *arguments))

@@ -1,4 +1,4 @@
-"""What ``evaluate.py`` scores: networks, official pairs of files, or predictions as files; and pictures of it all."""
+"""Scores and pictures of ``evaluate.py``: for networks, official pairs of weight files, or prediction files."""
 
 import shutil
 import time
@@ -30,8 +30,8 @@ from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, pan
 from utils.scoring.predictor import Predictor, load_configured
 from utils.scoring.segment import files_below
 
-WORST = 10  # images shown apart
-NO_CLASS = 0.01  # share of the predicted pixels above which a line reports ids of no class
+WORST = 10  # images with the lowest mIoU that get their own folder
+NO_CLASS = 0.01  # share of the labelled pixels; predicted ids that are no class are reported above it
 
 
 class Gallery:
@@ -42,7 +42,7 @@ class Gallery:
         self.scores: list[tuple[float, str]] = []
 
     def add(self, name: str, image: Path, label: Tensor, prediction: Tensor) -> None:
-        """Write the pictures of one image; label and prediction are (H, W). Threads may do it at the same time."""
+        """Write the pictures of one image; label and prediction are (H, W). Several threads may call this."""
         classes = prediction.numpy()
         panels = panel(read_image(image), label.numpy(), classes, self.table)
         save_prediction(self.folder, name, classes, self.table, panels=panels)
@@ -51,7 +51,7 @@ class Gallery:
         self.scores.append((100 * matrix.miou(), name))
 
     def finish(self, matrix: ConfusionMatrix) -> None:
-        """Write what is about all images: the confusion matrix, and the panels of the worst ones again, by rank."""
+        """Write confusion.png, and copy the panels of the images with the lowest mIoU to worst/, by rank."""
         labelled = [score for score in distributed.gather(self.scores) if not np.isnan(score[0])]
         if not distributed.is_main():
             return
@@ -67,16 +67,16 @@ class Gallery:
 def score(
     config: Config, weights: Sequence[str] | None, predictions: Path | None, json_file: Path | None, save: Path | None
 ) -> None:
-    """Print the scores on the test split, and write them down.
+    """Print the scores on the test split, and write the files that are asked for.
 
     Args:
         weights: run folders or files, see ``pair_up``; None: the run of ``config``.
         predictions: score the label-id PNGs below this folder instead.
-        json_file: gets the scores too.
-        save: folder of the pictures, of several networks in a folder each.
+        json_file: file for the scores.
+        save: folder for the pictures; each of several networks gets a sub-folder.
 
     Raises:
-        UserError, OSError: what cannot be scored or written, before the first image wherever that can be known.
+        UserError, OSError: something cannot be scored or written. Raised before the first image if possible.
     """
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
         if json_file:
@@ -89,21 +89,21 @@ def score(
             matrices = {str(predictions): score_files(predictions, samples, kind, table.num_classes)}
         else:
             if remark := data.shape_remark(samples):
-                _say(remark)
+                _print_once(remark)
             networks = distributed.from_first(lambda: pair_up(weights or [str(config.run_folder)]))
-            # all of them first: scoring takes long, and a file that does not fit should stop the command before it
-            loaded = {name: load_configured(config, files, device, _say) for name, files in networks.items()}
+            # load all networks first: a wrong file stops the command before the long scoring
+            loaded = {name: load_configured(config, files, device, _print_once) for name, files in networks.items()}
             loader, matrices = data.evaluation_loader(samples, config.test), {}
             for name, predictor in loaded.items():
                 folder = save if len(loaded) == 1 else save and save / name.replace("/", "_")
                 matrices[name] = score_network(predictor, loader, samples, folder)
-        _say(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
+        _print_once(f"{len(samples)} images\n{comparison(matrices, table, classes)}")
         if json_file and distributed.is_main():
             write_json(json_file, matrices, table, classes, len(samples))
 
 
-def _say(text: str) -> None:
-    """Print once, however many processes there are."""
+def _print_once(text: str) -> None:
+    """Print on the first process only."""
     if distributed.is_main():
         print(text)
 
@@ -111,7 +111,7 @@ def _say(text: str) -> None:
 def score_network(
     predictor: Predictor, loader: DataLoader, samples: Sequence[Sample], save: Path | None
 ) -> ConfusionMatrix:
-    """Confusion matrix over ``loader``, which gives the ``samples``, with pictures below ``save``."""
+    """Confusion matrix over ``loader``, which loads ``samples``. Writes pictures below ``save``."""
     images = {sample.name: sample.image for sample in samples}
     gallery = Gallery(save, predictor.table) if save else None
     started = time.monotonic()
@@ -124,12 +124,12 @@ def score_network(
         matrix = evaluate(predictor, loader, on_image=draw)
     if gallery:
         gallery.finish(matrix)
-    _say(f"{len(samples) / (time.monotonic() - started):.2f} pictures a second")
+    _print_once(f"{len(samples) / (time.monotonic() - started):.2f} pictures per second")
     return matrix
 
 
 def _check_json(path: Path) -> None:
-    """Raises ConfigError if the file cannot be written; called before the scores are computed, which takes long."""
+    """Raises ConfigError if the file cannot be written; called before the long scoring."""
     try:
         check_writable(path.parent)
         if path.exists():
@@ -145,7 +145,7 @@ def write_json(
     eval_classes: Sequence[str] | None,
     images: int,
 ) -> None:
-    """One object for one network, a list of them for several."""
+    """Write one object for one network, a list of objects for several."""
     results = [
         {
             "name": name,
@@ -160,15 +160,15 @@ def write_json(
 
 
 def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_classes: int) -> ConfusionMatrix:
-    """Confusion matrix of label-id PNGs below ``folder``, one a sample, see ``find_predictions``.
+    """Confusion matrix of label-id PNGs below ``folder``, one per sample, see ``find_predictions``.
 
     Raises:
-        DataError: a sample has no prediction or several, one of another size than its label, an id that is not defined,
-            or all of them hold train ids.
+        DataError: a sample has no prediction or several, its prediction and label differ in size, an id is undefined,
+            or the predictions hold train ids.
     """
     matrix = ConfusionMatrix(num_classes)
     kind = prediction_kind(dataset)
-    counts = np.zeros(len(id_lookup(kind)), np.int64)  # labelled pixels that are given each raw id
+    counts = np.zeros(len(id_lookup(kind)), np.int64)  # labelled pixels by predicted raw id
     files = find_predictions(folder, samples)
     for sample in Progress(samples, "predictions", enabled=distributed.is_main()):
         path = files[sample.name]
@@ -179,12 +179,12 @@ def score_files(folder: Path, samples: Sequence[Sample], dataset: str, num_class
             raise DataError(f"prediction {path} and label {sample.label} differ in size (W x H): {sizes}")
         counts += np.bincount(raw[label != IGNORE], minlength=len(counts))
         matrix.update(torch.from_numpy(label), torch.from_numpy(prediction))
-    _judge_ids(counts, folder, kind)
+    _check_ids(counts, folder, kind)
     return matrix
 
 
-def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
-    """Refuse predictions that hold train ids; report a large share of ids that are no class."""
+def _check_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
+    """Raises DataError for train ids; prints the share of ids that are no class if it is large."""
     found = np.flatnonzero(counts).tolist()
     if look_like_train_ids(found, kind):
         examples = few(class_table(kind).export_ids[: class_table(kind).num_classes].tolist())
@@ -193,15 +193,15 @@ def _judge_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
         )
     share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
     if share > NO_CLASS:
-        _say(f"{share:.1%} of the labelled pixels are predicted as ids that are no class, which counts as wrong")
+        _print_once(f"{share:.1%} of the labelled pixels are predicted as ids that are no class: they count as wrong")
 
 
 def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
-    """The PNG below ``folder`` that belongs to each sample, by the sample's name.
+    """The PNG of each sample below ``folder``, by the sample's name.
 
-    It ends in NAME.png or, where there is none, in NAME_*.png, sub-folders of NAME included; a file whose name begins
-    with those of several samples belongs to the longest one. Linked folders are searched; of a folder that ``--save``
-    wrote, its ``label_ids``.
+    Its path ends in NAME.png or, if that is missing, in NAME_*.png; NAME includes sub-folders. If a file name begins
+    with the names of several samples, the longest one counts. Linked folders are searched. In a folder that ``--save``
+    wrote, only ``label_ids`` is searched.
 
     Raises:
         DataError: a sample has no file or several.

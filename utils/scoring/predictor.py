@@ -1,10 +1,10 @@
 """The classes that a trained network predicts: ``predictor = load("runs/own_pycda")``, then ``predictor(image)``.
 
-A checkpoint has all that is needed: the network's names, its weights, classes, input size and upsampling.
+A checkpoint is enough: it has the names of encoder and decoder, weights, classes, input size and upsampling.
 
-With ``test.window`` an image is seen in windows, each as if it were an image of its own, and probabilities are averaged
-where windows overlap. They overlap by half or more, so that what is at the edge of one, where the network sees least
-around it, is in the middle of another.
+With ``test.window`` the network predicts each window like an image of its own. Windows overlap by half or more, and
+their probabilities are averaged. The edge of one window, where the network sees the least context, then lies in the
+middle of another.
 """
 
 import math
@@ -38,20 +38,20 @@ from utils.scoring.pictures import colour_map
 from utils.scoring.upsampling import LARGEST, Shape, View, strips_of
 
 Picture = Image.Image | np.ndarray | str | Path
-# Of a checkpoint's configuration, what the prediction depends on; other keys may have come and gone since.
+# Keys of a checkpoint's configuration that the prediction depends on. Other keys may belong to another version.
 RELEVANT = ("model.", "test.", "tta.", "source.dataset", "source.id_table", "target.dataset", "target.id_table")
 ROUNDING = 1  # pixels by which two sizes of the same aspect may differ
-A_PIXEL = 200  # bytes that a small network takes on a CPU for each pixel of its input
-TOO_LARGE = "test.window=[1024, 1024], or a smaller one, predicts it in parts, a smaller test.input_size more coarsely"
+A_PIXEL = 200  # bytes that a small network needs on a CPU for each pixel of its input
+TOO_LARGE = "set test.window=[1024, 1024] or smaller to predict it in parts, or a smaller test.input_size"
 
 
 class PictureTooLarge(UserError):
-    """A picture for which the memory, of the CPU or the GPU, does not suffice."""
+    """A picture does not fit into the memory of the CPU or the GPU."""
 
 
 @contextmanager
 def within_memory(name: object) -> Iterator[None]:
-    """Where the memory does not suffice, PictureTooLarge says which picture, by its ``name``, and the way out."""
+    """Turn an out-of-memory error into PictureTooLarge, with the picture's ``name`` and the remedy."""
     try:
         yield
     except Exception as error:
@@ -61,11 +61,13 @@ def within_memory(name: object) -> Iterator[None]:
 
 
 class Predictor:
-    """A network and how it sees pictures: ``predictor(image)`` is what ``predict`` writes and ``evaluate.py`` scores.
+    """A network with its classes and input settings.
+
+    ``predictor(image)`` gives the classes that ``predict`` writes and ``evaluate.py`` scores.
 
     Args:
-        test: its ``input_size``, ``window`` and ``upsampling`` define how a picture is seen.
-        tta: scales and mirror images to average over; None: the image as it is.
+        test: ``input_size``, ``window`` and ``upsampling`` are used.
+        tta: scales and mirror images to average over; None: only the image.
 
     Attributes:
         names: of the classes, in the order of their numbers.
@@ -83,13 +85,13 @@ class Predictor:
         """Class of every pixel, uint8 (H, W), at the picture's own size.
 
         Args:
-            image: the path of a file or a Pillow picture, of any kind that ``dataset.reading`` reads and turned upright
-                by its EXIF orientation; or a uint8 array (H, W, 3), RGB.
+            image: path or Pillow picture, of any kind that ``dataset.reading`` reads; its EXIF orientation is applied.
+                Or a uint8 array (H, W, 3), RGB.
 
         Raises:
             ChoiceError: an array of another type or shape.
-            DataError: a picture that cannot be read.
-            PictureTooLarge: for the memory.
+            DataError: the picture cannot be read.
+            PictureTooLarge: the picture does not fit into the memory.
         """
         with within_memory(_name(image)):
             picture = as_picture(image)
@@ -97,7 +99,7 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, image: Picture) -> np.ndarray:
-        """Probability of every class, float32 (C, H, W), at the picture's own size; takes what ``__call__`` takes."""
+        """Probability of every class, float32 (C, H, W), at the picture's own size; arguments as in ``__call__``."""
         with within_memory(_name(image)):
             picture = as_picture(image)
             strips, averaged = self._strips(network_input(picture, self.test), picture.size[::-1])
@@ -112,10 +114,13 @@ class Predictor:
     def views(self, images: Tensor) -> list[View]:
         """The network's output for images (N, 3, h, w), once for each scale and mirror image of ``tta``.
 
-        The network is in eval mode meanwhile.
+        The network runs in eval mode; its mode is restored.
 
         Args:
             images: normalised, or uint8.
+
+        Raises:
+            ChoiceError: a scale leaves no pixel of the input.
         """
         images = normalised(images) if images.dtype == torch.uint8 else images
         images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
@@ -139,14 +144,16 @@ class Predictor:
     def segment(
         self, images: Tensor, shape: Shape, name: object = "a picture", *, confidence: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Class maps uint8 (N, H, W) of ``shape`` (H, W), on the CPU, of images (N, 3, h, w) as ``views`` takes them.
+        """Class maps of images, uint8 (N, H, W) on the CPU.
 
         Args:
-            name: of the images, for an error.
-            confidence: give the highest probability of every pixel too, uint8 (N, H, W) in 255ths.
+            images: (N, 3, h, w), normalised or uint8, see ``views``.
+            shape: (H, W) of the class maps.
+            name: of the images, for errors.
+            confidence: also return the highest probability of every pixel, uint8 (N, H, W) in 255ths.
 
         Raises:
-            PictureTooLarge: for the memory.
+            PictureTooLarge: the images do not fit into the memory.
         """
         classes, highest = [], []
         with within_memory(name):
@@ -159,17 +166,23 @@ class Predictor:
             return torch.cat(classes, dim=1).cpu(), torch.cat(highest, dim=1).cpu() if confidence else None
 
     def _strips(self, images: Tensor, shape: Shape) -> tuple[Iterator[Tensor], bool]:
-        """(rows, N, C, W) from the top: mean probabilities if the flag is True, else logits; one over the other."""
+        """Strips (rows, N, C, W) from the top, and True for mean probabilities, False for logits.
+
+        A strip may overwrite the one before.
+        """
         (h, w), (width, height) = images.shape[-2:], self.test.window or images.shape[:-3:-1]
         if h > height or w > width:
             return self._strips_of_windows(images, shape, height, width), True
         if self.device.type == "cpu" and images[:, 0].numel() * A_PIXEL > free_memory():
-            raise MemoryError  # else the system would end the process
+            raise MemoryError  # otherwise the system would kill the process
         views = self.views(images)
         return strips_of(views, shape, self.test.upsampling), len(views) > 1
 
     def _strips_of_windows(self, images: Tensor, shape: Shape, height: int, width: int) -> Iterator[Tensor]:
-        """Means over the windows (height, width) that hold a pixel; a window is seen when its first row is needed."""
+        """Mean probabilities over the windows (height, width) at each pixel.
+
+        A window is predicted when its first row is needed.
+        """
         tall, wide = (_windows(*axis) for axis in zip(images.shape[-2:], (height, width), shape, strict=True))
         edges = {edge for _, there in tall for edge in (there.start, there.stop)}
         cuts = sorted(edges.union(range(0, shape[0], max(1, LARGEST // 4 // shape[1]))))
@@ -193,7 +206,7 @@ class Predictor:
 
 
 def to_stderr(text: str) -> None:
-    """A text, unless it is empty, beside the output of a command; once, however many processes there are."""
+    """Print ``text``, unless it is empty, to stderr, on the first process only."""
     if text and distributed.is_main():
         print(text, file=sys.stderr)
 
@@ -202,14 +215,14 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     """Predictor of a trained run, from its checkpoint alone.
 
     Args:
-        run: run folder (its best.pth, else last.pth) or checkpoint file.
+        run: run folder (its best.pth, otherwise last.pth) or checkpoint file.
         device: None: the GPU if there is one.
         overrides: ``key=value`` of keys of ``test`` and ``tta``, such as ``tta.flip=true``.
 
     Raises:
-        FileNotFoundError: nothing was trained there.
-        WeightsError: a damaged file, or one that is no checkpoint of this project.
-        ConfigError: an unknown key or a wrong value in ``overrides``.
+        FileNotFoundError: ``run`` has no checkpoint.
+        WeightsError: the file is damaged, or no checkpoint of this project.
+        ConfigError: ``overrides`` has an unknown key or a wrong value.
     """
     path = resolve_weights(str(run))
     content = read_checkpoint(path)
@@ -222,7 +235,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     if table.num_classes != config.num_classes:
         raise WeightsError(f"{path} names {table.num_classes} classes, its network has {config.num_classes}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng(devices=[]):  # building seeds the generator, which is the caller's
+    with torch.random.fork_rng(devices=[]):  # building seeds the generator of the caller
         model = build_network(config, chosen)
     load_checkpoint_weights(model, content, path)
     to_stderr(unchecked(path))
@@ -236,7 +249,7 @@ def load_configured(
 
     Args:
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
-        report: gets what was loaded.
+        report: called with a text about the loaded weights.
     """
     model, loaded = load_network(config, files, device)
     report(loaded)
@@ -244,12 +257,12 @@ def load_configured(
 
 
 def load_for(config: Config, files: Sequence[str], device: torch.device) -> Predictor:
-    """Predictor that sees pictures as ``config`` says (``test``, ``tta``), whatever the checkpoint was trained with.
+    """Predictor with the keys ``test`` and ``tta`` of ``config``, not of the checkpoint.
 
     Args:
-        files: one checkpoint of this project, whose own network and classes are taken, these with the colours and ids
-            of ``config`` if it has the same; or an encoder and a decoder file of the released code, with the network
-            and classes of ``config``.
+        files: one checkpoint of this project: its own network and classes are used, with the colours and ids of
+            ``config`` if the classes are the same. Or an encoder and a decoder file of the released code: the network
+            and classes of ``config`` are used.
     """
     if len(files) == 2:
         return load_configured(config, files, device)
@@ -261,7 +274,7 @@ def load_for(config: Config, files: Sequence[str], device: torch.device) -> Pred
 
 
 def config_of(content: Mapping[str, Any], origin: str, relevant: tuple[str, ...] = RELEVANT) -> Config:
-    """The ``relevant`` part of a checkpoint's configuration, by beginnings of keys; of all others the defaults."""
+    """Configuration with a checkpoint's values of the ``relevant`` keys (prefixes), and defaults for all others."""
     config = Config()
     for name, value in saved_keys(content, origin).items():
         if name == "num_classes" or name.startswith(relevant):
@@ -270,7 +283,7 @@ def config_of(content: Mapping[str, Any], origin: str, relevant: tuple[str, ...]
 
 
 def as_picture(image: Picture) -> Image.Image:
-    """RGB picture of what a predictor takes, see ``Predictor.__call__``."""
+    """An argument of ``Predictor.__call__`` as an RGB picture."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
@@ -281,14 +294,14 @@ def as_picture(image: Picture) -> Image.Image:
 
 
 def _name(image: Picture) -> Path:
-    """The file of a picture, as far as it is known."""
+    """The file of a picture, or "a picture" if the file is not known."""
     return Path(image if isinstance(image, (str, Path)) else getattr(image, "filename", "") or "a picture")
 
 
 def network_input(picture: Image.Image, test: Evaluation) -> Tensor:
-    """(1, 3, h, w): the picture at the size in which the network sees it, float32 and normalised.
+    """The picture at the network's input size, (1, 3, h, w), float32 and normalised.
 
-    With ``test.window`` uint8: a large picture takes a quarter of the memory, and its windows are normalised.
+    With ``test.window`` it is uint8, which needs a quarter of the memory. Its windows are normalised later.
     """
     size = seen_size(picture.size, test.input_size)
     seen = resized_window(picture, size, (0, 0, *size))
@@ -296,9 +309,9 @@ def network_input(picture: Image.Image, test: Evaluation) -> Tensor:
 
 
 def seen_size(size: Size, input_size: Size | None) -> Size:
-    """(W, H) in which the network sees a picture of ``size`` (W, H): as large as fits into ``input_size``.
+    """Network input size (W, H) for a picture of ``size`` (W, H): the largest that fits into ``input_size``.
 
-    The aspect is kept; a picture of the aspect of ``input_size`` gets exactly that, as in ``evaluate.py``.
+    The aspect is kept. If both aspects are equal, the result is ``input_size``, as in ``evaluate.py``.
     """
     if input_size is None:
         return size
@@ -310,7 +323,7 @@ def seen_size(size: Size, input_size: Size | None) -> Size:
 
 
 def _windows(seen: int, window: int, size: int) -> list[tuple[slice, slice]]:
-    """Windows along an axis, at equal distances of at most half of one: what each sees, and its place in ``size``."""
+    """Windows along an axis, at equal distances of at most half a window: slices of the input and of ``size``."""
     free = max(0, seen - window)
     count = math.ceil(free / max(1, window // 2)) + 1
     starts = [round(free * number / max(1, count - 1)) for number in range(count)]

@@ -1,4 +1,4 @@
-"""Pictures without labels: finds them by files, folders and lists, and writes their predictions."""
+"""Pictures without labels: find them in files, folders and lists, and write their predictions."""
 
 import os
 import re
@@ -30,22 +30,22 @@ from utils.scoring.predictor import PictureTooLarge, Predictor, network_input, w
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LIST = ".txt"
-FRAMES = "write its frames into a folder first, as by: ffmpeg -i FILE FOLDER/%06d.jpg"
+FRAMES = "write its frames into a folder first: ffmpeg -i FILE FOLDER/%06d.jpg"
 OVERLAY, CONFIDENCE = "overlay", "confidence"  # folders of results
-CLIP_WIDTH = 960  # pixels at most
+CLIP_WIDTH = 960  # pixels, at most
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written of each picture, and where.
+    """The results to write for each picture, and their folder.
 
     Attributes:
         folder: of the results.
         opacity: of the colours over the picture, 0 to 1.
-        confidence: write the highest probability of every pixel too.
+        confidence: also write the highest probability of every pixel.
         clip: .gif or .webp file of all overlays, or None.
         frames_per_second: of the clip.
-        legend: in the overlay, on the right of the picture; without one it has the picture's size.
+        legend: on the right of each overlay; without it, an overlay has the picture's size.
     """
 
     folder: Path
@@ -62,18 +62,18 @@ class Output:
 
 
 def find_pictures(given: Sequence[str | Path], data_dir: str | Path, output: Output) -> list[Sample]:
-    """Pictures of files, folders and list files, in the order given; those of a folder in natural order (2 before 10).
+    """Pictures of files, folders and list files, in the order of ``given``. A folder is in natural order (2 before 10).
 
-    Their names, which their results get, are relative to the folder given, or to the one that is common to all that is
-    given. Of a folder, hidden files and ``output`` are left out.
+    Names of pictures and results are relative to the given folder, or to the folder that all given paths share.
+    Hidden files and the results in ``output`` are skipped.
 
     Args:
-        given: list files end in .txt and have a picture a line, or a picture and its label, relative to where the
-            command runs, to ``data_dir`` or to the list.
+        given: list files end in .txt. A line is a picture, or a picture and its label, relative to the working
+            directory, to ``data_dir`` or to the list.
 
     Raises:
-        DataError: a path that is not there or of ``output``, a folder without pictures, a video, or two pictures whose
-            results would have the same name.
+        DataError: a missing file, a result in ``output``, a folder without pictures, a video, or two pictures with the
+            same name of their results.
     """
     found, places, results = [], [], output.places()
     searched = {output.folder.resolve()} - {Path(path).resolve() for path in given}
@@ -89,7 +89,7 @@ def find_pictures(given: Sequence[str | Path], data_dir: str | Path, output: Out
             _check(file, results)
         found += files
         places += [file.parent for file in files]
-    root = os.path.commonpath([os.path.abspath(place) for place in places])  # links are kept
+    root = os.path.commonpath([os.path.abspath(place) for place in places])  # links are not resolved
     names = [os.path.splitext(os.path.relpath(os.path.abspath(path), root))[0] for path in found]
     of_name = defaultdict(list)
     for name, path in zip(names, found, strict=True):
@@ -98,7 +98,7 @@ def find_pictures(given: Sequence[str | Path], data_dir: str | Path, output: Out
     if clashing:
         raise DataError(
             f"results of {few(' and '.join(paths) for paths in clashing)} would have the same name: rename one of "
-            "them, or give them in two commands with a folder of results each"
+            "them, or run two commands with different --save folders"
         )
     return [Sample(name, path, None) for name, path in zip(names, found, strict=True)]
 
@@ -116,29 +116,31 @@ def _in_folder(folder: Path, searched: set[Path], results: set[Path]) -> list[Pa
     if not pictures:
         videos = [path for path in files if path.suffix.lower() in VIDEOS]
         advice = f"; for a video ({few(videos, 1)}), {FRAMES}" if videos else ""
-        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are left out){advice}")
-    others = Counter(path.suffix.lower() or "without an ending" for path in files)
-    left_out = [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]
-    if left_out and os.environ.get("RANK", "0") == "0":
-        say(f"no pictures, left out below {folder}: {', '.join(left_out)}", "predict")
+        raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are skipped){advice}")
+    others = Counter(path.suffix.lower() or "without a suffix" for path in files)
+    skipped = [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]
+    if skipped and os.environ.get("RANK", "0") == "0":
+        say(f"files that are no pictures, skipped below {folder}: {', '.join(skipped)}", "predict")
     return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
 
 def _is_result(path: Path, results: set[Path]) -> bool:
-    """Whether ``path``, however it is linked, is one of the ``results``, see ``Output.places``, or below one."""
+    """Whether ``path``, with links resolved, is one of ``results`` (see ``Output.places``) or below one."""
     place = path.resolve()
     return not results.isdisjoint([place, *place.parents])
 
 
 def files_below(folder: Path, searched: set[Path], alone: str | None = None) -> Iterator[Path]:
-    """Files below ``folder`` and linked folders, without hidden ones; each folder once, by its own path before a link.
+    """Files below ``folder``, also in linked folders; hidden files are skipped.
+
+    Each folder is searched once. Folders are searched before links to folders.
 
     Args:
-        searched: folders, resolved, that are left out; gets those that are searched.
-        alone: where a folder has one of this name in it, only that is searched.
+        searched: resolved folders that are skipped; the searched ones are added.
+        alone: if a folder has a sub-folder of this name, only that sub-folder is searched.
 
     Raises:
-        OSError: a folder that cannot be read.
+        OSError: a folder cannot be read.
     """
     ahead = deque([folder])
     while ahead:
@@ -156,30 +158,30 @@ def files_below(folder: Path, searched: set[Path], alone: str | None = None) -> 
 
 
 def _listed(line: str, list_file: Path, data_dir: Path) -> Path:
-    """The picture of a line, behind which there may be a label."""
+    """The picture of a line; a label may follow it."""
     roots = (Path(), data_dir, list_file.parent)
     name, _ = split_pair(line, lambda part: any((root / part).is_file() for root in roots), list_file)
     for root in roots:
         if (root / name).is_file():
             return root / name
-    raise DataError(f"{list_file} lists {line}, which is no file in any of: {few({str(root) for root in roots})}")
+    raise DataError(f"{list_file} lists {line}, which is missing in all of: {few({str(root) for root in roots})}")
 
 
 def _check(path: Path, results: set[Path]) -> None:
-    """Raises DataError where ``path`` is no picture file, or a result."""
+    """Raises DataError if ``path`` is a video, is missing, or is a result."""
     if path.suffix.lower() in VIDEOS:
         raise DataError(f"{path} is a video: {FRAMES}")
     if not path.is_file():
-        raise DataError(f"no picture, folder or list {path}")
+        raise DataError(f"there is no picture, folder or list {path}")
     if _is_result(path, results):
-        raise DataError(f"{path} is a result of the same --save: give pictures, or another folder of results")
+        raise DataError(f"{path} is a result of the same --save: give pictures, or another --save folder")
 
 
 class _Pictures(MapDataset):
-    """Each picture and the network's input; of one that cannot be read nothing but what is wrong."""
+    """Each picture and the network's input, or the error if the picture cannot be read."""
 
     def __init__(self, files: Sequence[Sample], test: Evaluation) -> None:
-        self.files, self.test = files, test  # not the predictor: loader processes get a copy of this
+        self.files, self.test = files, test  # not the predictor: loader processes copy this object
 
     def __len__(self) -> int:
         return len(self.files)
@@ -188,7 +190,7 @@ class _Pictures(MapDataset):
         return index
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Of the one index: index; picture uint8 (H, W, 3); image as of ``network_input``; failure, "" if none."""
+        """The one index; its picture, uint8 (H, W, 3); its image, see ``network_input``; its failure, or ""."""
         (index,) = indices
         path = self.files[index].image
         try:
@@ -205,10 +207,10 @@ class _Pictures(MapDataset):
 def segment_files(
     predictor: Predictor, files: Sequence[Sample], output: Output, num_workers: int
 ) -> tuple[int, list[str]]:
-    """Write the predictions of ``files``, shared out over the processes; reading, prediction and writing overlap.
+    """Write the predictions of ``files``, divided among the processes. Reading, prediction and writing overlap.
 
     Returns:
-        how many are written, and what is wrong with each of the others, of all processes together.
+        number of written pictures, and a message for each of the others, over all processes.
 
     Raises:
         OSError: a result cannot be written.
@@ -225,8 +227,8 @@ def segment_files(
     )
 
     @contextmanager
-    def named(index: int) -> Iterator[Path]:
-        """A picture for which the memory does not suffice is one of the failures."""
+    def failures_recorded(index: int) -> Iterator[Path]:
+        """Record a picture that does not fit into the memory as a failure."""
         try:
             with within_memory(files[index].image):
                 yield files[index].image
@@ -234,7 +236,7 @@ def segment_files(
             failures.append((index, str(error)))
 
     def finish(index: int, picture: np.ndarray, found: tuple[Tensor, Tensor | None]) -> None:
-        with named(index):
+        with failures_recorded(index):
             write(output, files[index].name, picture, found, predictor.table)
             written.append(index)
 
@@ -243,11 +245,11 @@ def segment_files(
             if batch["failure"]:
                 failures.append((batch["index"], batch["failure"]))
                 continue
-            with named(batch["index"]) as path:
+            with failures_recorded(batch["index"]) as path:
                 shape = batch["picture"].shape[:2]
                 found = predictor.segment(batch["image"], shape, path, confidence=output.confidence)
                 writer.call(finish, batch["index"], batch["picture"].numpy(), found)
-    failed = [message for _, message in sorted(distributed.gather(failures))]  # all are done: the clip is of them all
+    failed = [message for _, message in sorted(distributed.gather(failures))]  # waits for all: the clip needs them
     done = sorted(distributed.gather(written))
     if output.clip and done and distributed.is_main():
         frames = [output.folder / OVERLAY / f"{files[index].name}.png" for index in done]
@@ -258,7 +260,11 @@ def segment_files(
 def write(
     output: Output, name: str, picture: np.ndarray, found: tuple[Tensor, Tensor | None], table: ClassTable
 ) -> None:
-    """Write what ``output`` asks for of a picture uint8 (H, W, 3), with what ``Predictor.segment`` found."""
+    """Write the results that ``output`` asks for, of a picture uint8 (H, W, 3).
+
+    Args:
+        found: result of ``Predictor.segment``.
+    """
     classes, highest = found[0][0].numpy(), found[1]
     others = {OVERLAY: overlay(Image.fromarray(picture), classes, table, output.opacity)}
     if output.legend:

@@ -1,10 +1,9 @@
-"""Logits at the network's stride become classes at the label's size, strip by strip.
+"""Upsampling of logits from the network's stride to the label's size, strip by strip.
 
-There are never logits of that size. Bilinear
-interpolation is linear and works on one axis after the other, so that any chain of interpolations is one
-matrix an axis: the logits Z (h, w) of a class become A Z B', where A (H, h) and B (W, w) are products of one matrix
-for each step, so that two steps cost what one does. ``torch.nn.functional.interpolate`` itself makes A and B, of the
-identity. A place of the label takes from a few neighbouring places of the network only: bands of A and B are narrow.
+The logits of the whole label are never in memory. Bilinear interpolation is linear and separable, so any chain of
+interpolations is one matrix per axis: the logits Z (h, w) of a class become A Z B' with A (H, h) and B (W, w). Two
+interpolations then cost the same as one. ``torch.nn.functional.interpolate`` makes A and B from the identity. Each
+position of the label depends on a few positions of the network: bands of A and B are narrow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RELEASED, DIRECT = "released", "direct"
-COLUMNS = 256  # of the label's size that are made together
-STRIP, LARGEST = 2**14, 2**19  # pixels of the label's size at a time: what fits a core's cache; of all cores or a GPU
+COLUMNS = 256  # columns of the label's size that are computed together
+STRIP, LARGEST = 2**14, 2**19  # pixels of a strip: per core, to fit its cache; on a GPU, or on many cores together
 Shape = tuple[int, int]  # (height, width)
 
 
@@ -27,7 +26,7 @@ class View:
 
     Attributes:
         logits: (N, C, h, w) at the network's stride.
-        input_size: of the image that the network saw.
+        input_size: of the network's input.
     """
 
     logits: Tensor
@@ -35,7 +34,7 @@ class View:
 
 
 def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tensor:
-    """Logits (N, C, h, w) at the network's stride, as a whole at ``size``, in float32 or float64.
+    """Upsample whole logits (N, C, h, w) to ``size``; float64 stays, other types become float32.
 
     Args:
         input_size: of the network's input.
@@ -50,17 +49,17 @@ def upsample(logits: Tensor, input_size: Shape, size: Shape, mode: str) -> Tenso
 
 
 def strips_of(views: Sequence[View], size: Shape, mode: str, rows: tuple[int, ...] | None = None) -> Iterator[Tensor]:
-    """Strips (rows, N, C, W) of ``size`` from the top: logits of one view, mean probabilities of several.
+    """Strips (rows, N, C, W) of ``size`` from the top: logits for one view, mean probabilities for several.
 
     Args:
-        rows: of each strip, which then are probabilities of one view too; None: as many as are fast.
+        rows: number of rows of each strip; one view then also gives probabilities. None: as many rows as are fast.
     """
     for strip in zip(*(_strips(view, size, mode, rows) for view in views), strict=True):
         yield mean_probability(strip, 2) if rows or len(views) > 1 else strip[0]
 
 
 def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
-    """The mean over several logits of one shape, whose classes lie along ``dim``."""
+    """Mean softmax of several logits of the same shape; ``dim`` is the dimension of the classes."""
     total, count = torch.zeros(()), 0
     for own in logits:
         total, count = total + own.softmax(dim), count + 1
@@ -68,9 +67,9 @@ def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
 
 
 def _strips(view: View, size: Shape, mode: str, rows: tuple[int, ...] | None) -> Iterator[Tensor]:
-    """``upsample`` of a view in strips of rows, from the top: (rows, N, C, W), as ``class_map`` is fastest.
+    """``upsample`` of a view in strips from the top: (rows, N, C, W), the order in which ``class_map`` is fastest.
 
-    Each strip is written over the one before.
+    Each strip overwrites the one before.
     """
     logits = view.logits.detach().to(torch.promote_types(view.logits.dtype, torch.float32)).permute(2, 0, 1, 3)
     (h, N, C, w), (H, W), like = logits.shape, size, (logits.dtype, logits.device)
@@ -95,9 +94,12 @@ def _bands(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[slice, Tensor]]:
-    """Bands of an axis' matrix, each of ``places`` of the label's axis (one number for all, or one for each): which of
-    the network's places they take from, and how much of each, (places, used). They stay on ``device``, so that nothing
-    waits for a copy.
+    """Bands of an axis' matrix: the network's positions that each band uses, and their weights (positions, used).
+
+    The bands stay on ``device``, so nothing waits for a copy.
+
+    Args:
+        places: positions of the label's axis in a band: one number for all bands, or one for each.
     """
     identity = torch.eye(stride_size)[None, :, :, None]
     shares = upsample(identity, (input_size, 1), (size, 1), mode)[0, :, :, 0].T

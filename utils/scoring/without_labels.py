@@ -1,6 +1,6 @@
-"""Whether an adaptation helped, without a target label: class shares, agreement, what was forgotten of the source.
+"""Did an adaptation help? Without target labels: class shares, agreement, and forgetting of the source.
 
-The confidence of a network is no measure here: self-training makes wrong networks sure.
+The confidence of a network is not used: self-training makes wrong networks confident.
 """
 
 import textwrap
@@ -26,21 +26,21 @@ from utils.run_folder.summary import distinct_names, run_keys, starting_run
 from utils.scoring.evaluation import evaluate, scores
 from utils.scoring.predictor import Predictor, load_configured
 
-SEED = 0  # of the choice of the source images
+SEED = 0  # for the choice of source images
 CAVEAT = (
-    "Confidence, entropy and agreement under mirroring are left out on purpose: measured on small runs, they rank "
-    "networks in the reverse of their accuracy, because self-training makes wrong networks sure. Of the numbers here, "
-    "too, none proves that it helped."
+    "Confidence, entropy and agreement under mirroring are not shown: on small runs they ranked networks in the "
+    "reverse order of their accuracy, because self-training makes wrong networks confident. No number here proves "
+    "that the adaptation helped."
 )
 OF_LABELS = (
-    "The pseudo-labels were made in train mode, on augmented crops and with the statistics of each batch, the "
-    "predictions in eval mode on whole images: their columns differ for that too."
+    "The pseudo-labels were made in train mode, on augmented crops, with the statistics of each batch. The "
+    "predictions were made in eval mode, on whole images. This is one reason why their columns differ."
 )
 TAKEN, BACK, GONE = "taken away", "brought back", "gone before"
-COMMON = 0.02  # share of the pixels: a class with less may vanish without a warning
-LOST = 0.1  # of its share: what a class has left when it counts as lost
-CHANGED = 2  # times: a smaller change of a rare class is none
-SHOWN = 4  # classes whose shares the curriculum changed most
+COMMON = 0.02  # share of the pixels; a class with less may vanish without a warning
+LOST = 0.1  # part of its expected share; a class with less counts as lost
+CHANGED = 2  # factor; a smaller change of a share does not count
+SHOWN = 4  # classes, of those that the curriculum changed most
 NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
 
 Item = TypeVar("Item")
@@ -48,51 +48,51 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of networks on the same target training images. Shares are 0..1."""
+    """Comparison of networks on the same target training images. Shares are 0..1."""
 
     classes: tuple[str, ...]
     networks: tuple[str, ...]
-    starts: list[int]  # by network, the one that it started from, else the first one, which is its own
-    controls: list[int | None]  # by network of a curriculum, the one trained without it from the same weights
+    starts: list[int]  # by network: the network that it started from, otherwise the first one
+    controls: list[int | None]  # by network with a curriculum: the one without it, trained from the same weights
     images: int
     available: int
-    source: list[float]  # by class, of the source labels
-    predicted: list[list[float]]  # by network and class
-    labels: list[float] | None  # by class, of the last network's pseudo-labels; None: trained without any
-    agreement: list[list[float]]  # by network and network, share of the pixels with the same class
-    source_miou: list[float]  # percent, by network, on some source images: shows what was forgotten
+    source: list[float]  # share by class, in the source labels
+    predicted: list[list[float]]  # share by network and class
+    labels: list[float] | None  # share by class, in the last network's pseudo-labels; None: it had none
+    agreement: list[list[float]]  # by network and network: share of the pixels with the same class
+    source_miou: list[float]  # percent, by network, on some source images: shows forgetting
     source_images: int
     source_available: int
-    trained_on: int | None  # of the source images, by any of the networks; None: not known
+    trained_on: int | None  # how many of these source images any network was trained on; None: not known
 
     def fates(self, run: int, before: int) -> list[str]:
-        """What network ``run`` made of each class of network ``before``, see ``fate``."""
+        """``fate`` of each class, from network ``before`` to network ``run``."""
         return [fate(*shares) for shares in zip(self.source, self.predicted[before], self.predicted[run], strict=True)]
 
 
 class Predictions(NamedTuple):
-    """What several networks predict on the same images."""
+    """Predictions of several networks on the same images."""
 
     shares: Tensor  # float64 (networks, C), share of each class among the valid pixels
     agreement: Tensor  # float64 (networks, networks), share of the valid pixels that get the same class
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` of the ``items``, in their order and at equal distances, the first one among them."""
+    """At most ``count`` items, evenly spaced and in their order, beginning with the first."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def is_lost(expected: float, share: float) -> bool:
-    """Whether a class whose share should be ``expected``, 0..1, is common and has hardly anything left."""
+    """Whether a class is common, by its ``expected`` share, and has less than ``LOST`` of that. Shares are 0..1."""
     return expected >= COMMON and share < LOST * expected
 
 
 def fate(source: float, before: float, after: float) -> str:
-    """What an adaptation did to a class, by its shares of the source labels and of the predictions before and after.
+    """The effect of an adaptation on a class, by its shares in the source labels and in the predictions.
 
-    ``TAKEN``: lost now and not before, and rarer than in the source. ``BACK``: lost before, as the source is the
-    measure, and not now. ``GONE``: lost before and now. "": none of these, or rare.
+    ``TAKEN``: not lost before, lost now, and rarer than in the source. ``BACK``: lost before, compared with the source,
+    not now. ``GONE``: lost before and not brought back. "": none of these.
     """
     if after < source and is_lost(before, after):
         return TAKEN
@@ -102,13 +102,13 @@ def fate(source: float, before: float, after: float) -> str:
 
 
 def predictions_on(predictors: Sequence[Predictor], loader: DataLoader, title: str | None = None) -> Predictions:
-    """Class shares of the networks' predictions over ``loader``, and their agreement, over all processes.
+    """Class shares and agreement of the networks' predictions over ``loader``, over all processes.
 
-    Neither statistics nor the state of the random numbers change.
+    Batch-norm statistics and the state of the random numbers do not change.
 
     Args:
-        loader: batches of one image, see ``dataset.loader``; labels are not looked at, padding is left out.
-        title: of a progress bar; None: without one.
+        loader: batches of one image, see ``dataset.loader``; labels are not used, padding is ignored.
+        title: of a progress bar; None: no progress bar.
     """
     count, num_classes, device = len(predictors), predictors[0].table.num_classes, predictors[0].device
     pixels = torch.zeros(count, num_classes, dtype=torch.int64)
@@ -131,7 +131,7 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     start = starting_run(Path(given[0])) if len(given) == 1 else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = list(pair_up([start, *given] if start else given).values())
-    files = [Path(paths[0]) for paths in pairs]  # of an official pair, the encoder's file
+    files = [Path(paths[0]) for paths in pairs]  # for an official pair: the encoder's file
     predictors = [load_configured(config, paths, device) for paths in pairs]
     return compare_networks(Data(config), dict(zip(distinct_names(files), predictors, strict=True)), files, images)
 
@@ -140,13 +140,13 @@ def compare_networks(data: Data, networks: Mapping[str, Predictor], files: Seque
     """Compare networks on the unlabelled target training images of ``data``.
 
     Args:
-        networks: by name, the one before the adaptation first.
-        files: their weights; beside them lies what the networks started from and were trained on.
-        images: of each domain at most, evenly spaced.
+        networks: by name; the first one is from before the adaptation.
+        files: their weights, in run folders that also record their starts and training images.
+        images: of each domain, at most, evenly spaced.
     """
     config, source, target = data.config, data.source, data.target
     seen = evenly_spaced(target, images)
-    unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat
+    unique = list({sample.image: sample for sample in source}.values())  # a training list may repeat lines
     chosen = unique if len(unique) <= images else hold_out(unique, images, SEED)[1]
     on_target = data.evaluation_loader(seen, config.target)
     on_source = data.evaluation_loader(chosen, config.source)
@@ -197,7 +197,7 @@ def _origins(files: Sequence[Path]) -> tuple[list[int], list[int | None]]:
 
 
 def _trained_on(folders: Sequence[Path], samples: Sequence[Sample]) -> int | None:
-    """How many of the source ``samples`` a run in one of ``folders`` was trained on; None: not known."""
+    """How many of the source ``samples`` a run in any of ``folders`` was trained on; None: not known."""
     known, lists = set(), [folder for folder in folders if (folder / "lists/source.txt").is_file()]
     for folder in lists:
         root = Path(run_keys(folder)["source.data_dir"])
@@ -205,42 +205,42 @@ def _trained_on(folders: Sequence[Path], samples: Sequence[Sample]) -> int | Non
     return sum(sample.image.resolve() in known for sample in samples) if lists else None
 
 
-def _source_words(c: Comparison) -> str:
-    """The source scores in words, and whether the networks were trained on these images."""
+def _source_text(c: Comparison) -> str:
+    """The source scores, and whether the networks were trained on these images."""
     found = ", ".join(f"{name} {miou:.1f}" for name, miou in zip(c.networks, c.source_miou, strict=True))
     scored = f"mIoU on {c.source_images} of {c.source_available} source images: {found}."
     part = "all" if c.trained_on == c.source_images else str(c.trained_on)
     known = {None: "It is not known whether they were trained on them.", 0: "They were trained on none of them."}
-    forgotten = f"They were trained on {part} of them, so a loss is what was forgotten, not a score on new images."
+    forgotten = f"They were trained on {part} of them: a lower score shows forgetting. It is no score on new images."
     return f"{scored} {known.get(c.trained_on, forgotten)}"
 
 
 def verdicts(c: Comparison, run: int) -> dict[str, str]:
-    """By fate, a sentence about those classes of network ``run``; by "" that it took none away."""
+    """A sentence for each fate of network ``run``'s classes; for "", that it took no common class away."""
     start = c.starts[run]
     own, before, fates = c.networks[run], c.networks[start], c.fates(run, start)
     shares = zip(c.classes, c.source, c.predicted[start], c.predicted[run], strict=True)
     words = [f"{name} (source {100 * s:.1f}, {100 * b:.1f} -> {100 * a:.1f} %)" for name, s, b, a in shares]
     listed = {f: ", ".join(word for word, own in zip(words, fates, strict=True) if own == f) for f in fates if f}
     sentences = {
-        TAKEN: f"{own} took away what {before} had: {listed.get(TAKEN)}. This is a sign that it did not help.",
-        BACK: f"{own} brought back what {before} had lost of the source: {listed.get(BACK)}.",
-        GONE: f"Common in the source, but gone in {before} already: {listed.get(GONE)}.",
+        TAKEN: f"{own} took away classes that {before} had: {listed.get(TAKEN)}. This is a sign that it did not help.",
+        BACK: f"{own} brought back classes of the source that {before} had lost: {listed.get(BACK)}.",
+        GONE: f"Common in the source, but already gone in {before}: {listed.get(GONE)}.",
     }
     found = {f: sentence for f, sentence in sentences.items() if f in listed}
     return found if TAKEN in found or run == start else {"": f"{own} took no common class away from {before}."} | found
 
 
-def _curriculum_words(c: Comparison, run: int, control: int) -> str:
-    """What the curriculum added to the ``control``: the same start and steps without it."""
+def _curriculum_text(c: Comparison, run: int, control: int) -> str:
+    """The effect of the curriculum, relative to the ``control``: the same start and steps without it."""
     fates, shares = c.fates(run, control), zip(c.predicted[run], c.predicted[control], strict=True)
     added = [100 * (own - without) for own, without in shares]
     most = sorted(range(len(added)), key=lambda i: -abs(added[i]))[:SHOWN]
     by_class = ", ".join(f"{c.classes[i]} {added[i]:+.1f}{fates[i] and f' ({fates[i]})'}" for i in most)
     return (
-        f"What the curriculum of {c.networks[run]} added to the control {c.networks[control]}: another class for "
-        f"{100 * (1 - c.agreement[run][control]):.1f} % of the pixels, most of all {by_class}; "
-        f"{c.source_miou[run] - c.source_miou[control]:+.1f} mIoU on the source."
+        f"Effect of the curriculum of {c.networks[run]}, relative to the control {c.networks[control]}: "
+        f"{100 * (1 - c.agreement[run][control]):.1f} % of the pixels get another class; largest changes of share, "
+        f"in percent: {by_class}; {c.source_miou[run] - c.source_miou[control]:+.1f} mIoU on the source."
     )
 
 
@@ -262,6 +262,6 @@ def describe(c: Comparison) -> str:
         f"{name} and {c.networks[-1]} give {100 * c.agreement[i][-1]:.1f} % of the pixels the same class."
         for i, name in enumerate(c.networks[:-1])
     ]
-    sentences += [_source_words(c), *(text for run in judged for text in verdicts(c, run).values())]
-    sentences += [_curriculum_words(c, run, control) for run, control in enumerate(c.controls) if control is not None]
+    sentences += [_source_text(c), *(text for run in judged for text in verdicts(c, run).values())]
+    sentences += [_curriculum_text(c, run, control) for run, control in enumerate(c.controls) if control is not None]
     return "\n".join([*lines, "", *(textwrap.fill(text, WIDTH) for text in [*sentences, CAVEAT])])
