@@ -1,7 +1,6 @@
 """The documents: no dead link, no name of something that is gone, and a first page that stays one page."""
 
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -119,13 +118,6 @@ def test_commands_exist(document):
         assert find_spec(module), f"{document}: python -m {module}"
     for config in set(re.findall(r"\bcfgs/[\w/]+\.yaml", text)) - WRITTEN_BY_THE_READER:
         assert (ROOT / config).is_file(), f"{document}: no {config}"
-
-
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")], ids=str)
-def test_shell_blocks_are_shell(document):
-    for block in blocks(document, "sh"):
-        checked = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True)
-        assert checked.returncode == 0, f"{document}: {checked.stderr}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)

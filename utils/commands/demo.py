@@ -1,4 +1,4 @@
-"""``sh run.sh demo``: the whole recipe on procedural street scenes; prints a table and draws a picture at the end.
+"""``sh run.sh demo``: the whole recipe on procedural street scenes; prints a table and draws two pictures at the end.
 
 Every stage is a command that a user could type. Finished stages are not repeated: all variants share one source-only
 run.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dataset.files import write_text
@@ -23,7 +24,15 @@ from dataset.toy_city import Plan, write_toy_city
 from utils.config.command_line import Parser, is_override, path
 from utils.config.read import ROOT, build_config
 from utils.config.schema import ConfigError
-from utils.scoring.pictures import colour_map, legend, save_picture, stack, titled
+from utils.scoring.pictures import (
+    colour_map,
+    histogram,
+    legend,
+    pseudo_label_maps,
+    save_picture,
+    stack,
+    titled,
+)
 
 CONFIGS = ROOT / "cfgs" / "demo"
 PANELS = 4  # target images of the picture
@@ -148,6 +157,35 @@ class Demo:
         save_picture(path, stack([sheet, legend(table, sheet.width)], horizontal=False))
         return path
 
+    def pyramid(self) -> Path:
+        """The labels of every layer of the pyramid on a target training image, by PyCDA's network in eval mode."""
+        import torch  # as above
+
+        from utils.builders.curriculum import build_curriculum
+        from utils.builders.data import Data
+        from utils.inference import load
+        from utils.scoring.predictor import network_input
+
+        config = build_config(CONFIGS / f"{PYCDA.config}.yaml", [*self.common, *self.overrides])
+        predictor, data, table = load(self.folder / PYCDA.run, "cpu"), Data(config), config.class_table
+        image = read_image(data.target[0].image)
+        with torch.inference_mode():
+            logits = predictor.model(network_input(image, predictor.test))["logits"]
+        curriculum = build_curriculum(config.curriculum, config.num_classes, data)
+        maps = pseudo_label_maps(curriculum.pseudo_labels(logits), table, image.size)
+        layers = titled({"image": image} | {name.replace("_", " of "): tile for name, tile in maps.items()})
+        shares = logits.softmax(1).mean((0, 2, 3)).numpy()
+        source = curriculum.class_prior if curriculum.image_target == "source" else None
+        label = np.full(len(shares), 1 / len(shares)) if source is None else source.numpy()
+        bars = {
+            "class histogram of the image, percent; the lines are its label": histogram(
+                shares, label, table, layers.width
+            )
+        }
+        path = self.folder / "pyramid.png"
+        save_picture(path, stack([layers, titled(bars)], horizontal=False))
+        return path
+
 
 def quick_keys(config: str) -> list[str]:
     """Overrides of a quick demo for one of the demo's configurations."""
@@ -207,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         held_out = "test.dataset=gtav", f"test.data_dir={demo.data}/gtav_val"
         (source,) = demo.scores([SOURCE_ONLY], "source_held_out", *held_out)
         note += f"; source only on held-out source scenes: {source['miou']:.1f} mIoU"
-        note += f"; picture (image, labels, source only, PyCDA): {demo.picture([SOURCE_ONLY, PYCDA])}"
+        note += f"; pictures: {demo.picture([SOURCE_ONLY, PYCDA])} (image, labels, source only, PyCDA)"
+        note += f" and {demo.pyramid()} (labels of the pyramid)"
     write_text(folder / f"{name}.md", f"{table}\n\n{note}\n")
     print(f"\n{table}\n\n{note}\nwritten to {folder}/{name}.md and {name}.json")
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from dataset.folders import Sample
-from dataset.labels import IGNORE, ClassTable
+from dataset.labels import ClassTable
 from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
@@ -34,7 +34,7 @@ from utils.run_folder.checkpoint import resolve_weights
 from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
-from utils.scoring.pictures import colour_map, legend
+from utils.scoring.pictures import colour_map, legend, pseudo_label_maps
 from utils.scoring.predictor import config_of, load_configured
 from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, describe, evenly_spaced, verdicts
 
@@ -260,8 +260,8 @@ def _pictures(
     maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
     pictures = {"image": image.resize(size)} | {caption: colour_map(ids, table) for caption, ids in maps.items()}
     pictures["confidence"] = Image.fromarray((255 * logits[OWN].softmax(1).amax(1)[0]).byte().numpy())
-    for name, (_, ids, mask) in layers.items():
-        pictures[f"pseudo-labels, {name}"] = colour_map(torch.where(mask, ids, IGNORE)[0].numpy(), table)
+    maps_of_layers = pseudo_label_maps(layers, table, size)
+    pictures |= {f"pseudo-labels, {name}": picture for name, picture in maps_of_layers.items()}
     nearest = Image.Resampling.NEAREST  # does not mix colours
     return {caption: picture.resize(size, nearest) for caption, picture in pictures.items()}
 

@@ -1,15 +1,16 @@
-"""Pictures of predictions: colour maps, label ids, overlays, panels, legend and clips. Threads that write files."""
+"""Pictures of predictions: colour maps, pseudo-labels, overlays, panels, legend, clips. Threads that write files."""
 
 import math
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -19,6 +20,7 @@ from dataset.labels import IGNORE, ClassTable
 
 OPACITY = 0.5  # of a prediction on its image
 TEXT_SIZE, SMALL_TEXT, TITLE_HEIGHT = 12, 10, 18  # pixels
+BARS = 130  # height of a histogram, pixels
 LEGEND_SIZES = (13, 28)  # smallest and largest letters of a legend, pixels
 WIDTH_IN_LETTERS = 60  # picture width / letter size, between these sizes
 # Fonts of Linux, macOS and Windows with more letters than Pillow's. The last two have Chinese, Japanese and Korean.
@@ -38,6 +40,19 @@ def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(palette.tobytes())
     return picture.convert("RGB")
+
+
+def pseudo_label_maps(
+    layers: Mapping[str, Sequence[Any]], table: ClassTable, size: tuple[int, int]
+) -> dict[str, Image.Image]:
+    """The pseudo-labels of the first image of a batch as pictures of ``size`` (W, H); black where there is none.
+
+    Args:
+        layers: of the pyramid, ``PseudoLabels`` by name.
+    """
+    maps = {name: np.where(mask[0].numpy(), label[0].numpy(), IGNORE) for name, (_, label, mask) in layers.items()}
+    nearest = Image.Resampling.NEAREST  # mixes no colours
+    return {name: colour_map(labels, table).resize(size, nearest) for name, labels in maps.items()}
 
 
 def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
@@ -150,6 +165,20 @@ def with_legend(picture: Image.Image, classes: np.ndarray, table: ClassTable) ->
     """
     present = np.bincount(classes.ravel(), minlength=table.num_classes) > 0
     return stack([picture, legend(table, picture.width, present, picture.height)], horizontal=True, gap=0)
+
+
+def histogram(shares: np.ndarray, label: np.ndarray, table: ClassTable, width: int) -> Image.Image:
+    """Class shares (C,) as bars above the names of the classes, in percent; ``label`` (C,) is a line on each bar."""
+    sheet = Image.new("RGB", (width, BARS + 4 * TEXT_SIZE), PAPER)
+    draw, highest, cell = ImageDraw.Draw(sheet), max(shares.max(), label.max()), width / table.num_classes
+    for number, name in enumerate(table.names):
+        left, right, bottom = round(number * cell), round((number + 1) * cell) - 4, BARS + TEXT_SIZE
+        top, line = (bottom - round(BARS * share / highest) for share in (shares[number], label[number]))
+        draw.rectangle((left, top, right, bottom), fill=tuple(table.palette[number].tolist()))
+        draw.line((left, line, right, line), fill=INK, width=2)
+        write(draw, (left, min(top, line) - TEXT_SIZE - 1), f"{100 * shares[number]:.0f}", SMALL_TEXT)
+        write(draw, (left, bottom + 4), name.replace(" ", "\n"), SMALL_TEXT)
+    return sheet
 
 
 def stack(tiles: Sequence[Image.Image], horizontal: bool, gap: int = 4) -> Image.Image:
