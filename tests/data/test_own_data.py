@@ -151,7 +151,7 @@ def test_bad_lists_and_settings_are_named(command, city, own):
     assert all(s.label is None for s in find_samples("list", city, data_list=own / "train.txt", labels="optional"))
     with pytest.raises(ValueError, match="num_classes is 19, the data sets have 4"):
         train_source_only.main(command(own, "x", *keys(own, city), "num_classes=19"))
-    with pytest.raises(ValueError, match="those of source"):
+    with pytest.raises(ValueError, match="the classes of source"):
         train_source_only.main(command(own, "x", *keys(own, city), "test.dataset=cityscapes", "test.id_table=null"))
     with pytest.raises(ValueError, match="dataset list needs an id_table"):
         train_source_only.main(command(own, "x", "source.dataset=list"))
