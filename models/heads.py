@@ -74,7 +74,7 @@ class PPMBilinear(Head):
     The coarsest average has one value per channel and image, so training needs two images in the global batch.
     """
 
-    needs = "an encoder dilated to stride 8 or 16, or one whose stages have strides 4, 8, 16 and 32"
+    needs = "an encoder dilated to stride 8 or 16, or one with stages of stride 4, 8, 16 and 32"
     pools_whole_image = True
 
     @classmethod
@@ -134,7 +134,7 @@ class FCN8s(Head):
     batch norm, and the features of pool3 and pool4 are large.
     """
 
-    needs = "an encoder whose stages have strides 2, 4, 8, 16 and 32"
+    needs = "an encoder with stages of stride 2, 4, 8, 16 and 32"
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         if use_aux:

@@ -176,7 +176,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_file(tmp_path, value):
     with pytest.raises(WeightsError, match=r"file\.pth contains NaN or infinity in 1 of 10 tensors: 2\.weight"):
         load_encoder_decoder(model, str(file))
     torch.save(distinct(model.encoder) | {"1._running_iter": torch.tensor(value)}, file)
-    with pytest.raises(WeightsError, match=r"file\.pth: .*_running_iter is"):
+    with pytest.raises(WeightsError, match=r"file\.pth has wrong content: .*_running_iter is"):
         load_encoder_decoder(model, str(file))
 
 
