@@ -1,20 +1,20 @@
 #!/bin/sh
-# sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or one CPU process without any
-# sh run.sh demo [key=value ...]            the whole recipe on procedural data; also --quick, --seed
+# sh run.sh SCRIPT CONFIG [key=value ...]   run a script on all GPUs of this machine, or in one process on the CPU
+# sh run.sh demo [key=value ...]            the whole recipe on procedural data; options --quick and --seed
 # sh run.sh ablation [key=value ...]        PyCDA with single layers of the pyramid, on the same data
-# sh run.sh predict CONFIG PATH... --save DIR  pictures without labels, on all GPUs
-# sh run.sh export CONFIG --to FILE         the network for use elsewhere: .pt2, .onnx or .pth
-# sh run.sh report CONFIG [--baseline RUN]  one HTML file about a run, in its folder
-# sh run.sh compare CONFIG [RUN ...]        did it help? class shares and agreement, without target labels
-# sh run.sh check CONFIG [key=value ...]    every problem of the data that a configuration names
-# sh run.sh test [pytest arguments]         the tests, or those of a path below tests/; -m "not slow": in a minute
-# sh run.sh benchmark [--gpu]               ours beside the released way of doing it, on this machine
-# From any folder: files, data and runs are relative to where you are, and the configurations of cfgs/ are found by
-# name. SCRIPT --help lists all keys; .py and .yaml may be left out.
-# NPROC=2 forces two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
-# MAX_RESTARTS=3 starts the processes again, from the last checkpoint, when one of them dies.
-# Several nodes: the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or by
-# srun --ntasks-per-node=1 in a SLURM allocation, which sets them. Each restart takes the next port.
+# sh run.sh predict CONFIG PATH... --save DIR  predictions for images without labels, on all GPUs
+# sh run.sh export CONFIG --to FILE         write the network as .pt2, .onnx or .pth for other programs
+# sh run.sh report CONFIG [--baseline RUN]  write one HTML file about a run into its folder
+# sh run.sh compare CONFIG [RUN ...]        compare runs without target labels: class shares and agreement
+# sh run.sh check CONFIG [key=value ...]    list all problems of the data of a configuration
+# sh run.sh test [pytest arguments]         all tests, or the tests of a path below tests/; -m "not slow": a minute
+# sh run.sh benchmark [--gpu]               compare time and memory with the released method, on this machine
+# Works in any folder: paths are relative to the working folder, and configurations of cfgs/ are found by name.
+# SCRIPT --help lists all keys. The endings .py and .yaml may be left out.
+# NPROC=2 starts two processes a node; CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names another interpreter.
+# MAX_RESTARTS=3 restarts the processes up to three times from the last checkpoint if one of them fails.
+# Several nodes: run the same command on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, or use
+# srun --ntasks-per-node=1 in a SLURM allocation, which sets them. Each restart uses the next port.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python3}
@@ -22,12 +22,12 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 usage() { sed -n '2,17s/^# //p' "$0"; }
 
-# -P: the folder that the command is started in may hold modules of our names
+# -P: the working folder may contain modules with the same names as ours
 module() {
     exec "$PYTHON" -P -m "$@"
 }
 
-# torch may not be able to use what is listed; importing it takes seconds, so only where the answer matters
+# torch may not be able to use all listed GPUs. Importing it takes seconds, so it is only asked if several are listed.
 count_gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
         listed=$(printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c .) || true
@@ -48,15 +48,15 @@ case $1 in
     ablation) shift; module utils.commands demo --ablation "$@" ;;
     benchmark) shift; cd "$here"; module tests.benchmark "$@" ;;
     test) shift; cd "$here"; module pytest --numprocesses auto --dist loadfile "$@" ;;
-    predict) shift; set -- utils/commands/predict.py "$@" ;; # on all GPUs, as a script
+    predict) shift; set -- utils/commands/predict.py "$@" ;; # like a script, on all GPUs
 esac
 for script in "$here/$1" "$here/$1.py" "$1"; do
     [ ! -f "$script" ] || break
 done
-[ -f "$script" ] || module utils.commands "$1" # which knows the nearest name
+[ -f "$script" ] || module utils.commands "$1" # reports the nearest name
 shift
 
-case " $* " in # no arguments, or a question
+case " $* " in # one process is enough: no arguments, --help or --print-config
     "  " | *" -h "* | *" --help "* | *" --print-config "*) exec "$PYTHON" "$script" "$@" ;;
 esac
 
@@ -71,16 +71,16 @@ processes=${NPROC:-$(count_gpus)}
 [ "$processes" -ge 1 ] || processes=1
 
 if [ "$nodes" -gt 1 ]; then
-    : "${NODE_RANK:?of several nodes, set NODE_RANK}" "${MASTER_ADDR:?of several nodes, set MASTER_ADDR}"
-    : "${MASTER_PORT:?of several nodes, set MASTER_PORT to a port that is free on MASTER_ADDR}"
+    : "${NODE_RANK:?for several nodes, set NODE_RANK}" "${MASTER_ADDR:?for several nodes, set MASTER_ADDR}"
+    : "${MASTER_PORT:?for several nodes, set MASTER_PORT to a free port of MASTER_ADDR}"
 elif [ "$processes" -eq 1 ] && [ "${MAX_RESTARTS:-0}" -eq 0 ]; then
     exec "$PYTHON" "$script" "$@"
 fi
 minutes=
-if [ "${script%/*}" = "$here" ]; then # a mistake in the configuration is one message, not one of each process
+if [ "${script%/*}" = "$here" ]; then # check the configuration once, so that an error is not repeated by each process
     config=$("$PYTHON" -W ignore "$script" "$@" --print-config) || exit
     minutes=$(printf '%s\n' "$config" | sed -n 's/^timeout_minutes: //p')
 fi
-# NPROC: each process takes its share of the cores; 5 minutes: the default of timeout_minutes
+# Each process divides the cores by NPROC. 5 minutes is the default of timeout_minutes.
 export NPROC="$processes" NNODES="$nodes" NODE_RANK MASTER_ADDR MASTER_PORT
 module utils.launch "${minutes:-5}" "$script" "$@"

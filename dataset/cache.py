@@ -1,4 +1,4 @@
-"""Training pictures kept decoded: raw ``.npy`` files that later epochs read by memory map instead of decoding PNGs."""
+"""Cache of decoded training images: later epochs map ``.npy`` files into memory instead of decoding PNGs."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ from dataset.labels import id_lookup, known_ids
 from dataset.reading import read_pair
 from dataset.transforms import NEAREST, resized_window
 
-DECODING = 2  # counts up when ``read_pair`` gives other pixels for a file, so that older files are not used
+DECODING = 2  # version of the pixels that ``read_pair`` gives; increase it when they change: old files are then unused
 
 
 class PictureCache:
-    """``read_pair`` of a training that remembers: what it gives is exactly that, resized to ``size`` if one is given.
+    """``read_pair`` with a cache. It returns the same pixels, resized to ``size`` if one is given.
 
-    A file of the cache is named by all that its content depends on, so that a changed source file is decoded anew. It
-    holds image and label of a sample together: 4 bytes a pixel, 3 without label.
+    The name of a cache file is a hash of everything that its content depends on: a changed source file is decoded
+    again. A cache file holds image and label of a sample: 4 bytes a pixel, 3 without label.
 
     Args:
-        folder: where the files are; made if absent, and may be shared by runs and processes.
-        size: (W, H) to which every picture is resized before anything random happens to it; None keeps its own size.
+        folder: folder of the cache files; made if missing. Runs and processes may share it.
+        size: (W, H) to which every image is resized before the random augmentation; None: its own size.
     """
 
     def __init__(self, folder: str | Path, size: tuple[int, int] | None) -> None:
         self.folder, self.size = Path(folder), size
 
     def __call__(self, sample: Sample, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """RGB uint8 (H, W, 3) and train ids uint8 (H, W) or None, as memory maps where they are known already.
+        """RGB uint8 (H, W, 3) and train ids uint8 (H, W) or None; memory maps if they are in the cache.
 
         Raises:
             DataError: as ``read_pair``.
@@ -69,7 +69,7 @@ class PictureCache:
 
 
 def _load(path: Path) -> np.ndarray | None:
-    """The record at ``path``; None where there is none, or a damaged one, which is then written again."""
+    """The record at ``path``; None if it is missing or damaged, so that the caller writes it again."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; text files of people, read strictly; how a changed file is recognised."""
+"""Write files completely or not at all, read the user's text and YAML files strictly, and recognise changed files."""
 
 import hashlib
 import os
@@ -13,26 +13,27 @@ import yaml
 
 from dataset.messages import DataError
 
-VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # of the environment
-MOST_VALUES, DEEPEST = 10_000, 20  # of a YAML file
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # environment variable
+MOST_VALUES, DEEPEST = 10_000, 20  # limits of a YAML file: values, and levels of nesting
 
 
 def write_whole(
     path: Path, write: Callable[[BinaryIO], object], *, sync: bool = False, previous: Path | None = None
 ) -> None:
-    """Write a file so that ``path`` is at every moment either the old file or the whole new one, also when several
-    processes, on several machines, write the same one.
+    """Write a file so that ``path`` is always either the old file or the complete new one.
+
+    This also holds when several processes on several machines write the same file.
 
     Args:
-        write: gets the stream to write to.
-        sync: wait until the disk has it, so that a power cut does not take it.
-        previous: where the old file is kept; between the two renames it is the only one.
+        write: writes the content to the stream that it gets.
+        sync: wait until the disk has stored the file, so that a power cut cannot lose it.
+        previous: new path of the old file. Between the two renames it is the only file.
 
     Raises:
-        OSError: the file, which the error names, cannot be written; the old one is untouched.
+        OSError: the file cannot be written; the error names it, and the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a device or a pipe, beside which there is nothing to rename
+    if path.exists() and not path.is_file():  # a device or a pipe: it cannot be replaced by a rename
         with path.open("wb") as stream:
             write(stream)
         return
@@ -46,29 +47,29 @@ def write_whole(
         if previous is not None and path.is_file():
             os.replace(path, previous)
         os.replace(temporary, path)
-    except OSError as error:  # that of a full disk names no file
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_whole`` of a UTF-8 text; what of a file's name is no UTF-8 is written as the name has it."""
+    """``write_whole`` of a UTF-8 text. File names that are not UTF-8 keep their bytes."""
     write_whole(path, lambda stream: stream.write(text.encode(errors="surrogateescape")))
 
 
 def check_writable(folder: str | Path) -> None:
-    """Try whether files can be made in ``folder``, which is made if absent. Raises OSError where they cannot."""
+    """Check that files can be written in ``folder``, which is made if missing. Raises OSError if they cannot."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder):
         pass
 
 
 def read_text(path: Path) -> str:
-    """Content of a UTF-8 text file, without a byte order mark; every line ends with "\\n", whatever the file has.
+    """Content of a UTF-8 text file, without a byte order mark and with "\\n" as the end of every line.
 
     Raises:
-        DataError: another encoding, which would garble names.
+        DataError: the file has another encoding.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -79,7 +80,7 @@ def read_text(path: Path) -> str:
 
 
 class Bounded(yaml.composer.Composer):
-    """Mixed into a loader of YAML, it refuses a text that aliases make endless, or huge: each use of one counts."""
+    """Mixin for a YAML loader. It refuses files that aliases make endless or huge: every use of an alias counts."""
 
     def get_single_node(self) -> yaml.Node | None:
         try:
@@ -102,14 +103,14 @@ class Bounded(yaml.composer.Composer):
 
 
 class YamlLoader(Bounded, yaml.SafeLoader):
-    """Every YAML of a configuration is read by this one, see ``Bounded``."""
+    """Loader of all configuration files, see ``Bounded``."""
 
 
 def expand_path(text: str) -> str:
-    """The path that people wrote: a leading ``~`` is the home folder, ``$NAME`` and ``${NAME}`` are variables.
+    """``text`` with a leading ``~`` replaced by the home folder, and ``$NAME`` and ``${NAME}`` by the variable's value.
 
     Raises:
-        DataError: a variable that is not set, unless there is a file of just that name.
+        DataError: a variable is not set, and no file has ``text`` as its name.
     """
     unset = [match.group() for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])]
     if unset and os.path.lexists(text):
@@ -120,13 +121,13 @@ def expand_path(text: str) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Of what a file holds, in hexadecimal digits."""
+    """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_version(path: Path) -> tuple[int, int] | None:
-    """Time of the last change in ns and size in bytes; None for a file that is not there."""
+    """Time of the last change in ns and size in bytes; None for a missing file."""
     try:
         status = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
 """Classes, palette, and look-up tables from raw label ids to train ids.
 
-A known data set is one entry of ``DATA_SETS``; somebody's own is a YAML file, see ``read_id_table``. A *label kind* is
-how labels are encoded: the name of an entry, or the path of such a file.
+A known data set is an entry of ``DATA_SETS``. Your own data set has a YAML id table, see ``read_id_table``. A *label
+kind* says how labels are encoded: it is the name of an entry or the path of an id table.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ import yaml
 from dataset.files import Bounded, read_text
 from dataset.messages import ChoiceError, DataError, few, nearest
 
-IGNORE = 255  # train id of what is not scored and not trained on
-UNKNOWN = 254  # no train id: stands for a raw id that the data set does not define; hence at most 254 classes
+IGNORE = 255  # train id of pixels that are neither scored nor used in training
+UNKNOWN = 254  # marks a raw id that the data set does not define; so there are at most 254 classes
 _SHAPE = "it needs classes: [{name: road, colour: [128, 64, 128], ids: [7]}, ...] and, optionally, void: [...]"
 
 
@@ -28,8 +28,8 @@ class ClassTable:
 
     Attributes:
         palette: uint8 (C, 3), RGB.
-        export_ids: uint8 (256,), train id -> raw label id in prediction files; 0 (unlabelled) for what is no class,
-            because the official evaluator must never read 255.
+        export_ids: uint8 (256,), train id -> raw label id in prediction files; 0 (unlabelled) for all other values,
+            because the official evaluator must not read 255.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class ClassTable:
         return len(self.names)
 
     def ids(self, classes: Sequence[str | int]) -> tuple[int, ...]:
-        """Train ids of class names (or of train ids); an unknown one is an error that names the nearest."""
+        """Train ids of class names or of train ids. Raises ChoiceError for an unknown one; it names the nearest."""
         found = []
         for c in classes:
             if c in self.names:
@@ -55,7 +55,7 @@ class ClassTable:
 
 
 def _export_ids(raw_ids: Sequence[int]) -> np.ndarray:
-    """``ClassTable.export_ids`` of the raw id of each class."""
+    """``ClassTable.export_ids`` for one raw id per class."""
     ids = np.zeros(256, np.uint8)
     ids[: len(raw_ids)] = raw_ids
     return ids
@@ -93,14 +93,14 @@ _SYNTHIA_IDS = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a data set keeps its files, and what its label ids mean.
+    """Folder layout and label ids of a data set.
 
     Attributes:
         images, labels: folders below ``data_dir``; ``{split}`` stands for the split.
-        image_suffix, label_suffix: ends of the file names; what is before them pairs an image with its label.
-        depth: glob between such a folder and its files.
-        bits: of a label id.
-        train_ids: raw id -> train id of the classes that are scored.
+        image_suffix, label_suffix: ends of the file names. An image and its label are equal up to them.
+        depth: glob pattern between these folders and their files.
+        bits: number of bits of a label id.
+        train_ids: raw id -> train id, for the scored classes.
         known_ids: all ids that the data set defines, scored or not.
     """
 
@@ -114,11 +114,11 @@ class DataSet:
     known_ids: frozenset[int]
 
     def label_of(self, image: str) -> str:
-        """Path of the label below ``labels`` that belongs to an image's path below ``images``."""
+        """Path of the label below ``labels``, for the path of its image below ``images``."""
         return image.removesuffix(self.image_suffix) + self.label_suffix
 
 
-_KNOWN = frozenset({*range(35), IGNORE})  # Cityscapes has 0..33; some GTAV labels have 34, licence plate
+_KNOWN = frozenset({*range(35), IGNORE})  # Cityscapes has 0..33; some GTAV labels have 34 (licence plate)
 DATA_SETS = {
     "gtav": DataSet("images", "labels", ".png", ".png", "*", 8, _CITYSCAPES_IDS, _KNOWN),
     "synthia": DataSet("RGB", "GT/LABELS", ".png", ".png", "*", 16, _SYNTHIA_IDS, frozenset(range(23))),
@@ -150,7 +150,7 @@ SCORED_CLASSES: dict[int, tuple[int, ...]] = {
 
 
 def id_lookup(kind: str) -> np.ndarray:
-    """Raw label id -> train id (255 where there is none).
+    """Table from raw label id to train id; 255 for ids of no class.
 
     Args:
         kind: "gtav", "synthia", "cityscapes", or the path of a YAML id table.
@@ -164,7 +164,7 @@ def id_lookup(kind: str) -> np.ndarray:
 def known_ids(kind: str) -> np.ndarray:
     """bool table as long as ``id_lookup``: True for an id that the label kind defines, scored or not.
 
-    A YAML table defines the ids that it names, and 255.
+    An id table defines the ids that it names, and 255.
     """
     return _tables(kind)[1]
 
@@ -179,7 +179,7 @@ def _tables(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arrays(bits: int, train_ids: dict[int, int], known_ids: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The look-up uint8 (2**bits,) of raw ids, and bool (2**bits,), True for the known ones."""
+    """``id_lookup``, uint8 (2**bits,), and ``known_ids``, bool (2**bits,)."""
     lookup, known = np.full(2**bits, IGNORE, np.uint8), np.zeros(2**bits, bool)
     lookup[list(train_ids)] = list(train_ids.values())
     known[list(known_ids)] = True
@@ -187,40 +187,42 @@ def _arrays(bits: int, train_ids: dict[int, int], known_ids: Iterable[int]) -> t
 
 
 def is_id_table(kind: str) -> bool:
-    """Whether a label kind is the path of a YAML id table instead of a data set's name."""
+    """Whether a label kind is the path of a YAML id table, not the name of a data set."""
     return kind.endswith((".yaml", ".yml"))
 
 
 class _Strings(Bounded, yaml.BaseLoader):
-    """Strings, lists and mappings are all there is: a class called ``no`` is no boolean."""
+    """Loader that gives only strings, lists and mappings: a class called ``no`` is no boolean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         repeated = _repeated(str(key.value) for key, _ in node.value)
         if repeated:
-            raise DataError(f"line {node.start_mark.line + 1} on has {few(repeated)} more than once")
+            raise DataError(
+                f"the entry at line {node.start_mark.line + 1} has {few(repeated)} more than once: remove one"
+            )
         return super().construct_mapping(node, deep)
 
 
 @cache
 def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
-    """Classes of somebody's own data from a YAML file with the keys
+    """Classes of your own data set from a YAML file with the keys
 
-    * ``classes``: a list, in train-id order, of ``{name: road, colour: [128, 64, 128], ids: [7, 8]}``: the raw ids
-      0..255 that are this class in 8-bit label PNGs; the first is the one that prediction files get;
+    * ``classes``: a list, in train-id order, of ``{name: road, colour: [128, 64, 128], ids: [7, 8]}``; ``ids`` are the
+      raw ids 0..255 of this class in 8-bit label PNGs. Prediction files contain the first of them;
     * ``void``: raw ids that occur but are no class (optional). 255 is void unless a class names it.
 
     Returns:
-        classes, look-up uint8 (256,) of raw ids, and bool (256,), True for a raw id that the table names.
+        the classes, ``id_lookup`` uint8 (256,), and ``known_ids`` bool (256,).
 
     Raises:
-        DataError: no such file, not YAML, a key that is unknown, missing or repeated, two classes of one name, an id
-            named twice, or an id or colour out of range; the message is one line and names the file.
+        DataError: a missing file, not YAML, an unknown, missing or repeated key, two classes with one name, a repeated
+            id, or an id or colour out of range; the message is one line and names the file.
     """
     if not Path(path).is_file():
         raise DataError(f"no id table {path}")
     text = read_text(Path(path))
     try:
-        # Not safe_load, which would turn names into booleans and numbers; this loader makes strings only.
+        # safe_load would turn names into booleans and numbers; this loader gives only strings.
         classes, void = _parse(yaml.load(text, Loader=_Strings))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -242,7 +244,7 @@ def _table(classes: Sequence[_Class]) -> ClassTable:
 
 
 def table_of(names: Iterable[Any], colours: Iterable[Any], export_ids: Iterable[Any]) -> ClassTable:
-    """Classes that are noted elsewhere than in an id table, checked as those of one.
+    """Classes from separate lists, with the checks of an id table.
 
     Raises:
         DataError: as ``read_id_table``.
@@ -253,20 +255,22 @@ def table_of(names: Iterable[Any], colours: Iterable[Any], export_ids: Iterable[
 
 
 def _parse(content: Any) -> tuple[list[_Class], list[int]]:
-    """The classes of an id table, and the raw ids that are void."""
+    """The classes and the void raw ids of an id table."""
     _check_keys(content, "the table", {"classes"}, {"void"})
     if not isinstance(content["classes"], list) or not content["classes"]:
-        raise DataError(f"classes is no list of classes: {_SHAPE}")
+        raise DataError(f"classes is not a list of classes: {_SHAPE}")
     classes = [_parse_class(entry, f"class {number}") for number, entry in enumerate(content["classes"], start=1)]
     void = _numbers(content.get("void") or [], "void")
     if twice := _repeated(name for name, _, _ in classes):
-        raise DataError(f"two classes are called {few(twice)}: every name once")
+        raise DataError(f"two classes are called {few(twice)}: give each class its own name")
     if len(classes) > UNKNOWN:
-        raise DataError(f"{len(classes)} classes, at most {UNKNOWN} are possible")
+        raise DataError(f"{len(classes)} classes are too many: at most {UNKNOWN} are possible")
     raw_ids = [raw for _, _, ids in classes for raw in ids] + void
     wrong, twice = sorted({raw for raw in raw_ids if not 0 <= raw <= 255}), sorted(_repeated(raw_ids))
     if wrong or twice:
-        raise DataError(f"each raw id once and in 0..255; wrong: {wrong or 'none'}, more than once: {twice or 'none'}")
+        raise DataError(
+            f"each raw id must be in 0..255 and occur once; wrong: {wrong or 'none'}, repeated: {twice or 'none'}"
+        )
     return classes, void
 
 
@@ -274,7 +278,7 @@ def _parse_class(entry: Any, what: str) -> _Class:
     _check_keys(entry, what, {"name", "colour", "ids"}, set())
     name = entry["name"]
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise DataError(f"the name of {what} is {name!r}: it must be a word that can be printed")
+        raise DataError(f"the name of {what} is {name!r}: it must be a printable text")
     colour = _numbers(entry["colour"], f"the colour of {name}")
     if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
         raise DataError(f"the colour of {name} is {colour}: it must be [R, G, B], each in 0..255")
@@ -286,7 +290,7 @@ def _parse_class(entry: Any, what: str) -> _Class:
 
 def _check_keys(content: Any, what: str, required: set[str], optional: set[str]) -> None:
     if not isinstance(content, dict):
-        raise DataError(f"{what} is no mapping: {_SHAPE}")
+        raise DataError(f"{what} is not a mapping: {_SHAPE}")
     for name in content.keys() - required - optional:
         close = nearest(str(name), sorted(required | optional))
         raise DataError(f"{what} has the unknown key {str(name)!r}; the nearest is {close!r}")
@@ -313,19 +317,19 @@ def class_table(kind: str) -> ClassTable:
 
 
 def refuse_train_ids(path: Path, kind: str) -> None:
-    """Cityscapes' files of train ids are no label ids, which their name says.
+    """Refuse Cityscapes' files of train ids, which it recognises by their name.
 
     Raises:
-        DataError: such a file of a data set that has label ids; an id table may well name train ids.
+        DataError: such a file in a data set of label ids. An id table may name train ids.
     """
     if kind in DATA_SETS and "labeltrainids" in path.name.lower():
         raise DataError(
-            f"{path} holds train ids, {kind} has label ids: use the labelIds files, or dataset list with an id table"
+            f"{path} holds train ids, {kind} needs label ids: use the labelIds files, or dataset list with an id table"
         )
 
 
 def look_like_train_ids(raw_ids: Iterable[int], kind: str) -> bool:
-    """Whether all raw ids of many files are probably train ids: none is above them, and some are no class's raw id."""
+    """Whether the raw ids of many files are probably train ids: all are small enough, and some belong to no class."""
     found = {int(raw) for raw in raw_ids} - {IGNORE}
     lookup, known = id_lookup(kind), known_ids(kind)
     strange = [raw for raw in found if raw >= len(lookup) or (lookup[raw] == IGNORE and (raw > 0 or not known[raw]))]

@@ -1,4 +1,4 @@
-"""Samples as tensors, and who reads which when: functions of (seed, position), the same for any number of processes."""
+"""Samples as tensors, and their order: functions of (seed, position), the same for any number of processes."""
 
 import math
 import os
@@ -25,19 +25,19 @@ Key = tuple[int, int]  # (index of the sample, position in the stream)
 
 
 class MapDataset(Dataset, Sized):
-    """A data set that knows its size."""
+    """A data set with a length."""
 
 
 @dataclass(eq=False)
 class SegmentationDataset(MapDataset):
-    """Samples as tensors. Augmentation is a function of (seed, domain, position in the stream), of nothing else.
+    """Samples as tensors. Augmentation is a function of only (seed, domain, position in the stream).
 
     Attributes:
-        kind: how labels are encoded, see ``dataset.labels``.
-        domain: number that keeps the random numbers of source and target apart.
-        skip_bad: give the next readable sample instead of one that cannot be read, and say so under ``skipped``; of
-            at most this many in a row. 0: an unreadable one is an error.
-        read: where images and labels come from: ``read_pair``, or a ``dataset.cache.PictureCache``.
+        kind: label kind, see ``dataset.labels``.
+        domain: number that makes the random numbers of source and target differ.
+        skip_bad: replace an unreadable sample by the next readable one and report it under ``skipped``, for at most
+            this many in a row. 0: an unreadable sample is an error.
+        read: reads image and label: ``read_pair``, or a ``dataset.cache.PictureCache``.
     """
 
     samples: Sequence[Sample]
@@ -56,9 +56,9 @@ class SegmentationDataset(MapDataset):
         """``key`` is an index, or (index, position in the stream).
 
         Returns:
-            image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 where there
-            is none; valid bool (H, W), False where padded; name; skipped, the message of an unreadable sample in whose
-            place this one stands, or "". Those in between count when it is their own turn.
+            image float32 (3, H, W) normalised; label (H, W), int64 in training and uint8 in evaluation, 255 without
+            label; valid bool (H, W), False where padded; name; skipped, the error message of the unreadable sample that
+            this one replaces, or "". It reports only the sample ``index``, not further unreadable ones behind it.
         """
         index, position = key if isinstance(key, tuple) else (key, key)
         skipped = ""
@@ -87,11 +87,11 @@ def _stream_keys(positions: range, num_samples: int, seed: int) -> list[Key]:
 
 @dataclass(eq=False)
 class EndlessBatchSampler(Sampler[list[Key]]):
-    """Batches of one rank, without end: rank r has a contiguous slice of every global batch.
+    """Endless batches of one rank: rank r gets a contiguous slice of every global batch.
 
     Attributes:
-        batch_size: of the global batch.
-        start_step: first batch, to go on after a stop.
+        batch_size: images of the global batch.
+        start_step: number of the first batch, to resume a run.
     """
 
     num_samples: int
@@ -116,11 +116,11 @@ class EndlessBatchSampler(Sampler[list[Key]]):
 def epoch_batches(
     num_samples: int, batch_size: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> list[list[Key]]:
-    """Every sample once an epoch, in batches whose sizes differ by at most one; of each the share of one rank."""
+    """One rank's share of batches that contain every sample once an epoch. Global batch sizes differ by at most 1."""
     per_epoch = math.ceil(num_samples / batch_size)
     if num_samples // per_epoch < world_size:
         raise ChoiceError(
-            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without any: "
+            f"batches of {batch_size} out of {num_samples} images leave one of {world_size} processes without images: "
             "change the batch size or NPROC"
         )
     batches = []
@@ -133,7 +133,7 @@ def epoch_batches(
 
 def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the cores belong to the training step
-    # A terminal or a scheduler signals all processes. Only the main process reacts; it ends its workers.
+    # A terminal or a scheduler signals all processes. Only the main process reacts and ends its workers.
     for number in {signal.SIGINT, *SCHEDULERS} - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -142,14 +142,14 @@ def _prepare_worker(worker: int) -> None:
 
 
 def _end_by_parent() -> None:
-    """Ignore SIGTERM unless it is the main process that sends it: at its exit it waits until its workers have ended."""
+    """End at a SIGTERM of the main process, which waits at its exit for its workers. Ignore SIGTERM of all others."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
 def _batch(samples: list[dict[str, Any]]) -> Any:
-    """Raises DataError where ``samples`` differ in size, so that they are no batch."""
+    """Collate ``samples``. Raises DataError if they differ in size."""
     sizes = [(sample["image"].shape[-1], sample["image"].shape[-2]) for sample in samples]
     for sample, size in zip(samples, sizes, strict=True):
         if size != sizes[0]:
@@ -158,9 +158,9 @@ def _batch(samples: list[dict[str, Any]]) -> Any:
 
 
 def different_sizes(name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> str:
-    """Message about two images, of sizes (W, H), that cannot be of one batch."""
-    sizes = f"{name} is {size[0]}x{size[1]}, {other} {other_size[0]}x{other_size[1]}"
-    return f"images of one batch must be of one size (W x H), {sizes}: set input_size or crop_size"
+    """Message about two images whose different sizes (W, H) do not fit into one batch."""
+    sizes = f"{name} is {size[0]}x{size[1]}, {other} is {other_size[0]}x{other_size[1]}"
+    return f"images of one batch must have one size (W x H), but {sizes}: set input_size or crop_size"
 
 
 def _options(num_workers: int) -> dict:
@@ -176,7 +176,7 @@ def _options(num_workers: int) -> dict:
 def train_loader(
     dataset: MapDataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Endless batches of this rank; ``batch_size`` is the global one."""
+    """Endless batches of this rank; ``batch_size`` is the size of the global batch."""
     sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
 
@@ -192,7 +192,7 @@ def finite_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """The first ``steps`` batches of ``train_loader``; None: batches that hold every sample ``epochs`` times."""
+    """The first ``steps`` batches of ``train_loader``; None: batches that contain every sample ``epochs`` times."""
     if steps is None:
         batches = epoch_batches(len(dataset), batch_size, epochs, seed, rank, world_size)
     else:
@@ -208,10 +208,10 @@ def eval_loader(
     world_size: int = 1,
     batch: Callable[[list[Any]], Any] = default_collate,
 ) -> DataLoader:
-    """Single images in order: of this rank every ``world_size``-th, so that no rank repeats one of another.
+    """Single images in order. This rank gets every ``world_size``-th image, so no image is read twice.
 
     Args:
-        batch: makes a batch of one item of the data set.
+        batch: makes a batch from a list of one item.
     """
     own = range(rank, len(dataset), world_size)
     return DataLoader(dataset, sampler=own, collate_fn=batch, **_options(num_workers))

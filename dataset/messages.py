@@ -1,34 +1,35 @@
-"""Errors that the user can mend, and names in their messages: the first of many, the one that was probably meant."""
+"""Errors that the user can correct, and helpers for names in their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 5  # names
-LONGEST, SHORT, ADVICE = 1200, 300, 100  # characters of a message; beside its paths; of its end if it is cut
+LONGEST, SHORT = 1200, 300  # characters of a message: in all, and without its paths
+ADVICE = 100  # characters at the end of a message that are kept if it is cut
 MENDABLE = 2  # exit status
-IN_LOADER = "Original Traceback"  # in the error of a loader process, which DataLoader repeats with its traceback
+IN_LOADER = "Original Traceback"  # in a loader process's error, which DataLoader raises again with its traceback
 
 
 def of_loader(text: str) -> str:
-    """What an error says that may have come out of a loader process: the last line of its traceback, else ``text``."""
+    """Message in the ``text`` of an error. A loader process's error has it in the last line of its traceback."""
     return text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] if IN_LOADER in text else text
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, every character of which can be printed."""
+    """``text`` on one line, with escape sequences for characters that cannot be printed."""
     line = " ".join(filter(None, map(str.strip, text.splitlines())))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class UserError(Exception):
-    """What the user can mend. The message is one line that names the file, key or image, and says what to do.
+    """An error that the user can correct. Its message is one line that names the file, key or image and the remedy.
 
-    A program that ends by it prints that line, without a traceback (``dataset.program``). What a message quotes from
-    a file or a command line may be anything: line ends become spaces, what cannot be printed its escape sequence.
+    A program that ends with this error prints the line without a traceback (``dataset.program``). Quotations from
+    files and command lines are made ``printable``.
 
     Attributes:
-        status: of that program.
-        longest: characters beside paths; of a longer message the middle is left out, as its end says what to do.
+        status: exit status of that program.
+        longest: characters of the message without paths. A longer message loses its middle: its end says what to do.
     """
 
     status = MENDABLE
@@ -41,7 +42,7 @@ class UserError(Exception):
 
 
 class ChoiceError(UserError, ValueError):
-    """A name or a combination of options that does not exist or does not go together."""
+    """An unknown name, or options that do not fit together."""
 
 
 class DataError(UserError, RuntimeError):
@@ -51,11 +52,11 @@ class DataError(UserError, RuntimeError):
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:
-    """The first ``shown`` of ``names``, in order, and how many more there are."""
+    """The first ``shown`` of the sorted ``names``, and the number of the others."""
     ordered = sorted(map(str, names))
     return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The one of ``choices`` that looks most like ``name``; "" if there is none."""
+    """The entry of ``choices`` that is most similar to ``name``; "" if there are no choices."""
     return (get_close_matches(name, list(choices), n=1, cutoff=0) or [""])[0]

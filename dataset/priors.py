@@ -1,4 +1,4 @@
-"""Class histogram and spatial prior of the source labels: computed once, kept beside the run, or read from a file."""
+"""Class histogram and spatial prior of the source labels: computed and kept in the run folder, or read from a file."""
 
 import hashlib
 import math
@@ -20,13 +20,13 @@ from dataset.messages import DataError
 from dataset.progress import Progress
 from dataset.reading import read_label
 
-CHUNK = 16  # label files that a loader process adds up at a time; below 256, as positions are counted in uint8
+CHUNK = 16  # label files that a loader process sums at a time; below 256, because the sums by position are uint8
 
 
 def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, limit: int) -> np.ndarray | None:
-    """Which classes have a labelled pixel in at most ``limit`` label files, spread over all: bool (C,).
+    """Which classes occur in at most ``limit`` label files, evenly spread over ``samples``: bool (C,).
 
-    Reading ends as soon as every class was seen. None where a file cannot be read, which the loader names or replaces.
+    Reading ends when every class was found. None if a file cannot be read: the loader reports or replaces it.
     """
     seen = np.zeros(num_classes, bool)
     for sample in samples[:: math.ceil(len(samples) / limit)]:
@@ -41,10 +41,10 @@ def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, lim
 
 
 def _add(total: np.ndarray, label: np.ndarray) -> None:
-    """Count the train ids (H, W) of a label, in place: by class in (C,), by class and position in (C, h, w)."""
+    """Add the pixel counts of a label (H, W) to ``total``: by class for (C,), by class and position for (C, h, w)."""
     picture = Image.fromarray(label)
     if total.ndim == 1:
-        total += picture.histogram()[: len(total)]  # less than half the time of numpy's
+        total += picture.histogram()[: len(total)]  # less than half the time of numpy's histogram
         return
     small = np.asarray(picture.resize(total.shape[:0:-1], Image.Resampling.NEAREST))
     for c in range(len(total)):
@@ -52,23 +52,23 @@ def _add(total: np.ndarray, label: np.ndarray) -> None:
 
 
 def _sum_of_some(samples: Sequence[Sample], kind: str, zeros: np.ndarray) -> tuple[Tensor, list[str]]:
-    """``zeros`` plus all labels that can be read, and what is wrong with the others."""
+    """``zeros`` plus the counts of all readable labels, and the error messages of the others."""
     total, bad = zeros.copy(), []
     for sample in samples:
         try:
             _add(total, read_label(sample.label_file, kind))
         except DataError as error:
             bad.append(str(error))
-    return torch.from_numpy(total), bad  # of shared memory, which a process does not copy
+    return torch.from_numpy(total), bad  # processes pass tensors in shared memory, without a copy
 
 
 def _sum(
     samples: Sequence[Sample], kind: str, zeros: np.ndarray, title: str, num_workers: int, skip_bad: int
 ) -> np.ndarray:
-    """float64 sum of all labels. Only the sums of ``CHUNK`` files, of the type of ``zeros``, leave a process.
+    """float64 counts of all labels. Loader processes return sums of ``CHUNK`` files with the dtype of ``zeros``.
 
     Raises:
-        DataError: more than ``skip_bad`` labels are unreadable; the first of them.
+        DataError: more than ``skip_bad`` labels are unreadable; it names the first one.
     """
     some = partial(_sum_of_some, kind=kind, zeros=zeros)
     loader = DataLoader(cast(Dataset, samples), CHUNK, collate_fn=some, num_workers=num_workers)
@@ -80,7 +80,7 @@ def _sum(
         if len(bad) > skip_bad:
             raise DataError(next(iter(bad)))
     for message in bad:
-        print(f"left out of the {title}: {message}")
+        print(f"the {title} is without this label: {message}")
     return total
 
 
@@ -97,12 +97,12 @@ def class_prior(
     """Share of each class among the labelled pixels at the labels' own size: float64 (C,), sums to 1.
 
     Args:
-        cache_dir: folder that keeps it as a text file for the next time; None: it is computed.
-        write_cache: False: the folder is only read, as it may be somebody else's.
-        skip_bad: unreadable labels that are left out before it is an error.
+        cache_dir: folder with text files of earlier results; None: the prior is always computed.
+        write_cache: False: nothing is written to ``cache_dir``, which may belong to somebody else.
+        skip_bad: leave out at most this many unreadable labels.
 
     Raises:
-        DataError: nothing is labelled, or more than ``skip_bad`` labels are unreadable.
+        DataError: no pixel is labelled, or more than ``skip_bad`` labels are unreadable.
     """
     path = cache_dir and cache_dir / f"class_{_digest(samples, kind, num_classes)}.txt"
     if path is None or not path.is_file():
@@ -129,19 +129,19 @@ def spatial_prior(
 ) -> np.ndarray:
     """Share of each class at each position of labels resized to ``size`` (W, H): float32 (C, H, W).
 
-    Sums to 1 over the classes; to 0 at a position that is never labelled.
+    The sum over the classes is 1, or 0 at a position that is never labelled.
 
     Args:
         sigma: Gaussian smoothing of the counts, in pixels of ``size``; 0: none.
-        cache_dir: folder that keeps it as .npy (H, W, C) for the next time; None: it is computed.
-        skip_bad: as of ``class_prior``.
+        cache_dir: folder with .npy files (H, W, C) of earlier results; None: the prior is always computed.
+        skip_bad: as in ``class_prior``.
     """
     path = cache_dir and cache_dir / f"spatial_{_digest(samples, kind, num_classes, size, sigma)}.npy"
     if path is None or not path.is_file():
         zeros = np.zeros((num_classes, size[1], size[0]), np.uint8)
         counts = _sum(samples, kind, zeros, "spatial prior", num_workers, skip_bad).astype(np.float32)
         if sigma:
-            from scipy.ndimage import gaussian_filter  # a quarter of a second, which only this needs
+            from scipy.ndimage import gaussian_filter  # here, because the import takes a quarter of a second
 
             counts = gaussian_filter(counts, sigma=(0, sigma, sigma))
         total = counts.sum(0)
@@ -163,7 +163,7 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
     """Class frequencies from a text file of C numbers or a .npy file: float64 (C,), normalised to sum 1."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no class prior {path}; set curriculum.class_prior to null to compute it")
+        raise DataError(f"no class prior {path}: set curriculum.class_prior to a file, or to null to compute it")
     if path.suffix == ".npy":
         values = _load_array(path).astype(np.float64).ravel()
     else:
@@ -173,28 +173,28 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
             raise DataError(f"{path} is not a list of numbers: {error}") from error
     if len(values) != num_classes or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
         raise DataError(
-            f"{path} must hold {num_classes} frequencies >= 0, found {len(values)} values: {values[:3]} ..."
+            f"{path} must contain {num_classes} frequencies >= 0, not {len(values)} values: {values[:3]} ..."
         )
     return values / values.sum()
 
 
 def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str], None] = print) -> np.ndarray:
-    """Class frequencies per position from a .npy file (H, W, C), the authors' order: float32 (C, H, W).
+    """Class frequencies per position from a .npy file (H, W, C), in the authors' order: float32 (C, H, W).
 
-    Of a file with more classes the first C are taken (released code); ``report`` gets a line about it.
+    If the file has more classes, the first C are used (released code), and ``report`` gets a line about it.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no spatial prior {path}; set curriculum.spatial_prior to null to compute it")
+        raise DataError(f"no spatial prior {path}: set curriculum.spatial_prior to a file, or to null to compute it")
     prior = _load_array(path)
     channels_first = prior.ndim == 3 and prior.shape[0] == num_classes != prior.shape[2]
     if prior.ndim != 3 or prior.shape[2] < num_classes or channels_first:
-        raise DataError(f"{path} is {prior.shape}, expected (H, W, {num_classes})")
+        raise DataError(f"{path} has the shape {prior.shape}, expected (H, W, {num_classes})")
     if prior.shape[2] > num_classes:
-        report(f"{path} is {prior.shape}: the first {num_classes} classes are taken (released code)")
+        report(f"{path} has the shape {prior.shape}: the first {num_classes} classes are used (released code)")
         prior = prior[:, :, :num_classes]
     if not np.isfinite(prior).all() or (prior < 0).any():
-        raise DataError(f"{path} holds negative or non-finite frequencies")
+        raise DataError(f"{path} contains negative or non-finite frequencies")
     return np.ascontiguousarray(prior.transpose(2, 0, 1), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""How every program here runs: the cores that it may use, and its end: one line and a status, or a bug's traceback."""
+"""Start and end of every program here: the cores that it uses; its exit status, error line or traceback."""
 
 import atexit
 import math
@@ -13,28 +13,28 @@ from typing import NoReturn
 from dataset.messages import MENDABLE, UserError, of_loader
 
 INTERRUPTED = 130  # exit status
-STOPPED = 75  # exit status of a run that was stopped and can go on (EX_TEMPFAIL)
-NOTHING_SAVED = "stopped by signal {} with nothing to save: the same command goes on"
-HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows; the terminal was closed, or ssh lost
-# Everything that is no bug: our own errors, files and folders, a training that diverges.
+STOPPED = 75  # exit status of a run that was stopped and can be resumed (EX_TEMPFAIL)
+NOTHING_SAVED = "stopped by signal {} with nothing to save: run the same command to resume"
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows; sent when the terminal is closed or ssh is lost
+# Errors that are no bugs: our own errors, files and folders, a training that diverges.
 EXPECTED = (UserError, OSError, FloatingPointError)
 TRACEBACK = "PYCDA_TRACEBACK"  # environment variable: 1 shows where an expected error comes from
-# Signals by which schedulers and terminals tell a program to stop, beside SIGINT; Windows has the first alone.
+# Signals with which schedulers and terminals stop a program, beside SIGINT; Windows has only the first.
 SCHEDULERS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
 ]
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable of the processes that torchrun starts
-# In errors without a type of their own: of torch's allocators, oneDNN, cuDNN and cuBLAS.
+# Parts of out-of-memory messages without an own error type: torch's allocators, oneDNN, cuDNN and cuBLAS.
 NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed", "create a memory")
-OUT_OF_MEMORY = "train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size takes less"
+OUT_OF_MEMORY = "Set train.amp=bf16, train.checkpoint_encoder=true or a smaller train.batch_size to use less"
 THREADS, WAITING, PASSIVE = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"  # environment variables of OpenMP
-# Turns that a waiting thread spins before it gives its core away, less than a millisecond. A step of the demo takes
-# 0.18 s by OpenMP's own default, and 6.3 s beside two busy processes; with this 0.18 and 1.6 s.
+# Rounds that a waiting thread spins before it releases its core, less than a millisecond. With OpenMP's default a step
+# of the demo takes 0.18 s, and 6.3 s beside two busy processes. With this value it takes 0.18 s and 1.6 s.
 SPINS = 20_000
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity mask (Linux; else all), within its cgroup's quota."""
+    """Number of cores that this process may use, by its affinity mask (only Linux) and its cgroup's quota."""
     return max(1, math.floor(min(_visible_cores(), cgroup_quota())))
 
 
@@ -43,10 +43,10 @@ def _visible_cores() -> int:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float:
-    """CPUs that a container or a scheduler allows this process by cgroups (version 2); infinite without a limit.
+    """CPUs that a container or scheduler allows for this process (cgroups, version 2); infinite without a limit.
 
     Args:
-        root: folder that has the kernel's ``proc`` and ``sys``.
+        root: folder that contains the kernel's ``proc`` and ``sys``.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -55,7 +55,7 @@ def cgroup_quota(root: Path = Path("/")) -> float:
     quotas = [math.inf]
     for line in (line for line in lines if line.startswith("0::")):
         group = root / "sys/fs/cgroup" / line.removeprefix("0::").strip("/")
-        # a group above limits too, and a container may see its own group as the top one, whatever it is called
+        # Parent groups limit too. A container may see its own group as the top one under another name.
         for folder in (group, *group.parents):
             try:
                 quota, period = (folder / "cpu.max").read_text().split()
@@ -66,10 +66,10 @@ def cgroup_quota(root: Path = Path("/")) -> float:
 
 
 def share_cores() -> None:
-    """Let torch, which is to be loaded after this, use the cores that there are; what the user has set stays.
+    """Limit torch's threads to the usable cores. Call it before torch is imported. The user's settings stay.
 
-    Of ``NPROC`` processes, each gets its share. Where nothing limits a single process, torch chooses the number of its
-    threads, as it knows which cores are real ones.
+    Each of ``NPROC`` processes gets its share. Without any limit, torch itself chooses the number of threads, because
+    it can tell physical cores from virtual ones.
     """
     cores, processes = usable_cores(), os.environ.get("NPROC", "")
     number = int(processes) if processes.isdigit() and int(processes) else 1
@@ -80,13 +80,13 @@ def share_cores() -> None:
 
 
 def loader_processes(wanted: int) -> int:
-    """``wanted`` processes that read files, but no more than this process's share of the cores."""
+    """Number of loader processes: ``wanted``, but at most this process's share of the cores."""
     share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(wanted, max(1, share))
 
 
 def one_line(error: BaseException) -> str:
-    """What ``error`` says, on one line."""
+    """Message of ``error`` on one line."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
@@ -97,16 +97,16 @@ def one_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the memory, of the CPU or a GPU, does not suffice: torch says that of the CPU's in words alone."""
+    """Whether ``error`` means too little memory on the CPU or a GPU. For the CPU, torch only says so in the text."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
         return True
-    if isinstance(error, UserError):  # ours may speak of memory
+    if isinstance(error, UserError):  # our own messages may contain the same words
         return False
     return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def free_memory() -> float:
-    """Bytes that this process can still get from the system without swapping (Linux; else infinite)."""
+    """Bytes that this process can still allocate without swapping (Linux; infinite on other systems)."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024 * float(lines["MemAvailable"].split()[0])
@@ -115,14 +115,14 @@ def free_memory() -> float:
 
 
 def say(message: str, program: str | None = None) -> None:
-    """The last line of a program, on stderr; of several processes each has its own, with its rank."""
+    """Print the last line of a program on stderr. Each of several processes prints its own line with its rank."""
     sys.stdout.flush()
     rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     print(f"{program or Path(sys.argv[0]).name}: {rank}{message}", file=sys.stderr, flush=True)
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those that stop a training: SIGINT and what schedulers send; a hangup unless it is ignored (``nohup``)."""
+    """Signals that stop a training: SIGINT and the schedulers' signals; SIGHUP unless it is ignored (``nohup``)."""
     ignored = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
     return [number for number in (signal.SIGINT, *SCHEDULERS) if not (ignored and number == HANGUP)]
 
@@ -133,16 +133,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def exit_after(main: Callable[[], int | None], program: str | None = None, *, resumable: bool = False) -> NoReturn:
-    """Run ``main`` and end the process: by what it returns, or with a line about what the user can mend.
+    """Run ``main`` and end the process with its return value, or with one line about an error of the user.
 
-    torch, which ``main`` loads, takes the cores that this process may use, see ``share_cores``.
-    A scheduler's signal does not change the status any more while the interpreter ends, which takes torch a second.
-    A text in ``SystemExit`` is such a line too. Other errors are bugs and keep their traceback and status 1.
+    Before that, ``share_cores`` limits the threads of torch, which ``main`` imports. A text in ``SystemExit`` is also
+    printed as one line. Other errors are bugs: they keep their traceback and status 1. While the interpreter ends,
+    which takes a second with torch, a scheduler's signal no longer changes the status.
 
     Args:
-        program: its name in that line; None: the file that was started.
-        resumable: a stop signal means that the same command goes on, also while ``main`` still imports its modules and
-            handles no signals of its own.
+        program: name of the program in that line; None: the file that was started.
+        resumable: a stop signal gives the status of a run that can be resumed, also before ``main`` handles signals
+            itself.
     """
     share_cores()
     if resumable:
@@ -156,14 +156,13 @@ def exit_after(main: Callable[[], int | None], program: str | None = None, *, re
         os._exit(status if isinstance(status, int) else 0)
 
     if TORCHRUN in os.environ:
-        # Runs last, as it is registered before torch is loaded. A thread of torch that waits for the interpreter just
-        # when that is taken down aborts the process: finished runs of two processes ended in SIGABRT once in some
-        # hundred.
+        # Registered before torch is imported, so it runs last. A thread of torch that waits for the interpreter at its
+        # end aborts the process: about one in some hundred finished runs of two processes ended with SIGABRT.
         atexit.register(leave)
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has gone, as head does
+    except BrokenPipeError:  # the reader of our output, for example head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except SystemExit as stopped:

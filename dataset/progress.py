@@ -1,4 +1,4 @@
-"""The progress of long loops: a bar on a terminal, elsewhere a line now and then."""
+"""The progress of long loops: a bar on a terminal, otherwise one line a minute."""
 
 import sys
 import time
@@ -9,31 +9,31 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-# What is noted comes before the times, so that it still fits into 80 columns; the bar takes what is left.
+# The postfix stands before the times, so that it fits into 80 columns. The bar gets the rest of the line.
 FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt}] {bar}"
-TITLE_WIDTH = 20  # characters; longer titles lose their beginning, as names of runs differ at their ends
-REDRAW = 0.5  # seconds between two states of a bar
-LINE_EVERY = 60  # seconds between two lines where there is no terminal
-KNOWN_AFTER = 10  # items, and seconds: from then on the time that is left can be estimated
+TITLE_WIDTH = 20  # characters; longer titles lose their beginning, because names of runs differ at their ends
+REDRAW = 0.5  # seconds between two updates of a bar
+LINE_EVERY = 60  # seconds between two lines without a terminal
+KNOWN_AFTER = 10  # items, and seconds, before the remaining time is estimated
 
 
 def duration(seconds: float) -> str:
-    """``seconds`` as people say it: 40 s, 12 minutes, 3.5 hours."""
+    """``seconds`` as a text in a suitable unit: 40 s, 12.0 minutes, 3.5 hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 class Progress(tqdm, Generic[T]):
-    """Iterate over ``items`` and show on stderr how far it is.
+    """Iterate over ``items`` and show the progress on stderr.
 
     Args:
-        start: number of items before these that count too, in a run that goes on.
-        unit: what an item is.
+        start: number of items that were done before these, in a resumed run.
+        unit: name of an item.
         enabled: False shows nothing (all processes but the first).
         leave: keep the finished bar.
-        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: write nothing, as a log does.
-        report: called once, as soon as it can be estimated, with how long the rest will take.
+        lines: without a terminal, write a line every ``LINE_EVERY`` seconds; False: write nothing, if there is a log.
+        report: called once with the estimated remaining time.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class Progress(tqdm, Generic[T]):
         short = title if len(title) <= TITLE_WIDTH else f"..{title[2 - TITLE_WIDTH :]}"
         total = start + len(items) if isinstance(items, Sized) else None
         super().__init__(items, short, total, **options)
-        self.total = total  # tqdm, where disabled, does not keep it
+        self.total = total  # a disabled tqdm does not keep it
 
     def __iter__(self) -> Iterator[T]:
         spoken = started = time.monotonic()
-        first = None  # when the first item was done, which takes longer than others
+        first = None  # time at which the first item, which takes longer than others, was done
         for done, item in enumerate(super().__iter__(), start=self.start + 1):
             yield item
             now = time.monotonic()
             first = first or now
             if self.lines and now - spoken >= LINE_EVERY:
                 spoken = now
-                with suppress(OSError):  # whoever reads it is gone, or its disk is full
+                with suppress(OSError):  # the reader has ended, or the disk is full
                     print(f"{self.title}: {done} of {self.total or '?'}", file=sys.stderr, flush=True)
             new = done - self.start
             if self.report and self.total and min(new, now - started) >= KNOWN_AFTER:

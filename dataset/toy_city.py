@@ -1,7 +1,7 @@
-"""The embedded default data: two procedural street domains, written in the real data sets' layouts.
+"""The built-in toy data: two procedural street domains in the layouts of the real data sets.
 
-``python -m dataset.toy_city OUT`` writes OUT/gtav and OUT/gtav_val (source), OUT/cityscapes (target) and, if asked,
-OUT/synthia. The loaders of the real data sets read them; there is no special path.
+``python -m dataset.toy_city OUT`` writes OUT/gtav and OUT/gtav_val (source), OUT/cityscapes (target) and, with
+--synthia, OUT/synthia. The loaders of the real data sets read them.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from dataset.toy_scene import render_scene
 
 MARKER = "toy_city.json"
 TRAIN_CITIES, VAL_CITIES = ("ashford", "birkstadt", "corvia", "dunholm"), ("eastmere", "falkenau")
-# Streams of random numbers: a scene is a function of (seed, stream, index) alone.
+# Streams of random numbers: a scene is a function of only (seed, stream, index).
 SOURCE, SOURCE_VAL, TARGET, TARGET_VAL = range(4)
-CHUNK = 8  # pictures that a process is given at once
-FAST = 1  # PNG's compression: half the time of the default for a tenth more bytes
+CHUNK = 8  # scenes that a process gets at a time
+FAST = 1  # PNG compression level: half the time of the default level, a tenth more bytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write; kept in ``toy_city.json`` to know a finished folder again."""
+    """Content of a toy city. ``toy_city.json`` contains it, to recognise a finished folder."""
 
     seed: int = 0
     size: tuple[int, int] = (256, 128)
@@ -44,10 +44,10 @@ class Plan:
 
 
 def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
-    """Write the data sets below ``root``; a finished folder of the same plan is left as it is.
+    """Write the data sets below ``root``; a finished folder of the same plan stays unchanged.
 
     Raises:
-        FileExistsError: ``root`` holds a toy city made with another plan.
+        FileExistsError: ``root`` contains a toy city of another plan.
     """
     root = Path(root)
     marker = root / MARKER
@@ -55,10 +55,10 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
     if marker.is_file():
         if json.loads(marker.read_text()) == wanted:
             return
-        problem = f"{root} holds a toy city of another plan, see {marker}"
+        problem = f"{root} contains a toy city of another plan, see {marker}"
         raise FileExistsError(f"{problem}: delete it or choose another folder")
     scenes = list(_scenes(root, plan))
-    processes = min(usable_cores(), 1 + len(scenes) // CHUNK)  # all of a pool start at once, however little there is
+    processes = min(usable_cores(), 1 + len(scenes) // CHUNK)  # a pool starts all its processes, also for little work
     with ProcessPoolExecutor(processes) as pool, Progress(scenes, "toy city") as progress:
         for _ in zip(progress, pool.map(_write, scenes, chunksize=CHUNK), strict=True):
             pass
@@ -67,7 +67,7 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One picture and its label file; ``random`` seeds the generator that it is a function of."""
+    """One image and its label file; ``random`` is the seed of its generator."""
 
     random: tuple[int, int, int]
     domain: str
@@ -78,7 +78,7 @@ class _Scene:
 
 
 def _scenes(root: Path, plan: Plan) -> Iterator[_Scene]:
-    """Every picture of ``plan``."""
+    """Every scene of ``plan``."""
 
     def scene(stream: int, index: int, image: str, label: str, save: Callable = _save_ids) -> _Scene:
         domain = "source" if stream in (SOURCE, SOURCE_VAL) else "target"
@@ -111,7 +111,7 @@ def _save_ids(path: Path, labels: np.ndarray) -> None:
 
 
 def _save_synthia(path: Path, labels: np.ndarray) -> None:
-    raw = np.zeros(256, np.uint16)  # 0 is SYNTHIA's void; terrain, which it does not score, becomes that
+    raw = np.zeros(256, np.uint16)  # 0 is SYNTHIA's void; terrain, which is not scored there, becomes void
     ids = DATA_SETS["synthia"].train_ids
     raw[list(ids.values())] = list(ids)
     pixels = np.zeros((*labels.shape, 3), np.uint16)
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.toy_city", description=__doc__)
     parser.add_argument("out", type=lambda text: Path(expand_path(text)))
     parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--synthia", action="store_true", help="the source scenes in SYNTHIA's 16-bit layout too")
+    parser.add_argument("--synthia", action="store_true", help="also write the source scenes in SYNTHIA's layout")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error("--seed must be at least 0")

@@ -1,8 +1,7 @@
-"""One procedural street scene: a picture and its exact labels, in a synthetic-looking or a camera-like style.
+"""One procedural street scene: an image and its exact labels, in the style of a game or of a camera.
 
-Both domains draw from the same grammar (a street towards a vanishing point, what stands beside it, who moves on it);
-they differ in palette, light, texture, haze, blur, sensor noise and in how often things occur, as a game and a camera
-do.
+The scenes of both domains have the same structure: a street towards a vanishing point with objects beside and on it.
+The domains differ in palette, light, texture, haze, blur, sensor noise and in the numbers of objects.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,25 +16,25 @@ from dataset.labels import CITYSCAPES, IGNORE
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 ID = {name: index for index, name in enumerate(CITYSCAPES.names)}
-ROAD, WALK = 0.42, 0.24  # half width of the road and width of a sidewalk at the bottom of the picture, in widths
+ROAD, WALK = 0.42, 0.24  # half the road's width, and a sidewalk's width, at the bottom of the image, in image widths
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a domain looks, and what it is made of."""
+    """Appearance of a domain, and numbers of its objects."""
 
     palette: dict[str, tuple[Colour, ...]]  # base colours by class
-    jitter: float  # deviation of a surface's colour, 0..255
-    texture: dict[str, float]  # deviation of fine texture by class, 0..255; "" is every other class
+    jitter: float  # standard deviation of a surface's colour, 0..255
+    texture: dict[str, float]  # standard deviation of fine texture by class, 0..255; "" stands for all other classes
     saturation: float  # factor on the chroma
     gain: tuple[float, float]  # range of the exposure
-    tint: tuple[float, float, float]  # of the light, by channel
+    tint: tuple[float, float, float]  # colour of the light, by channel
     contrast: float
     haze: tuple[float, float]  # range of the share of haze at the horizon
     blur: float  # radius in pixels
     noise: float  # deviation of the sensor noise
-    counts: dict[str, float]  # mean numbers of things
-    open_side: float  # chance of a side with terrain, fence and trees instead of buildings
+    counts: dict[str, float]  # mean numbers of objects
+    open_side: float  # probability of a side with terrain, fence and trees instead of buildings
     building_height: tuple[float, float]
     horizon: tuple[float, float]
 
@@ -106,9 +105,9 @@ STYLES = {"source": SOURCE, "target": TARGET}
 
 
 class Canvas:
-    """Colours, train ids and nearness of a scene under construction; later shapes hide earlier ones.
+    """Colours, train ids and nearness of a scene while it is drawn; later shapes hide earlier ones.
 
-    Nearness is 0 at the vanishing point and 1 at the bottom of the picture.
+    Nearness is 0 at the vanishing point and 1 at the bottom of the image.
     """
 
     def __init__(self, rng: np.random.Generator, style: Style, size: tuple[int, int]) -> None:
@@ -126,7 +125,7 @@ class Canvas:
         return red, green, blue
 
     def ground(self, u: float, s: float, height: float = 0.0) -> Point:
-        """Picture coordinates of a point ``u`` widths right of the axis at nearness ``s``, ``height`` above ground."""
+        """Image coordinates of a point ``u`` widths right of the axis at nearness ``s``, ``height`` above ground."""
         (width, full), (vx, vy) = self.size, self.vanishing
         return vx + u * s * width, vy + s * (full - vy) - height * s * full
 
@@ -135,7 +134,7 @@ class Canvas:
         return [self.ground(*corner) for corner in corners]
 
     def fills(self, name: str, colour: Colour, near: float) -> Iterator[tuple[ImageDraw.ImageDraw, Colour | float]]:
-        """Each layer's pen with what it draws of a shape."""
+        """The pen of each layer with its fill value for a shape."""
         values: list[Colour | float] = [colour, ID[name], near]
         return zip(self.pens, values, strict=True)
 
@@ -148,12 +147,12 @@ class Canvas:
             pen.ellipse(box, fill=fill)
 
     def disc(self, u: float, s: float, height: float, radius: float, name: str, colour: Colour) -> None:
-        """Disc around the point (u, s, height), ``radius`` in heights of the picture."""
+        """Disc around the point (u, s, height), ``radius`` in image heights."""
         (x, y), r = self.ground(u, s, height), s * self.size[1] * radius
         self.ellipse((x - r, y - r, x + r, y + r), name, colour, s)
 
     def detail(self, points: Sequence[Point], colour: Colour) -> None:
-        """Colour only: windows, lamps, lane markings."""
+        """Draw only colour, no label: windows, lamps, lane markings."""
         self.pens[0].polygon(points, fill=colour)
 
     def box(self, u: float, s: float, width: float, bottom: float, top: float, name: str, colour: Colour) -> None:
@@ -208,7 +207,7 @@ def _facades(c: Canvas, side: int) -> None:
 
 
 def _garden(c: Canvas, side: int) -> None:
-    """An open side: a hedge in the distance and a fence along the sidewalk."""
+    """A side without buildings: a hedge in the distance and a fence along the sidewalk."""
     u = side * (ROAD + WALK + 0.06)
     edge = c.size[0] if side > 0 else 0.0
     y = c.vanishing[1] + 2
@@ -276,7 +275,7 @@ def _bicycle(c: Canvas, u: float, s: float) -> None:
 
 
 def _things(c: Canvas) -> None:
-    """What stands or moves on the street, from far to near."""
+    """Draw all objects on the street, from far to near."""
     rng, counts = c.rng, c.style.counts
 
     def side() -> int:
@@ -297,13 +296,13 @@ def _things(c: Canvas) -> None:
 
 
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> np.ndarray:
-    """(H, W) noise of deviation about 1 that varies over ``cell`` pixels."""
+    """(H, W) noise of standard deviation about 1 that varies over ``cell`` pixels."""
     small = rng.standard_normal((size[1] // cell + 2, size[0] // cell + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
 
 
 def _photograph(c: Canvas) -> np.ndarray:
-    """The picture as the domain's camera takes it: texture, light, haze, blur, noise. uint8 (H, W, 3)."""
+    """The image of the domain's camera, with texture, light, haze, blur and noise: uint8 (H, W, 3)."""
     rng, style = c.rng, c.style
     labels, near = np.asarray(c.label), np.asarray(c.near)[..., None]
     strength = np.array([style.texture.get(name, style.texture[""]) for name in CITYSCAPES.names], np.float32)
@@ -326,7 +325,7 @@ def render_scene(rng: np.random.Generator, domain: str, size: tuple[int, int]) -
     """A scene of "source" or "target", ``size`` (W, H).
 
     Returns:
-        picture uint8 (H, W, 3) and train ids uint8 (H, W).
+        image uint8 (H, W, 3) and train ids uint8 (H, W).
     """
     if domain not in STYLES:
         raise ValueError(f"domain={domain!r}: choose one of {', '.join(STYLES)}")

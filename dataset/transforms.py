@@ -1,4 +1,4 @@
-"""Joint operations on an image and its label. A mask of its own says what is padding, label 255 never does."""
+"""Joint operations on an image and its label. A separate mask marks padding; label 255 does not."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from dataset.labels import IGNORE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The mean times 255: cut to whole numbers around a picture that is smaller than the crop (released code), rounded in
-# the corners that a rotation uncovers, whose pixels were compared with the released code's and are the same.
+# The mean times 255: truncated for the padding around an image that is smaller than the crop (released code), rounded
+# for the corners that a rotation uncovers (the released code gives the same pixels).
 PADDING, CORNER = (123, 116, 103), (124, 116, 104)
 
 Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly a memory map
@@ -25,10 +25,10 @@ Tensors = tuple[Tensor, Tensor | None, Tensor]
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
-FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # of image, valid mask and label
+FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # for image, valid mask and label
 CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
-FILTERS = (BILINEAR, NEAREST, NEAREST)  # the same three when rotated
-EXACT = 2**24  # whole numbers up to here are exact in float32
+FILTERS = (BILINEAR, NEAREST, NEAREST)  # rotation of image, valid mask and label
+EXACT = 2**24  # float32 represents whole numbers up to this exactly
 
 
 class Transform(Protocol):
@@ -36,35 +36,35 @@ class Transform(Protocol):
 
 
 def normalise(image: Image.Image) -> Tensor:
-    """RGB picture -> float32 (3, H, W) with ImageNet mean 0 and deviation 1."""
+    """RGB image -> float32 (3, H, W), normalised by ImageNet's mean and standard deviation."""
     return normalised(planes(image))
 
 
 def planes(image: Image.Image) -> Tensor:
-    """RGB picture -> uint8 (3, H, W)."""
+    """RGB image -> uint8 (3, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> float32 with ImageNet mean 0 and deviation 1."""
+    """uint8 (..., 3, H, W) -> float32, normalised by ImageNet's mean and standard deviation."""
     pixels = pixels.float().div_(255)
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
 
 def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
-    """The ``window`` of ``picture`` resized bilinearly to ``size`` (W, H); of its columns alone where that is exact.
+    """The ``window`` of ``picture`` after bilinear resizing to ``size`` (W, H).
 
-    Columns are resampled first, then rows, as Pillow did before version 13, which chooses by the sizes; the order
-    decides how values are rounded.
+    If the result is exact, only the columns of the window are computed. Columns are resampled first, then rows: the
+    order changes the rounding. Pillow before version 13 did the same; Pillow 13 chooses the order by the sizes.
     """
     left, top, right, bottom = window
     if _size(picture) == size and isinstance(picture, np.ndarray):
-        return Image.fromarray(picture[top:bottom, left:right])  # of a memory map nothing else is read
+        return Image.fromarray(picture[top:bottom, left:right])  # reads only this part of a memory map
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if image.size == size:
         return image if window == (0, 0, *size) else image.crop(window)
     parts = size[0] // math.gcd(image.width, size[0])
-    # Only where the edges are exact in float32, in which Pillow keeps the box, a part has the same bits as the whole.
+    # Pillow stores the box in float32. A part has the same bits as the whole only if its edges are exact in float32.
     start, stop = (left, right) if parts.bit_count() == 1 and image.width * parts <= EXACT else (0, size[0])
     box = (start * image.width / size[0], 0, stop * image.width / size[0], image.height)
     columns = image.resize((stop - start, image.height), BILINEAR, box).crop((left - start, 0, right - start, box[3]))
@@ -78,7 +78,7 @@ def _size(picture: Picture) -> Size:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the image to ``size`` (W, H), None keeps it; the label keeps its own size and is uint8."""
+    """Resize the image to ``size`` (W, H); None keeps its size. The label keeps its size and is uint8."""
 
     size: Size | None
 
@@ -91,21 +91,21 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class JointTransform:
-    """Resize, random scale, rotate, flip and crop of image and label together, in this order, as the released code.
+    """Resize, scale, rotate, flip and crop image and label together, in this order, as in the released code.
 
-    Images are resampled bilinearly, labels by nearest neighbour. What a rotation uncovers and what a crop has beyond
-    the picture has colour (123, 116, 103), label 255 and valid False. All random numbers are drawn first, so that only
-    the pixels of the crop need to be computed; a rotation needs the whole picture.
+    Images are resampled bilinearly, labels by nearest neighbour. Pixels that a rotation uncovers, or that a crop has
+    outside the image, have the ImageNet mean as colour, label 255 and valid False. All random numbers are drawn first:
+    only the pixels of the crop need to be computed, except for a rotation, which needs the whole image.
 
     Attributes:
-        size: (W, H) to resize to before the random scale; None keeps the image's size.
+        size: (W, H) of the image before the random scale; None keeps the image's size.
         scale: range of one random factor for both sides, which become int(side * factor).
         rotate: range of the angle in degrees.
         flip: mirror left-right with probability 1/2.
-        crop: (W, H) of a random crop; None: no crop. Along an axis on which the picture is smaller, it is padded on
-            both sides by half of what is missing, rounded down at the left or top, up at the right or bottom.
-        scale_from: what the random scale resizes: ``resized``, the picture that was resized to ``size`` (as released),
-            or ``original``, the picture as it was: one resampling instead of two, which stays sharper.
+        crop: (W, H) of a random crop; None: no crop. An image that is smaller along an axis is padded on both sides.
+            If the number of missing pixels is odd, the right or bottom gets one more.
+        scale_from: image that the random scale resizes: ``resized``, the image at ``size`` (as released), or
+            ``original``, the stored image: one resampling instead of two, so it is sharper.
     """
 
     size: Size | None = None
@@ -117,7 +117,7 @@ class JointTransform:
 
     @property
     def fixed_size(self) -> Size | None:
-        """(W, H) to which every picture is resized before anything random happens to it; None: its own size."""
+        """(W, H) to which every image is resized before the random augmentation; None: its own size."""
         return None if self.scale is not None and self.scale_from == "original" else self.size
 
     def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
@@ -126,7 +126,7 @@ class JointTransform:
         angle = None if self.rotate is None else rng.uniform(*self.rotate)
         mirrored = self.flip and rng.random() < 0.5
         window = self._window(size, mirrored, rng)
-        seen = window if angle is None else (0, 0, *size)  # a rotation brings in what is beyond the window
+        seen = window if angle is None else (0, 0, *size)  # a rotation moves pixels from outside into the window
         first = self.fixed_size or _size(image)
         if first != size:
             image = resized_window(image, first, (0, 0, *first))
@@ -153,7 +153,7 @@ class JointTransform:
         return width, height
 
     def _window(self, size: Size, mirrored: bool, rng: np.random.Generator) -> Window:
-        """What the crop keeps of a picture of ``size``; it is drawn in the mirrored picture where there is one."""
+        """Window of the crop in an image of ``size``; drawn in the mirrored image if there is one."""
         if self.crop is None:
             return 0, 0, *size
         room = (max(0, have - want) for have, want in zip(size, self.crop, strict=True))
@@ -163,7 +163,7 @@ class JointTransform:
 
 
 def _padded(layer: Image.Image, size: Size, fill: Fill) -> Image.Image:
-    """``layer`` in the middle of ``size``; of an odd number of missing pixels the right or bottom gets one more."""
+    """``layer`` in the middle of ``size``; the right or bottom gets one more of an odd number of missing pixels."""
     if layer.size == size:
         return layer
     canvas = Image.new(layer.mode, size, fill)

@@ -1,4 +1,4 @@
-"""Somebody else's network as an encoder: torchvision's, timm's with ``features_only``, or one of an own file."""
+"""A network from elsewhere as an encoder: from torchvision, from timm with ``features_only``, or your own."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from models.encoder import Encoder
 
 
 class NormAndMore(BatchNorm2d):
-    """Batch norm, then the modules that it has, as timm's with its activation."""
+    """Batch norm with child modules that run after it, like timm's batch norm with activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -21,10 +21,10 @@ class NormAndMore(BatchNorm2d):
 
 
 def with_our_batch_norm(module: nn.Module) -> nn.Module:
-    """``module`` whose batch norms are ours, with the keys and values that they had; it is changed.
+    """Replace every batch norm in ``module`` by ours, with the same keys and values. Changes and returns ``module``.
 
     Raises:
-        ValueError: a subclass of torch's batch norm computes more than it and the modules that it has.
+        ValueError: a subclass of torch's batch norm computes more than batch norm and its child modules.
         RuntimeError: a batch norm has no weight or no running average.
     """
     if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not isinstance(module, BatchNorm2d):
@@ -46,22 +46,22 @@ def _ours(theirs: nn.BatchNorm2d | nn.SyncBatchNorm) -> BatchNorm2d:
         with torch.no_grad():
             same = torch.allclose(theirs.eval()(x.clone()), ours.eval()(x.clone()), atol=1e-6)
         if not same:
-            raise ValueError(f"{type(theirs).__name__} computes something else than batch norm and its own modules")
+            raise ValueError(f"{type(theirs).__name__} computes something else than batch norm and its child modules")
     return ours.train()
 
 
 class AdoptedEncoder(Encoder):
-    """The modules of ``network`` under their own names, with our batch norm, as stages.
+    """An encoder from the modules of ``network``. They keep their names and get our batch norm.
 
     Args:
-        network: is taken over and changed.
-        stages: the network -> the blocks of each stage, see ``Encoder.set_stages``. Modules that are in no block are
-            left out; what a file of weights has for them is the ``classifier``.
-        output_stride: strides beyond it become dilation. None: the network stays as it is.
-        classifier: more keys of a file of weights that are no part of the encoder.
+        network: is changed and must not be used any more.
+        stages: function from the network to the blocks of each stage, see ``Encoder.set_stages``. Modules in no block
+            are removed; their keys in a weights file belong to the ``classifier``.
+        output_stride: larger strides become dilation. None: the network keeps its strides.
+        classifier: more keys of a weights file that are not in the encoder.
 
     Raises:
-        ValueError: another layer than a convolution has a stride beyond ``output_stride``.
+        ValueError: a layer other than a convolution has a stride beyond ``output_stride``.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AdoptedEncoder(Encoder):
 
 
 def _leave_out(module: nn.Module, used: set[nn.Module]) -> None:
-    """Delete the modules below ``module`` that neither are in ``used`` nor hold one that is."""
+    """Delete the modules below ``module`` that are not in ``used`` and contain no module of ``used``."""
     for name, child in list(module.named_children()):
         if used.isdisjoint(child.modules()):
             delattr(module, name)

@@ -1,4 +1,4 @@
-"""Batch norm with the released code's running average, over all processes, and exact statistics on demand."""
+"""Batch norm over all processes with the released code's running average, and exact statistics of many batches."""
 
 import math
 from collections.abc import Iterator
@@ -14,26 +14,27 @@ from torch.utils.checkpoint import checkpoint
 
 from dataset.messages import ChoiceError, few
 
-COUNTER = "num_batches_tracked"  # torch's batch norm has this key, ours has not
+COUNTER = "num_batches_tracked"  # key of torch's batch norm that ours does not have
 
 
 def world_size() -> int:
-    """Processes that share a batch; 1 outside a process group."""
+    """Number of processes that share a batch; 1 outside a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def of_all_ranks(values: Tensor) -> Tensor:
-    """(R, ...) the values of every rank. Summing them here has half the latency of gloo's sum."""
+    """The values of all ranks, (R, ...). Their sum here has half the latency of gloo's all-reduce."""
     shares = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(shares, values)
     return torch.stack(shares)
 
 
 class _BatchNormOfGlobalBatch(torch.autograd.Function):
-    """Batch norm on the CPU, where torch has none over processes: every rank's loss depends on every rank's values.
+    """Batch norm over all processes on the CPU, where torch has none.
 
-    One process uses it too, without messages, so that its forward pass has the same bits as that of many. Many exchange
-    one message in the forward and one in the backward pass; torch's kernels for known statistics do the rest.
+    A single process uses it too, without messages: its forward pass then has the same bits as with many processes.
+    Many processes exchange one message in the forward pass and one in the backward pass. torch's kernels for given
+    statistics compute the rest.
     """
 
     @staticmethod
@@ -54,17 +55,17 @@ class _BatchNormOfGlobalBatch(torch.autograd.Function):
         if world_size() == 1:
             return *backward(None, None, mean, scale, True, ctx.eps, [True, True, True]), None
         grad_x, grad_weight, grad_bias = backward(mean, var, None, None, False, ctx.eps, [True, True, True])
-        # What the statistics contribute is affine in x, with the whole batch's gradients by weight and bias.
+        # The gradient through the statistics is affine in x. It needs the global batch's gradients by weight and bias.
         along, level = of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(0) / ctx.count * (-weight * scale)
         grad_x.add_(F.batch_norm(x, mean, var, along, level, False, 0.0, ctx.eps))
         return grad_x, grad_weight, grad_bias, None
 
 
 def global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean (C,) and biased variance (C,), float64, and number of values a channel of the global batch.
+    """Mean (C,) and biased variance (C,), float64, and number of values per channel of the global batch.
 
-    From each image's own moments, whose sums are exact in float64: rounded to float32, mean and variance are the same
-    bits however many ranks share the images.
+    They are computed from the moments of single images. The float64 sums are exact: rounded to float32, mean and
+    variance have the same bits for any number of ranks.
     """
     images, channels, *size = x.shape
     each = zip(*(torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)), strict=True)
@@ -83,28 +84,28 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _without_counter(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Drop the counter that torch's batch norm adds to a state dict that it loads."""
+    """Remove the counter that torch's batch norm adds to a state dict before loading."""
     tensors.pop(f"{prefix}{COUNTER}", None)
 
 
 class BatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over the global batch with a bias-corrected running average.
 
-    Update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value
-    counts as t = 0 and early updates weigh as much as later ones (released code, m = 0.001). The state dict has no
-    counter, as the official one has none that is needed; ``updates`` is saved beside it. Counter and momentum are
-    tensors: as numbers that change with every step they would be compiled anew with every step.
+    Update t (from 1) has momentum ``m / (1 - (1 - m) ** (t + 1))``: the initial value counts as update 0, and early
+    updates weigh as much as later ones (released code, m = 0.001). The state dict has the official keys, without a
+    counter; ``bn_updates`` is saved beside it. Counter and momentum are tensors: torch.compile would recompile the
+    network for every new value of a Python number.
     """
 
-    # For the type checker, to which a module's attribute may be a module, and the parent's also None.
+    # For the type checker: without this, the attributes could be modules or None.
     running_mean: Tensor
     running_var: Tensor
     momentum: float
     updates: Tensor
 
     def __init__(self, num_features: int, momentum: float = 0.001, bias_correction: bool = True) -> None:
-        super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, we average them
-        # The native synchronised kernel counts batches; the official state dict does not have that counter.
+        super().__init__(num_features, momentum=1.0)  # torch's kernels give the batch's statistics, _update averages
+        # torch's synchronised kernel needs this counter; the official state dict does not have it.
         self.register_buffer(COUNTER, torch.tensor(0), persistent=False)
         self.register_buffer("updates", torch.tensor(0), persistent=False)
         self.base_momentum, self.bias_correction = momentum, bias_correction
@@ -112,7 +113,7 @@ class BatchNorm2d(nn.SyncBatchNorm):
         self.frozen = False  # see frozen_statistics
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values a channel in training."""
+        """(N, C, H, W) -> the same shape. Raises ChoiceError for fewer than two values per channel in training."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if x.numel() // x.shape[1] * world_size() < 2:
@@ -136,13 +137,13 @@ class BatchNorm2d(nn.SyncBatchNorm):
         return y, mean, var
 
     def synchronised_by_torch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of the batch of all processes, on GPUs."""
+        """Output, mean (C,) and unbiased variance (C,) of the global batch, by torch's kernel for GPUs."""
         running = [self.running_mean, self.running_var]
         before = [statistic.clone() for statistic in running]
         try:
             y = super().forward(x)
             mean, var = (statistic.clone() for statistic in running)
-        finally:  # a recomputation leaves a block by an exception, at the last tensor that it saves
+        finally:  # a recomputation ends a block with an exception as soon as it has the last saved tensor
             for statistic, value in zip(running, before, strict=True):
                 statistic.copy_(value)
         return y, mean, var
@@ -166,34 +167,34 @@ def batch_norms(model: nn.Module) -> Iterator[tuple[str, BatchNorm2d]]:
 
 
 def configure_batchnorm(model: nn.Module, momentum: float, bias_correction: bool) -> None:
-    """Set how every batch norm averages its statistics.
+    """Set the momentum of every batch norm's running average.
 
     Args:
-        momentum: weight m of a new batch once the correction has faded, in (0, 1].
-        bias_correction: update t has momentum ``m / (1 - (1 - m) ** (t + 1))``; otherwise m from the start.
+        momentum: weight m of a new batch without correction, in (0, 1].
+        bias_correction: update t has momentum ``m / (1 - (1 - m) ** (t + 1))``; False: always m.
     """
     for _, module in batch_norms(model):
         module.base_momentum, module.bias_correction = momentum, bias_correction
 
 
 def bn_updates(model: nn.Module) -> dict[str, int]:
-    """Number of updates by module name; belongs into a checkpoint beside the state dict."""
+    """Number of updates by module name. A checkpoint needs it beside the state dict."""
     return {name: int(module.updates) for name, module in batch_norms(model)}
 
 
 def set_bn_updates(model: nn.Module, updates: dict[str, int]) -> None:
-    """Inverse of ``bn_updates``. Raises ValueError unless exactly the model's batch norms are named."""
+    """Inverse of ``bn_updates``. Raises ValueError unless ``updates`` names exactly the model's batch norms."""
     modules = dict(batch_norms(model))
     if updates.keys() != modules.keys():
         differing = few(updates.keys() ^ modules.keys())
-        raise ValueError(f"update counts do not name the network's batch norms, they differ in: {differing}")
+        raise ValueError(f"the update counts are not those of the network's batch norms; different: {differing}")
     for name, module in modules.items():
         module.updates.fill_(updates[name])
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Train-mode forwards within normalise by the batch as always, but do not change the running statistics."""
+    """Context in which train-mode forwards normalise by the batch but do not change the running statistics."""
     modules = [module for _, module in batch_norms(model)]
     for module in modules:
         module.frozen = True
@@ -205,9 +206,9 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """``block(x)`` whose activations are not kept but computed again in the backward pass.
+    """``block(x)`` without keeping its activations: the backward pass computes them again.
 
-    The second computation does not count as a batch: running statistics are as without this.
+    The second computation does not change the running statistics.
     """
     return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(block)))
 
@@ -215,8 +216,8 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
 class PooledStatistics:
     """Exact mean and variance of every batch norm's input over all train-mode forwards within the context.
 
-    Sums over the forwards are kept in float64, so that the result hardly depends on how the images are batched. Running
-    statistics change only by ``apply``; a batch norm that was not reached (auxiliary head) keeps its own.
+    Sums over the forwards have float64, so the result hardly depends on the batches. Only ``apply`` changes the running
+    statistics. A batch norm without a forward (auxiliary head) keeps its statistics.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -243,7 +244,7 @@ class PooledStatistics:
         self.within.close()
 
     def apply(self) -> None:
-        """Write the pooled mean and unbiased variance, over all processes, into the running statistics."""
+        """Write the mean and unbiased variance over all processes into the running statistics."""
         for name, module in self.modules.items():
             moments = self.moments.get(name, module.running_mean.new_zeros(3, module.num_features, dtype=torch.float64))
             if world_size() > 1:

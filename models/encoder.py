@@ -1,4 +1,4 @@
-"""What every encoder is: stages of blocks, whose widths and strides are measured."""
+"""Base of all encoders: stages of blocks with measured channels and strides."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from models.batchnorm import recomputed
 
-SIDE = 64  # of the picture that measures an encoder, and so the largest stride that it can measure
+SIDE = 64  # side of the image that measures an encoder; the largest stride that can be measured
 
 
 class Copy(nn.Module):
-    """Its output is a copy, which the next module may change in place."""
+    """Copies its input, so that the next module may change it in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -21,13 +21,13 @@ class Copy(nn.Module):
 class Encoder(nn.Module):
     """Base of the encoders: images -> the feature map of each stage.
 
-    A subclass registers its modules under the names that files of weights have, and ends its constructor with
+    A subclass registers its modules under the names in its weights files, and ends its constructor with
     ``set_stages``.
 
     Attributes:
-        channels: of the feature maps that ``forward`` gives, in its order; the last is fc_dim.
-        strides: of the feature maps, relative to the image.
-        classifier: keys of an ImageNet file that are no part of the encoder.
+        channels: channels of the feature maps in the order of ``forward``; the last is fc_dim.
+        strides: strides of the feature maps, relative to the image.
+        classifier: keys of an ImageNet file that are not in the encoder.
     """
 
     channels: tuple[int, ...]
@@ -35,17 +35,17 @@ class Encoder(nn.Module):
     classifier: tuple[str, ...] = ()
 
     def set_stages(self, stages: Iterable[Iterable[nn.Module]], output_stride: int | None = None) -> None:
-        """Say which blocks each stage runs, one after the other, the finest stage first, and measure the stages.
+        """Set the blocks that each stage runs in order, the finest stage first, and measure the stages.
 
-        Blocks may be groups of registered modules: the list itself gives the state dict no key. A recomputation goes
-        block by block. A block that changes its input in place gets a copy of it: the input may be a feature map for
-        the head, and a recomputation starts from it.
+        A block may be a group of registered modules: this list adds no keys to the state dict. A recomputation runs
+        block by block. A block that changes its input in place gets a copy, because the head and a recomputation need
+        the input.
 
         Args:
-            output_stride: strides beyond it become dilation. None: the network stays as it is.
+            output_stride: larger strides become dilation. None: the network keeps its strides.
 
         Raises:
-            ValueError: another layer than a convolution has a stride beyond ``output_stride``.
+            ValueError: a layer other than a convolution has a stride beyond ``output_stride``.
         """
         self._stages = [list(stage) for stage in stages]
         input_strides: dict[nn.Conv2d, int] = {}
@@ -59,15 +59,15 @@ class Encoder(nn.Module):
             self._measure()
             if self.strides[-1] != output_stride:
                 raise ValueError(
-                    f"asked for output stride {output_stride}, the network keeps stride {self.strides[-1]}: a layer "
-                    "other than a padded convolution has a stride"
+                    f"output stride {output_stride} is impossible, the network keeps stride {self.strides[-1]}: a "
+                    "layer other than a padded convolution has a stride"
                 )
 
     def forward(self, x: Tensor, recompute: bool = False) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> feature maps, the finest first.
 
         Args:
-            recompute: keep only the input of every block for the backward pass, see ``models.batchnorm.recomputed``.
+            recompute: keep only the inputs of the blocks for the backward pass, see ``models.batchnorm.recomputed``.
         """
         features = []
         for stage in self._stages:
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _measure(self) -> None:
-        """Set channels and strides by one small picture, in evaluation: no statistic and no random number moves."""
+        """Measure channels and strides with one small image in evaluation mode, which changes no statistics."""
         self.eval()
         x = torch.linspace(-1, 1, 3 * SIDE**2).view(1, 3, SIDE, SIDE)
         shapes = []
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         self.train()
 
     def initialise(self) -> None:
-        """Kaiming-normal convolutions that keep the variance of the gradient: where training from scratch starts."""
+        """Kaiming-normal convolutions that keep the variance of the gradient, for a training from scratch."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -104,12 +104,12 @@ class Encoder(nn.Module):
 
 
 def _dilate(input_strides: dict[nn.Conv2d, int], output_stride: int) -> None:
-    """Keep the output stride: a convolution that would go beyond it has a smaller one, those after it are dilated.
+    """Limit the output stride: convolutions beyond it lose their stride, and the convolutions after them are dilated.
 
-    The values at the positions that the undilated network has stay what they were, if no layer averages the whole map.
+    At the positions of the undilated network the values stay the same, if no layer averages the whole feature map.
 
     Args:
-        input_strides: of what every convolution sees in the undilated network, relative to the image.
+        input_strides: stride of each convolution's input in the undilated network, relative to the image.
     """
     for conv, stride in input_strides.items():
         kept = min(stride, output_stride)

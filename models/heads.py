@@ -31,12 +31,12 @@ class Head(nn.Module):
     """Base of the heads on a dilated encoder, with the auxiliary head on the stage before the last (conv4).
 
     Args:
-        channels: of the encoder's stages; the last is fc_dim.
+        channels: channels of the encoder's stages; the last is fc_dim.
         use_aux: build the auxiliary head.
 
     Attributes:
-        needs: the encoders that ``accepts`` lets through, for an error message.
-        pools_whole_image: batch norm sees one value a channel and image, so training needs two images.
+        needs: text for an error message: the encoders that ``accepts`` accepts.
+        pools_whole_image: batch norm gets one value per channel and image, so training needs two images.
     """
 
     needs = "an encoder dilated to stride 8 or 16"
@@ -44,7 +44,7 @@ class Head(nn.Module):
 
     @classmethod
     def accepts(cls, strides: tuple[int, ...]) -> bool:
-        """Whether the head goes with an encoder whose stages have these strides."""
+        """Whether the head fits an encoder with these strides of its stages."""
         return strides[-1] <= 16
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
@@ -71,10 +71,10 @@ class Head(nn.Module):
 class PPMBilinear(Head):
     """Pyramid pooling (PSPNet): conv5 beside its averages over 1, 4, 9 and 36 cells, then a 3x3 convolution.
 
-    The coarsest average has one value a channel and image, so training needs two images in the global batch.
+    The coarsest average has one value per channel and image, so training needs two images in the global batch.
     """
 
-    needs = "an encoder dilated to stride 8 or 16, or one whose stages have strides 4, 8, 16 and 32"
+    needs = "an encoder dilated to stride 8 or 16, or one with stages of stride 4, 8, 16 and 32"
     pools_whole_image = True
 
     @classmethod
@@ -127,14 +127,14 @@ class FCN(Head):
 
 
 class FCN8s(Head):
-    """FCN8s of Long et al. (2015): VGG-16's classifier as convolutions, its scores refined by those of pool4 and pool3.
+    """FCN8s of Long et al. (2015): VGG-16's classifier as convolutions, refined by scores of pool4 and pool3.
 
-    Scores are upsampled by bilinear interpolation, where the paper has deconvolutions that start as such; fc6 is padded
-    to keep the size instead of padding the image by 100. Classifiers start at zero, as in the paper: VGG has no batch
-    norm, and the features of pool3 and pool4 are large.
+    Scores are upsampled by bilinear interpolation; the paper has deconvolutions with the same initial weights. fc6 is
+    padded to keep the size; the paper pads the image by 100. The classifiers start at zero, as in the paper: VGG has no
+    batch norm, and the features of pool3 and pool4 are large.
     """
 
-    needs = "an encoder whose stages have strides 2, 4, 8, 16 and 32"
+    needs = "an encoder with stages of stride 2, 4, 8, 16 and 32"
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, use_aux: bool) -> None:
         if use_aux:

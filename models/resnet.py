@@ -1,4 +1,4 @@
-"""ResNet encoders, dilated or not: with the released code's three-convolution stem, or torchvision's with the 7x7."""
+"""ResNet encoders, dilated or not, with the released code's stem of three convolutions or torchvision's 7x7 stem."""
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with the stride on the 3x3."""
+    """Convolutions 1x1, 3x3 and 1x1; the 3x3 convolution has the stride."""
 
     expansion = 4
 
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-# name -> block, and number of blocks of each stage
+# name -> (block, number of blocks of each stage)
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet10": (BasicBlock, (1, 1, 1, 1)),  # for a CPU, from scratch: there are no ImageNet weights
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -66,15 +66,15 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 
 
 class ResNet(Encoder):
-    """Residual network without its classifier, dilated to output stride 8 or 16, or undilated, of stride 32.
+    """Residual network without classifier, dilated to output stride 8 or 16, or undilated with stride 32.
 
     Args:
         depth: a name in ``DEPTHS``.
         output_stride: see ``Encoder.set_stages``; None: 32.
-        deep_stem: three 3x3 convolutions (released code) instead of torchvision's one 7x7.
+        deep_stem: three 3x3 convolutions (released code); False: one 7x7 convolution (torchvision).
     """
 
-    classifier = ("fc.weight", "fc.bias")  # what an ImageNet file has on top of the encoder
+    classifier = ("fc.weight", "fc.bias")
 
     def __init__(self, depth: str, output_stride: int | None = None, deep_stem: bool = True) -> None:
         super().__init__()

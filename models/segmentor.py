@@ -1,4 +1,4 @@
-"""Encoder + head: the network that every script builds by name."""
+"""Encoder and head: the network that every script builds by name."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -14,7 +14,7 @@ from models.resnet import DEPTHS, ResNet
 from models.torchvision_networks import mobilenet_v2, regnet_y_400mf, vgg16
 
 OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see Encoder.set_stages
-# "tv_": torchvision's stem, for torchvision's ImageNet weights
+# "tv_": torchvision's stem, for its ImageNet weights
 ENCODERS: dict[str, Callable[[], Encoder]] = {
     f"{stem}{depth}{dilated}": partial(ResNet, depth, output_stride, deep_stem=not stem)
     for stem in ("", "tv_")
@@ -30,7 +30,7 @@ ENCODERS["vgg16"] = vgg16
 
 
 class Segmentor(nn.Module):
-    """Encoder and decoder, whose state-dict keys are the official ones, and the upsampling of their logits.
+    """Encoder, decoder and the upsampling of the logits. The state dict has the official keys.
 
     Args:
         use_aux: the decoder has an auxiliary head.
@@ -43,20 +43,20 @@ class Segmentor(nn.Module):
         self.use_aux, self.checkpoint_encoder = use_aux, checkpoint_encoder
 
     def forward(self, images: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
-        """Class logits at the images' own size, upsampled bilinearly with align_corners False, in float32 at least.
+        """Class logits at the images' size, upsampled bilinearly with align_corners False, in at least float32.
 
         Args:
             images: (N, 3, H, W), ImageNet-normalised.
-            aux: compute the auxiliary logits; None: in training, if the network has the head.
+            aux: compute the auxiliary logits; None: in training, if the network has the auxiliary head.
 
         Returns:
-            ``logits`` (N, C, H, W) and, where computed, ``aux`` of the same shape.
+            ``logits`` (N, C, H, W) and, if computed, ``aux`` of the same shape.
 
         Raises:
             ValueError: ``aux`` without an auxiliary head, or a training batch too small for batch norm.
         """
         if aux and not self.use_aux:
-            raise ValueError("this network was built with use_aux=False, it has no auxiliary logits")
+            raise ValueError("this network was built with use_aux=False: it has no auxiliary logits")
         features = self._features(images)
         outputs = {"logits": self.decoder(features)}
         if (self.training and self.use_aux) if aux is None else aux:
@@ -64,7 +64,7 @@ class Segmentor(nn.Module):
         return {name: self._upsampled(logits, images) for name, logits in outputs.items()}
 
     def stride_logits(self, images: Tensor) -> Tensor:
-        """Class logits (N, C, h, w) at the network's stride, of images as in ``forward``."""
+        """Class logits (N, C, h, w) at the network's stride; ``images`` as in ``forward``."""
         return self.decoder(self._features(images))
 
     def _features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -91,20 +91,20 @@ def build_segmentor(
 
     Args:
         encoder: a name in ``ENCODERS``: [``tv_``] ``resnet10|18|34|50|101``, with or without ``_dilated8|16``;
-            ``mobilenet_v2`` and ``regnet_y_400mf`` likewise; or ``vgg16``.
+            ``mobilenet_v2`` or ``regnet_y_400mf``, with or without ``_dilated8|16``; or ``vgg16``.
         decoder: a name in ``HEADS``: ``ppm_bilinear``, ``aspp`` or ``fcn`` on a dilated encoder, ``fcn8s`` on
-            ``vgg16``; ``ppm_bilinear`` on an undilated one too.
-        fc_dim: channels of the last encoder stage; None: whatever the encoder has, a number: it must have these.
-        use_aux: with an auxiliary head on the stage before; ``fcn8s`` has none.
+            ``vgg16``; ``ppm_bilinear`` also on an undilated encoder.
+        fc_dim: must equal the encoder's output channels; None: not checked.
+        use_aux: add an auxiliary head on the stage before the last; ``fcn8s`` has none.
 
     Raises:
-        ChoiceError: an unknown name, a head that does not go with the encoder, or an fc_dim that is not the encoder's.
+        ChoiceError: an unknown name, a head that does not fit the encoder, or an fc_dim other than the encoder's.
     """
     _choose("encoder", encoder, ENCODERS)
     _choose("decoder", decoder, HEADS)
     backbone, head = ENCODERS[encoder](), HEADS[decoder]
     if not head.accepts(backbone.strides):
-        raise ChoiceError(f"decoder {decoder} does not go with encoder {encoder}: it needs {head.needs}")
+        raise ChoiceError(f"decoder {decoder} does not fit encoder {encoder}: it needs {head.needs}")
     channels = backbone.channels[-1]
     if fc_dim not in (None, channels):
         raise ChoiceError(
@@ -117,7 +117,7 @@ def build_segmentor(
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Set the probability of every dropout layer; 0 turns dropout off."""
+    """Set the probability of every dropout layer; 0 disables dropout."""
     for module in model.modules():
         if isinstance(module, (nn.Dropout, nn.Dropout2d)):
             module.p = p

@@ -1,14 +1,14 @@
-"""Networks of torchvision as encoders. Keys are torchvision's, so that its ImageNet weights load by name or file."""
+"""Networks of torchvision as encoders. They keep torchvision's keys: its ImageNet weights load by name or file."""
 
 from torch import nn
 
 from models.adopted import AdoptedEncoder
 
-# torchvision is imported within the functions: it takes as long as all of torch.
+# The functions import torchvision, because the import takes as long as torch's.
 
 
 def mobilenet_v2(output_stride: int | None) -> AdoptedEncoder:
-    """Inverted residuals of MobileNetV2 (Sandler et al. 2018), without the convolution made for its classifier."""
+    """Inverted residuals of MobileNetV2 (Sandler et al. 2018), without the last convolution before its classifier."""
     from torchvision.models import mobilenet_v2
 
     return AdoptedEncoder(
@@ -30,9 +30,9 @@ def regnet_y_400mf(output_stride: int | None) -> AdoptedEncoder:
 
 
 def vgg16() -> AdoptedEncoder:
-    """Convolutions and poolings of VGG-16; the FCN8s head is initialised from its classifier's first two layers.
+    """Convolutions and poolings of VGG-16. Its classifier's first two layers initialise the FCN8s head.
 
-    Poolings round sizes up, as those of FCN8s do: no row or column at the border is lost.
+    Poolings round sizes up, as in FCN8s: no row or column at the border is lost.
     """
     from torchvision.models.vgg import cfgs, make_layers
 

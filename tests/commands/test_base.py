@@ -139,9 +139,9 @@ def test_base_in_the_home_folder_or_among_the_shipped_ones(tmp_path, monkeypatch
         ("base: [root.yaml, other.yaml]", r"base must be the path of one file, got \['root.yaml', 'other.yaml'\]"),
         ("base:", "base must be the path of one file, got ''"),
         ("base: ''", "base must be the path of one file, got ''"),
-        ("base: root.yaml\nbase: root.yaml", "key 'base' in line 1 and again in 2"),
+        ("base: root.yaml\nbase: root.yaml", "key 'base' is in line 1 and again in line 2"),
         ("model: {base: root.yaml}", "unknown key 'model.base'"),
-        ("common: {base: root.yaml}", "no key of the released scripts: base"),
+        ("common: {base: root.yaml}", "no released script has the keys: base"),
     ],
 )
 def test_base_is_one_path_at_the_top(tmp_path, text, message):

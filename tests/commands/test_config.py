@@ -37,7 +37,7 @@ def test_every_shipped_config_loads_and_survives_writing(path, tmp_path):
         ("source: {crop_size: [1, 2, 3]}", r"'source.crop_size'"),
         ("curriculum: {box_size: big}", r"'curriculum.box_size'"),
         ("train: {schedule: nonsense}", r"'train.schedule' must be poly [|] drop.*, got 'nonsense'"),
-        ("seed: 1\nmodel: {}\nseed: 2", r"key 'seed' in line 1 and again in 3"),
+        ("seed: 1\nmodel: {}\nseed: 2", r"key 'seed' is in line 1 and again in line 3"),
         ("seed: [1", "is not YAML"),
         ("- seed", "expected keys and values"),
     ],

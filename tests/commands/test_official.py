@@ -121,17 +121,17 @@ def test_released_conversion_takes_batches_steps_and_scale_of_the_training(tmp_p
 
 def test_keys_without_effect_are_listed_in_one_warning(tmp_path):
     _, (message,) = read(tmp_path, "train_pycda")
-    assert "dead in the released code too: lambda_soft_pseudo, syncbn" in message
+    assert "unused in the released code too: lambda_soft_pseudo, syncbn" in message
     assert "not read by the released train_pycda: beta1, decrease_lr, lambda_eq, rotate_max" in message
     assert "com_size (" in message and "num_gpus (run.sh" in message
-    assert "given twice, the last one counts: decrease_lr" in message
+    assert "given twice, the last value is used: decrease_lr" in message
 
 
 def test_missing_keys_of_a_file_are_listed_with_the_used_values(tmp_path):
     text = OFFICIAL.replace("  merge_1x1: False\n", "").replace("  lambda_eq: 0.125\n", "")
     assert len(read(tmp_path, "train_pycda", OFFICIAL)[1]) == 1
     *_, message = read(tmp_path, "train_pycda_spatial", text)[1]
-    assert "the released train_pycda_spatial needs" in message and "reads the prior file local.npy" in message
+    assert "the released train_pycda_spatial needs" in message and "reads the prior from local.npy" in message
     lines = [line.strip() for line in message.splitlines()]
     assert lines[1:3] == ["merge_1x1: curriculum.merge_1x1=false", "lambda_eq: curriculum.lambda_eq=0.0"]
     *_, message = read(tmp_path, "train_pycda_spatial", text, ("curriculum.merge_1x1=true", "curriculum.lambda_eq=1"))[
@@ -169,7 +169,7 @@ def test_own_keys_and_the_command_line_override(tmp_path):
         ("common: {learning_rate: 1}", "learning_rate; our own keys stand beside common"),
         ("common: {ignore_label: 0}", "common.ignore_label is 0"),
         ("common: {input_size: '1024'}", "'source.input_size'"),
-        ("common: {seed: 1}", "no key of the released scripts: seed"),
+        ("common: {seed: 1}", "no released script has the keys: seed"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, message):

@@ -26,7 +26,7 @@ def test_greys_of_few_and_many_bits_are_ids_in_labels_and_shades_in_images(tmp_p
 
 def test_values_that_are_no_ids_or_of_unknown_range_are_refused(tmp_path):
     instances = grey(tmp_path / "instances.png", np.full((2, 2), 26001), 16)
-    with pytest.raises(DataError, match=r"instances.png holds values from 26001 .*labelIds files"):
+    with pytest.raises(DataError, match=r"instances.png contains values from 26001 .*labelIds files"):
         read_label(instances, "cityscapes")
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "float.tiff")
     for read in (read_image, lambda path: read_raw_label(path, "gtav")):
@@ -54,7 +54,7 @@ def test_a_turned_image_beside_an_unturned_label_is_explained(tmp_path):
     exif[ORIENTATION] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "i.png", exif=exif)
     Image.fromarray(np.full((4, 6), 7, np.uint8)).save(tmp_path / "l.png")
-    with pytest.raises(DataError, match="is 4x6, its label .* by its EXIF orientation, which is applied"):
+    with pytest.raises(DataError, match="is 4x6, its label .* after the image's EXIF orientation is applied"):
         read_pair(Sample("i", tmp_path / "i.png", tmp_path / "l.png"), "gtav")
 
 

@@ -95,7 +95,7 @@ def test_bad_lists_are_named(gtav, tmp_path, text, message):
 
 def test_label_list_of_the_images_is_refused(gtav, tmp_path):
     (tmp_path / "list.txt").write_text("images/00001.png\nimages/00002.png\n")
-    with pytest.raises(DataError, match="list.txt, line 1, 'images/00001.png', names .* as the label of itself"):
+    with pytest.raises(DataError, match="list.txt, line 1, 'images/00001.png', names .* as its own label"):
         find_samples("gtav", gtav, data_list=tmp_path / "list.txt", label_list=tmp_path / "list.txt")
 
 
@@ -134,7 +134,7 @@ def test_palette_label_is_read_as_ids(tmp_path):
 def test_ids_outside_the_table_and_colours_are_refused(tmp_path):
     with pytest.raises(DataError, match="a.png has ids that cityscapes does not define: 77"):
         read_label(save(tmp_path / "a.png", np.full((2, 2), 77, np.uint8)), "cityscapes")
-    with pytest.raises(DataError, match="colour picture"):
+    with pytest.raises(DataError, match="colour image"):
         read_label(save(tmp_path / "b.png", np.zeros((2, 2, 3), np.uint8)), "gtav")
 
 

@@ -166,7 +166,7 @@ def test_an_image_as_its_own_label_is_named_with_its_line(tmp_path, label):
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "list.txt").write_text(f"{first}\n\nb.png {label}\n")
     for labels in ("required", "optional"):
-        with pytest.raises(DataError, match="list.txt, line 3, .*b.png as the label of itself"):
+        with pytest.raises(DataError, match="list.txt, line 3, .*b.png as its own label"):
             find_samples("list", tmp_path, data_list=tmp_path / "list.txt", labels=labels)
 
 
@@ -182,8 +182,8 @@ def test_labels_without_a_labelled_pixel_are_none(tmp_path):
     config.val.held_out = 2
     data = Data(config, said.append)
     target, held_out = data.target, data.held_out
-    assert (len(target), held_out, len(said)) == (4, [], 1) and "no pixel of the 2 held-out labels" in said[0]
-    with pytest.raises(DataError, match="no pixel of the 4 source labels .* is of a class"):
+    assert (len(target), held_out, len(said)) == (4, [], 1) and "all pixels of the 2 held-out labels" in said[0]
+    with pytest.raises(DataError, match="all pixels of the 4 source labels .* are void"):
         _ = Data(config).source
     pair(tmp_path, "v3")
     assert len(Data(config).source) == 4

@@ -55,5 +55,5 @@ def test_statistics_batches_hold_every_image_once_an_epoch_in_even_sizes(world_s
     assert sorted(position for _, position in keys) == list(range(18))
     assert sorted(index for index, _ in keys) == sorted(2 * list(range(9)))
     assert {sum(len(batches[i]) for batches in ranks) for i in range(len(ranks[0]))} == {3}
-    with pytest.raises(ValueError, match="without any"):
+    with pytest.raises(ValueError, match="without images"):
         epoch_batches(9, 1, epochs=1, seed=0, world_size=2)

@@ -106,11 +106,11 @@ def test_checkpoint_of_other_classes_is_refused_and_says_which(command, city, ow
     assert "class 0 is ground there, built here; class 1 is built there, ground here" in refused(swapped)
     assert "configuration: class 2 is plants there, Grün here" in refused(TABLE.replace("plants", "Grün"))
     fewer = "".join([first, *others[:3]])
-    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
+    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration has 3: set the same classes"
     load_network(config_of(TABLE.replace("128, 64", "1, 2").replace("ids: [7,", "ids: [9,")), [file], cpu)
     torch.save({name: value for name, value in state.items() if name != "classes"}, file)  # like older versions
     load_network(config_of(swapped), [file], cpu)
-    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration 3"
+    assert refused(fewer, "num_classes=3") == f"{file} has 4 classes, the configuration has 3: set the same classes"
     torch.save(state | {"classes": {name: entry[:3] for name, entry in state["classes"].items()}}, file)
     with pytest.raises(WeightsError, match="run.pth names 3 classes, its network has 4"):
         load(file)
@@ -130,7 +130,7 @@ def test_ids_become_classes_and_unknown_ones_are_named(city, own):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("ids: [21]", "ids: [21, 7]"), "more than once: .7"),
+        (("ids: [21]", "ids: [21, 7]"), "repeated: .7"),
         (("ids: [21]", "ids: [300]"), "wrong: .300"),
         (("ids: [21]", "ids: []"), "at least one raw id"),
         (("colour: [70, 70, 70], ", ""), "class 2 has no colour"),
@@ -146,12 +146,12 @@ def test_bad_id_table_is_named(tmp_path, change, message):
 def test_bad_lists_and_settings_are_named(command, city, own):
     with pytest.raises(DataError, match="needs a data_list"):
         find_samples("list", city)
-    with pytest.raises(DataError, match="'image_path label_path' is needed"):
+    with pytest.raises(DataError, match="write 'image_path label_path'"):
         find_samples("list", city, data_list=own / "train.txt")
     assert all(s.label is None for s in find_samples("list", city, data_list=own / "train.txt", labels="optional"))
     with pytest.raises(ValueError, match="num_classes is 19, the data sets have 4"):
         train_source_only.main(command(own, "x", *keys(own, city), "num_classes=19"))
-    with pytest.raises(ValueError, match="those of source"):
+    with pytest.raises(ValueError, match="the classes of source"):
         train_source_only.main(command(own, "x", *keys(own, city), "test.dataset=cityscapes", "test.id_table=null"))
     with pytest.raises(ValueError, match="dataset list needs an id_table"):
         train_source_only.main(command(own, "x", "source.dataset=list"))
@@ -181,7 +181,7 @@ def test_folder_layout_with_own_classes(command, city, own):
         assert options.label_kind == table
         label, cityscapes = (read_label(samples[0].label_file, kind) for kind in (table, "cityscapes"))
         assert (label == 2).any() and ((label == 2) == (cityscapes == 8)).all()
-    with pytest.raises(ValueError, match="of SYNTHIA have 16"):
+    with pytest.raises(ValueError, match="SYNTHIA has 16-bit"):
         build_config(command(own, "x")[1], [*given, "source.dataset=synthia"]).class_table  # noqa: B018
 
 

@@ -101,12 +101,12 @@ def test_first_classes_of_a_larger_spatial_prior_are_used_and_reported(tmp_path)
     assert np.allclose(
         priors.load_spatial_prior(tmp_path / "prior.npy", C, told.append), values[..., :C].transpose(2, 0, 1)
     )
-    assert len(told) == 1 and "the first 19 classes are taken" in told[0]
+    assert len(told) == 1 and "the first 19 classes are used" in told[0]
 
 
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "short.txt").write_text("0.5 0.5")
-    with pytest.raises(DataError, match="short.txt must hold 19 frequencies >= 0, found 2"):
+    with pytest.raises(DataError, match="short.txt must contain 19 frequencies >= 0, not 2"):
         priors.load_class_prior(tmp_path / "short.txt", C)
     (tmp_path / "words.txt").write_text("road sky")
     with pytest.raises(DataError, match="not a list of numbers"):
@@ -124,7 +124,8 @@ def test_unreadable_labels_are_left_out_as_far_as_a_training_tolerates_them(samp
     samples[1].label.write_bytes(samples[1].label.read_bytes()[:50])
     expected = priors.class_prior(samples[:1], "gtav", C)
     assert np.array_equal(priors.class_prior(samples * 2, "gtav", C, skip_bad=1), expected)
-    assert capsys.readouterr().out.count(f"left out of the class histogram: cannot read label {samples[1].label}") == 1
+    reported = f"the class histogram is without this label: cannot read label {samples[1].label}"
+    assert capsys.readouterr().out.count(reported) == 1
     assert priors.spatial_prior(samples, "gtav", C, (4, 2), skip_bad=1)[:, 0].sum() == 4
     with pytest.raises(DataError, match="2.png"):
         priors.class_prior(samples, "gtav", C)

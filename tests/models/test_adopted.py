@@ -115,7 +115,7 @@ def test_dilation_keeps_the_values_of_shortcuts_and_groups_too():
 
 
 def test_strides_that_are_no_convolutions_are_refused(theirs):
-    with pytest.raises(ValueError, match="asked for output stride 2, .* stride 4"):
+    with pytest.raises(ValueError, match="output stride 2 is impossible, .* stride 4"):
         AdoptedEncoder(OtherNetwork(nn.AvgPool2d(2)), stages, output_stride=2)
 
 

@@ -69,7 +69,7 @@ def test_momentum_is_set_and_update_counts_are_checked():
     net(x)
     assert torch.allclose(net[0].running_mean, 0.5 * x.mean((0, 2, 3)))
     for updates in ({"0": 1}, {"0": 1, "1": 1, "2": 1}):
-        with pytest.raises(ValueError, match="do not name"):
+        with pytest.raises(ValueError, match="are not those of"):
             set_bn_updates(net, updates)
 
 

@@ -188,13 +188,13 @@ def test_logits_come_from_the_network_stride_in_float32():
         (("vgg16", "aspp", 19, 512), "needs an encoder dilated to stride 8 or 16"),
         (
             ("resnet18_dilated8", "fcn8s", 19, 512, False),
-            "needs an encoder whose stages have strides 2, 4, 8, 16 and 32",
+            "needs an encoder with stages of stride 2, 4, 8, 16 and 32",
         ),
-        (("resnet18", "fcn8s", 19, 512, False), "needs an encoder whose stages have strides 2, 4, 8, 16 and 32"),
+        (("resnet18", "fcn8s", 19, 512, False), "needs an encoder with stages of stride 2, 4, 8, 16 and 32"),
         (("resnet18", "fcn"), "needs an encoder dilated to stride 8 or 16"),
         (
             ("vgg16", "ppm_bilinear", 19, 512),
-            "dilated to stride 8 or 16, or one whose stages have strides 4, 8, 16 and 32",
+            "dilated to stride 8 or 16, or one with stages of stride 4, 8, 16 and 32",
         ),
     ],
 )

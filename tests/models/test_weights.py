@@ -65,8 +65,8 @@ def test_official_pair_fills_the_whole_network(tmp_path):
     assert report.splitlines() == [
         f"encoder: 115 of 115 tensors loaded from {tmp_path}/encoder.pth",
         f"decoder: 34 of 34 tensors loaded from {tmp_path}/decoder.pth",
-        f"{tmp_path}/decoder.pth has no checksums (torch's format before 1.6), so that damage may go unnoticed: "
-        f"compare its SHA-256, {digest}",
+        f"{tmp_path}/decoder.pth has no checksums (format of torch before 1.6), so damage is not detected. "
+        f"Compare its SHA-256: {digest}",
     ]
     assert same(model.encoder, encoder) and same(model.decoder, decoder)
 
@@ -94,7 +94,7 @@ def test_running_average_continues_the_official_one(tmp_path, updates):
             r"0\.weight \(4, 3, 1, 1\) instead of \(4, 3, 3, 3\)",
         ),
         (lambda t: t.update({"0.weight": [1.0]}), r"0\.weight list instead of"),
-        (lambda t: t.update({"1._running_iter": torch.ones(1)}), r"encoder\.pth: .*differ in: 3"),
+        (lambda t: t.update({"1._running_iter": torch.ones(1)}), r"encoder\.pth has wrong content: .*different: 3"),
     ],
 )
 def test_every_difference_is_listed(tmp_path, change, message):
@@ -113,7 +113,7 @@ def test_imagenet_file_may_have_its_classifier_and_batch_counters(tmp_path):
     torch.save(tensors | rest, tmp_path / "imagenet.pth")
     assert "encoder: 10 of 10 tensors" in load_encoder_decoder(model, str(tmp_path / "imagenet.pth"))
     assert same(model.encoder, tensors) and set(bn_updates(model).values()) == {0}
-    with pytest.raises(WeightsError, match="no file of the decoder alone"):  # a decoder may not have a classifier
+    with pytest.raises(WeightsError, match="is not a file of only the decoder"):  # a decoder may not have a classifier
         load_encoder_decoder(model, None, str(tmp_path / "imagenet.pth"))
 
 
@@ -153,7 +153,7 @@ def test_encoder_of_another_code_base_is_read_where_it_fits(tmp_path, wrap, plac
             r"other modules beside backbone\.",
         ),
         (lambda t: {"student": t, "teacher": t}, "several networks, student, teacher"),
-        (lambda t: {"epoch": 90, "args": {"lr": 0.1}}, "it holds args, epoch"),
+        (lambda t: {"epoch": 90, "args": {"lr": 0.1}}, "it contains args, epoch"),
         (
             lambda t: {"model": prefixed("backbone.", t | {"extra": torch.ones(2)})},
             "file.pth, model does not fit .*1 unexp",
@@ -173,10 +173,10 @@ def test_weights_that_are_not_finite_are_an_error_of_the_file(tmp_path, value):
     tensors = distinct(model.encoder)
     tensors["2.weight"][1] = value
     torch.save(tensors, file)
-    with pytest.raises(WeightsError, match=r"file\.pth holds NaN or infinity in 1 of 10 tensors: 2\.weight"):
+    with pytest.raises(WeightsError, match=r"file\.pth contains NaN or infinity in 1 of 10 tensors: 2\.weight"):
         load_encoder_decoder(model, str(file))
     torch.save(distinct(model.encoder) | {"1._running_iter": torch.tensor(value)}, file)
-    with pytest.raises(WeightsError, match=r"file\.pth: .*_running_iter is"):
+    with pytest.raises(WeightsError, match=r"file\.pth has wrong content: .*_running_iter is"):
         load_encoder_decoder(model, str(file))
 
 
@@ -207,14 +207,14 @@ def test_torchvision_weights_by_name_and_by_file(tmp_path, monkeypatch):
 
 def test_unknown_or_unreachable_torchvision_weights_are_explained(monkeypatch):
     for name in ("ResNet50_Weights.NEVER", "ResNet49_Weights.IMAGENET1K_V1"):
-        with pytest.raises(WeightsError, match=f"torchvision has no weights {name}"):
+        with pytest.raises(WeightsError, match=f"{name} is neither a file nor the name of torchvision weights"):
             load_encoder_decoder(tiny(), name)
 
     def offline(weights, **options):
         raise OSError("no route to host")
 
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", offline)
-    with pytest.raises(WeightsError, match=r"cannot fetch https://.*pth: no route to host. Download it"):
+    with pytest.raises(WeightsError, match=r"cannot download https://.*pth: no route to host. Fetch it yourself"):
         load_encoder_decoder(tiny(), "ResNet50_Weights.IMAGENET1K_V1")
 
 
@@ -251,9 +251,9 @@ def test_files_in_the_wrong_place_say_where_they_belong(tmp_path):
     with pytest.raises(WeightsError, match=r"not a checkpoint of this project \(keys: 0\.weight.*weights_encoder"):
         read_checkpoint(file)
     torch.save({"model": model.state_dict(), "bn_updates": {"encoder.1": 1}}, file)
-    with pytest.raises(WeightsError, match=r"file\.pth is a checkpoint of a whole network: give it as model\.weights"):
+    with pytest.raises(WeightsError, match=r"file\.pth is a checkpoint of a whole network: set it as model\.weights"):
         load_encoder_decoder(model, str(file))
-    with pytest.raises(WeightsError, match=r"file\.pth: update counts .*differ in: encoder\.3"):
+    with pytest.raises(WeightsError, match=r"file\.pth has wrong content: .*update counts .*different: encoder\.3"):
         load_checkpoint_weights(model, read_checkpoint(file), file)
 
 
@@ -265,13 +265,13 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     whole = file.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"<html>moved</html>", b"hello", b"\x80\x02}q"):
         file.write_bytes(content)
-        with pytest.raises(WeightsError, match=r"file\.pth is damaged or no file of tensors"):
+        with pytest.raises(WeightsError, match=r"file\.pth is damaged or not a file of tensors"):
             read_checkpoint(file)
     torch.save({"model": distinct(tiny()), "args": Namespace(lr=1)}, file)
-    with pytest.raises(WeightsError, match=r"it holds a argparse\.Namespace.*save plain tensors"):
+    with pytest.raises(WeightsError, match=r"it contains a argparse\.Namespace.*save only tensors"):
         read_checkpoint(file)
     torch.save([1, 2], file)
-    with pytest.raises(WeightsError, match=r"file\.pth holds a list"):
+    with pytest.raises(WeightsError, match=r"file\.pth contains a list"):
         read_checkpoint(file)
 
 
@@ -305,7 +305,8 @@ def test_a_whole_network_is_not_overwritten_by_an_imagenet_encoder(command, sour
         torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (source_run, tmp_path / "run")
     )
     assert all(torch.equal(start[name], end[name]) for name in start if "running_" not in name)
-    assert "not loaded, as model.weights is the whole network: imagenet.pth" in (tmp_path / "run/log.txt").read_text()
+    line = "not loaded, because model.weights is the whole network: imagenet.pth"
+    assert line in (tmp_path / "run/log.txt").read_text()
 
 
 def test_official_counter_formula():

@@ -190,13 +190,13 @@ def void(folder: Path, pattern: str) -> None:
 def test_labels_that_are_all_void_count_as_none(command, city, tmp_path):
     shutil.copytree(city, tmp_path / "city")
     void(tmp_path / "city/gtav/labels", "*.png")
-    with pytest.raises(DataError, match="no pixel of the 6 source labels .* is of a class"):
+    with pytest.raises(DataError, match="all pixels of the 6 source labels .* are void"):
         train_source_only.main(command(tmp_path, "source", f"source.data_dir={tmp_path}/city/gtav"))
     void(tmp_path / "city/cityscapes/gtFine/train", "*labelIds.png")
     keys = [f"target.data_dir={tmp_path}/city/cityscapes", "train.num_steps=1"]
     train_source_only.main(command(tmp_path, "target", *keys))
     log = log_of(tmp_path / "target")
-    assert log.count("no pixel of the 3 held-out labels is of a class") == 1 and "nan" not in log
+    assert log.count("all pixels of the 3 held-out labels are void") == 1 and "nan" not in log
     assert "not labelled in the 6 of 6 source labels that were looked at: " in log
     assert (tmp_path / "target/last.pth").is_file() and not (tmp_path / "target/best.pth").exists()
 

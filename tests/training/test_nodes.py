@@ -131,7 +131,7 @@ def test_signal_while_nodes_meet_has_the_status_and_words_of_a_stop(nodes):
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     status, output = ended(process, timeout=20)
-    assert status == 75 and "with nothing to save: the same command goes on" in output, output
+    assert status == 75 and "with nothing to save: run the same command to resume" in output, output
 
 
 @pytest.fixture

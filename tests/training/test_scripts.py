@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_are_listed(command, source_run, tmp_path):
 
 
 def test_compiled_recomputation_is_refused(command, tmp_path):
-    with pytest.raises(ValueError, match="train.compile cannot trace .* train.checkpoint_encoder"):
+    with pytest.raises(ValueError, match="train.compile cannot compile .* train.checkpoint_encoder"):
         train_source_only.main(command(tmp_path, "both", "train.compile=true", "train.checkpoint_encoder=true"))
 
 

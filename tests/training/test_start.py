@@ -57,10 +57,10 @@ def refused(main: Callable, arguments: list[str], message: str) -> None:
 
 
 KEYS = {
-    "test.input_size=[1, 1]": r"test.input_size is \[1, 1\] .* each side must be that at least",
-    "source.crop_size=[64, 8]": r"source.crop_size is \[64, 8\] .* 16x16 pixels",
+    "test.input_size=[1, 1]": r"test.input_size is \[1, 1\] .* each side must be at least",
+    "source.crop_size=[64, 8]": r"source.crop_size is \[64, 8\] .* at least 16",
     "train.iter_size=3": "2 images, they do not divide into train.iter_size=3",
-    f"train.iter_size=2; {PPM}": "train.batch_size / train.iter_size leaves one image",
+    f"train.iter_size=2; {PPM}": "train.batch_size / train.iter_size gives one image",
     "source.crop_size=null; source.scale=[0.5, 1.5]": "a random scale of .* set crop_size",
     "train.cache_dir=/dev/null/cache": "train.cache_dir: cannot write into /dev/null/cache",
 }
@@ -74,7 +74,7 @@ def test_impossible_keys(command, tmp_path, no_step, keys, message):
 
 def test_squares_fit_into_whole_images(command, source_run, tmp_path, no_step):
     keys = [*WHOLE, f"model.weights={source_run}", "curriculum.box_size=[80]"]
-    refused(train_pycda.main, command(tmp_path, "run", *keys), r"box_size is \[80\], .* into images of \(96, 64\)")
+    refused(train_pycda.main, command(tmp_path, "run", *keys), r"box_size is \[80\], .* images of \(96, 64\)")
 
 
 def truncate(path: Path) -> None:
@@ -148,7 +148,7 @@ def resize(folder: Path) -> None:
 def test_whole_images_of_several_sizes_are_no_batch(command, own_city, tmp_path, no_step):
     resize(own_city / "gtav/images")
     resize(own_city / "gtav/labels")
-    message = "images of one batch must be of one size .*00001.png is 96x64, .*00006.png 90x64: set input_size or crop"
+    message = "images of one batch must have one size .*00001.png is 96x64, .*00006.png is 90x64: set input_size"
     refused(train_source_only.main, command(tmp_path, "run", *of(own_city), *WHOLE), message)
 
 
@@ -202,7 +202,7 @@ def test_conversion_reports_errors_before_it_scores(command, own_city, source_ru
     weights = f"adabn.weights={source_run}"
     ppm = command(tmp_path, "ppm", PPM, "train.num_steps=1", "val.held_out=0")
     train_source_only.main(ppm)
-    refused(convert.main, [*ppm, "adabn.batch_size=1"], "adabn.batch_size leaves one image")
+    refused(convert.main, [*ppm, "adabn.batch_size=1"], "adabn.batch_size gives one image")
     shutil.rmtree(own_city / "gtav")
     keys = [*of(own_city), weights, "adabn.domains=both"]
     refused(convert.main, command(tmp_path, "converted", *keys), "no folder .*gtav")

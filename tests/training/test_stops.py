@@ -163,5 +163,5 @@ def test_signal_while_modules_are_imported_has_the_same_status_and_words(command
         time.sleep(0.01)
     process.send_signal(number)
     output, _ = process.communicate()
-    assert process.returncode == STOPPED and "with nothing to save: the same command goes on" in output
+    assert process.returncode == STOPPED and "with nothing to save: run the same command to resume" in output
     assert not (tmp_path / "run").exists()

@@ -1,1 +1,1 @@
-"""From a configuration to its parts: data, network, curriculum."""
+"""Build the data, the network and the curriculum of a configuration."""

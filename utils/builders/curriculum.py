@@ -1,4 +1,4 @@
-"""From a configuration to the method's loss, with its priors."""
+"""Build the method's loss and its priors from a configuration."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,12 +16,12 @@ from utils.config.schema import ConfigError, Curriculum, Size
 from utils.pycda.class_thresholds import ClassThresholds
 from utils.pycda.curriculum import PyramidCurriculum
 
-# Keys of the thresholds of single classes
+# Keys of the class thresholds
 THRESHOLD = ("threshold", "threshold_quantile", "threshold_momentum", "conf_threshold_max")
 
 
 def _target_size(data: Data) -> Size:
-    """(W, H) of the target images in training, without a crop. Raises DataError where they have several."""
+    """(W, H) of the target images in training, without a crop. Raises DataError if their sizes differ."""
     size = data.config.target.input_size
     if size is None:
         check_one_size(data.target)
@@ -37,20 +37,20 @@ def _check_boxes(data: Data) -> None:
     if t.crop_size is None and t.scale is not None:
         size = int(size[0] * t.scale[0]), int(size[1] * t.scale[0])
     if max(boxes) > min(size):
-        raise ConfigError(f"curriculum.box_size is {list(boxes)}, which does not fit into images of {size} (W, H)")
+        raise ConfigError(f"curriculum.box_size is {list(boxes)}, larger than target images of {size} (W, H)")
 
 
 def build_curriculum(
     options: Curriculum, num_classes: int, data: Data | None = None, report: Callable[[str], None] = lambda text: None
 ) -> PyramidCurriculum:
-    """The method's loss, as every reader of a configuration builds it.
+    """The method's loss for the keys ``options``.
 
     Args:
-        data: whose source labels give the priors that no file gives; None: no priors, and no term of the loss that
-            needs one, which is enough for ``pseudo_labels``.
-        report: gets the options.
+        data: its source labels give the priors that no file gives. None: no priors and no loss terms that need them,
+            for ``pseudo_labels``.
+        report: gets a line with the options.
     """
-    others = ("class_prior", "spatial_prior", "prior_sigma", *THRESHOLD)  # all other keys are arguments
+    others = ("class_prior", "spatial_prior", "prior_sigma", *THRESHOLD)  # the other keys are constructor arguments
     switches = {name: value for name, value in asdict(options).items() if name not in others}
     class_prior = spatial_prior = None
     if data is None:
@@ -88,7 +88,7 @@ def _thresholds(options: Curriculum, num_classes: int) -> nn.Module | None:
 
 
 def _priors(data: Data, report: Callable[[str], None]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Class prior float64 (C,) and spatial prior float32 (C, H, W), None where it is not used."""
+    """Class prior float64 (C,) and spatial prior float32 (C, H, W); None for a prior that is not used."""
     config, c = data.config, data.config.curriculum
     kind, num_classes = config.source.label_kind, config.num_classes
     reading: dict[str, Any] = {"num_workers": config.train.num_workers, "skip_bad": config.train.skip_bad_samples}

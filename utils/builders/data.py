@@ -1,4 +1,4 @@
-"""From a configuration to its data: samples, data sets, loaders."""
+"""Build the data of a configuration: samples, data sets, loaders."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,16 +26,16 @@ from dataset.transforms import EvalTransform, JointTransform
 from utils import distributed
 from utils.config.schema import Config, Domain, Evaluation, Size
 
-MAX_DISTORTION = 0.05  # of width to height, natural logarithm
+MAX_DISTORTION = 0.05  # largest change of the aspect, as natural logarithm of width / height
 TRAINING_PAIR = partial(read_pair, resizable=True)
-SOURCE, TARGET = 0, 1  # domain numbers that seed augmentation, so that the two streams differ
+SOURCE, TARGET = 0, 1  # domain numbers; they seed the augmentation, so the two domains get different random numbers
 
 
 class Data:
-    """Samples and loaders of a configuration. What is found on the disk is looked up once, when it is first needed.
+    """Samples and loaders of a configuration. Each list of samples is searched on the disk once, at its first use.
 
     Args:
-        report: gets remarks on the data.
+        report: gets warnings about the data.
     """
 
     def __init__(self, config: Config, report: Callable[[str], None] = lambda text: None) -> None:
@@ -46,19 +46,19 @@ class Data:
         """Labelled training images of the source.
 
         Raises:
-            DataError: as ``find_samples``; not a single pixel is labelled.
+            DataError: as ``find_samples``; no pixel is labelled.
         """
         found, kind = domain_samples(self.config.source, "required"), self.config.source.label_kind
         if not any_labelled(found, kind):
             raise DataError(
-                f"no pixel of the {len(found)} source labels ({found[0].label}, ...) is of a class, all are void: is "
-                f"{kind} right?"
+                f"all pixels of the {len(found)} source labels ({found[0].label}, ...) are void: is {kind} the right "
+                "label kind?"
             )
         return found
 
     @property
     def target(self) -> list[Sample]:
-        """Target training images without labels: none of them is held out, whatever the spelling of its path.
+        """Target training images, without labels and without the held-out images.
 
         Raises:
             DataError: as ``find_samples``; all images are held out.
@@ -67,9 +67,10 @@ class Data:
 
     @property
     def held_out(self) -> list[Sample]:
-        """Labelled target images for model selection; none where val.held_out is 0 or the target has no labels.
+        """Labelled target images for model selection; empty if val.held_out is 0 or the target has no labels.
 
-        Labels without a labelled pixel count as none, which is reported. Raises DataError as ``target``.
+        If all pixels of the labels are void, they count as no labels, and this is reported. Raises DataError as
+        ``target``.
         """
         return self._target_and_held_out[1]
 
@@ -91,16 +92,18 @@ class Data:
             _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
         apart = {sample.image.resolve() for sample in held_out}
         if held_out and not any_labelled(held_out, t.label_kind):
-            self.report(f"no pixel of the {len(held_out)} held-out labels is of a class: they count as no labels")
+            self.report(f"all pixels of the {len(held_out)} held-out labels are void: they count as no labels")
             apart, held_out = apart if v.data_list else set(), []
         unlabelled = [Sample(s.name, s.image, None) for s in found if s.image.resolve() not in apart]
         if not unlabelled:
-            raise DataError(f"all {len(found)} target images are held out by {v.data_list}: none is left to train on")
+            raise DataError(
+                f"val.data_list {v.data_list} holds out all {len(found)} target images: list fewer, training needs some"
+            )
         return unlabelled, held_out
 
     @property
     def has_test_set(self) -> bool:
-        """Whether the configuration names a test set, or the target's data set has one at its usual place."""
+        """Whether the configuration names a test set, or the target's data set has one in its layout."""
         e = self.config.test
         if e.data_list is not None or e.data_dir is not None:
             return True
@@ -111,8 +114,8 @@ class Data:
         """Test images.
 
         Args:
-            labels: "required": an image without label is an error, and so is a test set that is not there; "optional":
-                no image where there is no test set, and images without labels where none has a labelled pixel.
+            labels: "required": an image without label or a missing test set is an error; "optional": no images if there
+                is no test set, and images without labels if all pixels are void.
         """
         if labels == "required":
             return self._find_test(labels)
@@ -136,11 +139,11 @@ class Data:
         )
 
     def lists(self) -> dict[str, list[Sample]]:
-        """What a run is trained and selected on, by name."""
+        """Samples for training and model selection, by name."""
         return {"source": self.source, "target": self.target, "held_out": self.held_out}
 
     def write_lists(self) -> None:
-        """Write the ``lists`` of a run into its folder."""
+        """Write the ``lists`` into the run folder."""
         folder = self.config.run_folder / "lists"
         folder.mkdir(parents=True, exist_ok=True)
         for name, samples in self.lists().items():
@@ -148,9 +151,9 @@ class Data:
             write_list(samples, folder / f"{name}.txt", root)
 
     def shape_remark(self, samples: Sequence[Sample]) -> str:
-        """That ``test.input_size`` distorts the first of the ``samples``; "" where it does not.
+        """Warning that ``test.input_size`` distorts the first of the ``samples``; "" if it does not.
 
-        "" too where it cannot be read, which is an error when it is used.
+        Also "" if the image cannot be read: that is an error when the image is used.
         """
         try:
             return shape_remark(self.config.test.input_size, [read_image(sample.image).size for sample in samples[:1]])
@@ -158,7 +161,7 @@ class Data:
             return ""
 
     def _augmentation(self, domain: int, statistics_only: bool = False) -> Domain:
-        """Keys of one domain; for statistics those that ``adabn`` changes."""
+        """Keys of one domain; with ``statistics_only``, as changed by the keys of ``adabn``."""
         options, a = self.config.source if domain == SOURCE else self.config.target, self.config.adabn
         if not statistics_only:
             return options
@@ -170,10 +173,10 @@ class Data:
     def dataset(
         self, domain: int, samples: Sequence[Sample], *, statistics_only: bool = False, cached: bool = True
     ) -> SegmentationDataset:
-        """Images of one domain, augmented as configured or, with ``statistics_only``, as ``adabn`` says.
+        """Images of one domain, augmented by its keys or, with ``statistics_only``, by the keys of ``adabn``.
 
         Args:
-            cached: False leaves ``train.cache_dir`` alone.
+            cached: False does not use ``train.cache_dir``.
         """
         options, t = self._augmentation(domain, statistics_only), self.config.train
         transform = JointTransform(
@@ -198,7 +201,7 @@ class Data:
         """Endless augmented batches of one domain.
 
         Raises:
-            ChoiceError, DataError: the images cannot be batches, see ``check_whole_images``.
+            ChoiceError, DataError: the images do not form batches, see ``check_whole_images``.
         """
         samples, t = self.source if domain == SOURCE else self.target, self.config.train
         check_whole_images(self._augmentation(domain), samples, t.batch_size // distributed.world_size())
@@ -206,12 +209,12 @@ class Data:
         return train_loader(dataset, t.batch_size, seed=self.config.seed, num_workers=t.num_workers, **_this_process())
 
     def statistics_loader(self, domain: int, samples: Sequence[Sample]) -> DataLoader:
-        """Finite batches for batch-norm statistics, ``adabn.num_steps`` of them or ``adabn.epochs`` times all images.
+        """Batches for batch-norm statistics: ``adabn.num_steps`` batches, or all images ``adabn.epochs`` times.
 
-        Images of several sizes, which are no batch, go one at a time through each process; that is reported.
+        Images of several sizes form no batch: each process reads them one at a time, and this is reported.
 
         Raises:
-            ChoiceError: the images cannot be batches, see ``check_whole_images``.
+            ChoiceError: the images do not form batches, see ``check_whole_images``.
         """
         a, options = self.config.adabn, self._augmentation(domain, statistics_only=True)
         batch_size = a.batch_size
@@ -227,10 +230,10 @@ class Data:
     def evaluation_loader(
         self, samples: Sequence[Sample], options: Domain | Evaluation, num_workers: int | None = None
     ) -> DataLoader:
-        """Each image once over all processes, the label at its own size.
+        """Each image once, shared between all processes; labels keep their own size.
 
         Args:
-            options: say how labels are read.
+            options: their label kind is used.
             num_workers: None: ``test.num_workers``.
         """
         test = self.config.test
@@ -252,7 +255,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def domain_samples(options: Domain, labels: str) -> list[Sample]:
-    """Training images of one domain, which a list may name several times; ``labels`` as of ``find_samples``."""
+    """Training images of one domain; a list may repeat them. ``labels`` as in ``find_samples``."""
     return find_samples(
         options.dataset,
         options.data_dir,
@@ -265,23 +268,23 @@ def domain_samples(options: Domain, labels: str) -> list[Sample]:
 
 
 def any_labelled(samples: Sequence[Sample], kind: str) -> bool:
-    """Whether a label has a pixel that is not void: reads up to the first one, unreadable ones count as labelled."""
+    """Whether a label has a pixel that is not void. Reads up to the first such label. Unreadable labels count too."""
     for sample in samples:
         try:
             if sample.label is not None and (read_label(sample.label, kind) != IGNORE).any():
                 return True
-        except DataError:  # reported where the file is used, or tolerated there
+        except DataError:  # reported or tolerated when the file is used
             return True
     return False
 
 
 def are_labelled(samples: Sequence[Sample]) -> bool:
-    """Whether there is anything to be scored: False for no samples, and for those of a set without labels."""
+    """Whether any sample has a label, so that scores are possible."""
     return any(sample.label for sample in samples)
 
 
 def shape_remark(input_size: Size | None, sizes: Iterable[Size]) -> str:
-    """That ``test.input_size`` distorts images of ``sizes`` (W, H); "" where it does not, or by next to nothing."""
+    """Warning that ``test.input_size`` distorts images of ``sizes`` (W, H); "" if it hardly does."""
     if input_size is None:
         return ""
     width, height = input_size
@@ -290,13 +293,13 @@ def shape_remark(input_size: Size | None, sizes: Iterable[Size]) -> str:
     if size is None or abs(math.log(stretched[size])) <= MAX_DISTORTION:
         return ""
     return (
-        f"images of {size[0]}x{size[1]} are seen {stretched[size]:.2f} times as wide at test.input_size "
-        f"[{width}, {height}]: another shape, or null, would not distort them"
+        f"test.input_size [{width}, {height}] makes images of {size[0]}x{size[1]} {stretched[size]:.2f} times as wide: "
+        "set it to null or to their shape"
     )
 
 
 def one_at_a_time(domain: str) -> str:
-    """That the statistics of a domain are not taken by batches of ``adabn.batch_size``."""
+    """Warning that the statistics of a domain do not use batches of ``adabn.batch_size``."""
     return (
         f"{domain} images have several sizes: adabn runs them one at a time. For batches set {domain}.input_size, or "
         f"adabn.images=crops and {domain}.crop_size"
@@ -304,26 +307,27 @@ def one_at_a_time(domain: str) -> str:
 
 
 def check_whole_images(options: Domain, samples: Sequence[Sample], images: int) -> None:
-    """Whether batches of ``images`` can be made of what ``options`` leave of ``samples``.
+    """Check that ``samples``, transformed as in ``options``, have one size, so that they form batches of ``images``.
 
     Raises:
-        ChoiceError: a random scale without a crop. DataError: no size is set, and the images have several.
+        ChoiceError: a random scale without a crop.
+        DataError: no size is set, and the images have several sizes.
     """
     if images == 1 or options.crop_size is not None:
         return
     if options.scale is not None and options.scale[0] < options.scale[1]:
         raise ChoiceError(
-            f"a random scale of {list(options.scale)} gives every image another size, which is no batch: set crop_size"
+            f"a random scale of {list(options.scale)} gives every image another size: set crop_size to form batches"
         )
     if options.input_size is None:
         check_one_size(samples)
 
 
 def check_one_size(samples: Sequence[Sample]) -> None:
-    """Whether all images have one size, by their headers; those that cannot be read are left to who reads them.
+    """Check by the headers that all images have one size. Unreadable images are skipped: they are reported when used.
 
     Raises:
-        DataError: two do not.
+        DataError: two images have different sizes.
     """
     first: tuple[Sample, Size, Size] | None = None
     for sample in samples:
@@ -341,7 +345,7 @@ def check_one_size(samples: Sequence[Sample]) -> None:
 
 
 def start_at(loader: object, step: int) -> None:
-    """Let a ``training_loader`` that nobody iterates over yet begin with the batch of ``step``."""
+    """Let a ``training_loader`` begin with the batch of ``step``. Call it before the iteration starts."""
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, EndlessBatchSampler):
         sampler.start_step = step

@@ -1,4 +1,4 @@
-"""From a configuration to its network and optimiser."""
+"""Build the network and the optimiser of a configuration."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
     """The configured architecture with seeded initial weights.
 
     Raises:
-        ChoiceError, ConfigError: names or sizes that do not go together.
+        ChoiceError, ConfigError: names or sizes that do not fit together.
     """
     m = config.model
-    torch.default_generator.manual_seed(config.seed)  # weights are drawn on the CPU; a GPU's generator is the caller's
+    torch.default_generator.manual_seed(config.seed)  # for the weights, drawn on the CPU; the caller seeds the GPUs
     model = build_segmentor(m.encoder, m.decoder, config.num_classes, m.fc_dim, m.use_aux)
     check_input_sizes(config, model)
     configure_batchnorm(model, m.bn_momentum, m.bn_bias_correction)
@@ -39,7 +39,7 @@ def build_network(config: Config, device: torch.device) -> Segmentor:
 
 
 def load_network(config: Config, files: Sequence[str | Path], device: torch.device) -> tuple[Segmentor, str]:
-    """The configured network with trained weights, and what was loaded, for the log.
+    """The configured network with trained weights, and a report of the loaded tensors for the log.
 
     Args:
         files: one checkpoint of this project, or an encoder and a decoder file of the released code.
@@ -51,32 +51,34 @@ def load_network(config: Config, files: Sequence[str | Path], device: torch.devi
 
 
 def _load_checkpoint(config: Config, model: Segmentor, path: str | Path) -> str:
-    """Load a checkpoint of this project with the classes of ``config`` in their order. Returns the report.
+    """Load a checkpoint of this project. It must have the classes of ``config`` in the same order. Returns the report.
 
-    Colours and ids may differ. An older checkpoint does not name its classes: only their number is compared.
+    Colours and ids may differ. Older checkpoints contain no class names: only the number of classes is compared.
 
     Raises:
-        WeightsError: damaged, or of other classes; the message names those that differ, by their train ids.
+        WeightsError: the checkpoint is damaged or has other classes; the message names the different classes.
     """
     content = read_checkpoint(path)
     names = class_table_of(content, config, str(path)).names if "classes" in content else ()
     number = len(names) or saved_keys(content, path).get("num_classes", config.num_classes)
     if number != config.num_classes:
-        raise WeightsError(f"{path} has {number} classes, the configuration {config.num_classes}")
+        raise WeightsError(
+            f"{path} has {number} classes, the configuration has {config.num_classes}: set the same classes"
+        )
     pairs = enumerate(zip(names, config.class_table.names, strict=True)) if names else ()
     if differing := [f"class {c} is {there} there, {here} here" for c, (there, here) in pairs if there != here]:
         raise WeightsError(
-            f"{path} has other classes than the configuration: {'; '.join(differing[:SHOWN])}. Give the id tables its "
-            "classes in its order, or train a network of these"
+            f"{path} has other classes than the configuration: {'; '.join(differing[:SHOWN])}. Use the checkpoint's "
+            "classes and order in the id tables, or train a network with yours"
         )
     return load_checkpoint_weights(model, content, path)
 
 
 def _load_first(model: Segmentor, load: Callable[[], T]) -> T:
-    """Let the first process load weights into ``model`` and give them to all, which need not have the file.
+    """Let the first process load weights into ``model`` and send them to all. The others do not need the file.
 
     Returns:
-        what ``load`` says of it.
+        the report of ``load``.
     """
     report, updates = distributed.from_first(lambda: (load(), bn_updates(model)))
     distributed.broadcast_model(model)
@@ -85,34 +87,34 @@ def _load_first(model: Segmentor, load: Callable[[], T]) -> T:
 
 
 def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
-    """Network to train, the same on every process; ``pretrained``: with the starting weights of ``model.*``."""
+    """Network for training, equal on all processes; ``pretrained``: with the starting weights of ``model.*``."""
     t = config.train
     if t.compile and t.checkpoint_encoder:
         raise ChoiceError(
-            "train.compile cannot trace the recomputation of train.checkpoint_encoder: set one of them to false"
+            "train.compile cannot compile the recomputation of train.checkpoint_encoder: set one of them to false"
         )
     model = build_network(config, device)
     for line in _load_first(model, lambda: _load_start(config, model) if pretrained else []):
         log.text(line)
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.compile:
-        model.compile()  # in place: the state-dict keys stay as they are
+        model.compile()  # in place: the state-dict keys do not change
     return model
 
 
 def _load_start(config: Config, model: Segmentor) -> list[str]:
-    """Load the starting weights of ``model.*``. Returns what is to be said of it."""
+    """Load the starting weights of ``model.*``. Returns lines for the log."""
     m = config.model
     parts = [path for path in (m.weights_encoder, m.weights_decoder) if path]
     if m.weights not in (None, SCRATCH):
         report = _load_checkpoint(config, model, resolve_weights(m.weights))
-        unused = [f"not loaded, as model.weights is the whole network: {' and '.join(parts)}"] if parts else []
+        unused = [f"not loaded, because model.weights is the whole network: {' and '.join(parts)}"] if parts else []
         return [report, *unused]
     return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []
 
 
 def starting_files(m: Model) -> list[str]:
-    """The files of ``model.*`` that a new training starts from, as far as they are files here."""
+    """The existing files of ``model.*`` from which a new training starts."""
     given: list[str | None] = [m.weights_encoder, m.weights_decoder]
     if m.weights not in (None, SCRATCH):
         given = [str(resolve_weights(m.weights))]
@@ -127,7 +129,7 @@ def build_optimizer(t: Train, model: Segmentor) -> torch.optim.SGD:
 
 
 def check_input_sizes(config: Config, model: Segmentor) -> None:
-    """Whether what the network is to see is as large as one place of its last feature map.
+    """Check that all inputs of the network are at least as large as the stride of its last feature map.
 
     Raises:
         ConfigError: a side of a crop, of an input without crop, or of the test input is smaller.
@@ -140,19 +142,19 @@ def check_input_sizes(config: Config, model: Segmentor) -> None:
     for name, size in sizes.items():
         if size is not None and min(size) < stride:
             raise ConfigError(
-                f"{name} is {list(size)} (W, H), {config.model.encoder} makes one place of {stride}x{stride} pixels: "
-                "each side must be that at least"
+                f"{name} is {list(size)} (W, H), but {config.model.encoder} has stride {stride}: each side must be at "
+                f"least {stride}"
             )
 
 
 def check_batch(model: Segmentor, images: int, key: str) -> None:
-    """Whether batch norm has two values a channel of ``images`` in a forward pass of each process.
+    """Check that batch norm gets two values per channel from ``images`` in a forward pass of each process.
 
     Raises:
-        ConfigError: it has one, in a head that averages the whole image; the message names ``key``.
+        ConfigError: it gets one value, in a head that averages the whole image; the message names ``key``.
     """
     if model.decoder.pools_whole_image and images * distributed.world_size() < 2:
         raise ConfigError(
-            f"{key} leaves one image in a forward pass, whose average over the image is one value a channel: batch "
-            "norm of this model.decoder needs two images"
+            f"{key} gives one image in a forward pass. model.decoder averages the whole image, so its batch norm needs "
+            "two images"
         )

@@ -1,4 +1,4 @@
-"""The command line that all scripts and commands share. torch, which takes seconds, is not imported for it."""
+"""The command line that all scripts and commands share. It does not import torch, which takes seconds."""
 
 import argparse
 import os
@@ -24,14 +24,14 @@ def keys_help() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong on one line."""
+    """Reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}; --help lists what there is")
+        raise ConfigError(f"command line: {message}; --help lists the options")
 
 
 def make_parser(description: str | None, prog: str | None = None) -> Parser:
-    """``CONFIG [key=value ...]``, with all keys in its help."""
+    """Parser of ``CONFIG [key=value ...]``. Its help lists all keys."""
     parser = Parser(
         prog=prog,
         description=description,
@@ -44,23 +44,23 @@ def make_parser(description: str | None, prog: str | None = None) -> Parser:
         "arguments",
         nargs="*",
         metavar="CONFIG key=value",
-        help="YAML file, see cfgs/ ('base: FILE' in it inherits); overrides of its keys, e.g. train.num_steps=100",
+        help="YAML file, see cfgs/ ('base: FILE' in it inherits from FILE); overrides of keys, train.num_steps=100",
     )
     return parser
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is ``key=value`` and not the name of a file that has such a name."""
+    """Whether an argument is ``key=value`` and not the name of an existing file."""
     return bool(OVERRIDE.match(argument)) and not os.path.exists(argument)
 
 
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, rest: str | None = None
 ) -> argparse.Namespace:
-    """Arguments with ``overrides`` from wherever they stand, also behind an option that takes several values.
+    """Parsed arguments. ``overrides`` may stand anywhere, also behind an option that takes several values.
 
     Args:
-        rest: attribute for the paths that are neither the configuration nor ``key=value``; None: these are errors.
+        rest: attribute for paths that are neither the configuration nor ``key=value``; None: such paths are errors.
 
     Raises:
         ConfigError: an unknown option, no configuration, or an argument that is not ``key=value``.
@@ -87,16 +87,16 @@ def parse_config(
     """Config of the script named ``script`` from its parsed command line; ends the program for ``--print-config``.
 
     Args:
-        labels: False: none are read, so that the id tables need not be there.
+        labels: False: the program reads no labels, so the id tables may be missing.
 
     Raises:
-        ConfigError: a key, a value, or classes that do not go together.
+        ConfigError: a wrong key or value, or classes that differ between the data sets.
     """
     config = build_config(find_config(args.config), args.overrides, defaults, script)
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
-    try:  # else a wrong name would stop the run only at its first validation
+    try:  # now, because a wrong name would otherwise stop the run at its first validation
         if labels:
             config.class_table.ids(config.test.eval_classes or ())
     except ChoiceError as error:
@@ -112,10 +112,10 @@ def load_config(
 
 
 def path_text(text: str) -> str:
-    """Path that an option names, see ``expand_path``: shells do not expand everywhere."""
+    """The path in the value of an option, see ``expand_path``: a shell does not expand ``--option=~/file``."""
     try:
         return expand_path(text)
-    except DataError as error:  # so that argparse names the option
+    except DataError as error:  # argparse adds the option's name to this error
         raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -1,7 +1,8 @@
-"""The authors' YAML files: flat keys under ``common:``, translated to ours for the script that reads them.
+"""The authors' YAML files: flat keys under ``common:``, translated to our keys for the script that reads them.
 
-Each released script fixed some of its recipe in code, whatever its YAML said (``SCRIPTS``). A key that acted in the
-released code acts here; all others are named in one warning. Own keys beside ``common:`` override the translation.
+Each released script fixes a part of its recipe in code and ignores the YAML keys for it (``SCRIPTS``). A key with an
+effect in the released code has it here too. One warning names all others. Our keys beside ``common:`` override the
+translation.
 """
 
 import re
@@ -14,7 +15,7 @@ from dataset.labels import IGNORE
 from utils.config.schema import SCRATCH, Config, ConfigError
 from utils.config.values import value_text
 
-# Keys that have their name here too, by our group; then those that have another name.
+# Keys with the same name here, by our group.
 _SAME = {
     "": "exp_name snapshot_dir num_classes",
     "model.": "weights_encoder weights_decoder use_aux fc_dim",
@@ -23,6 +24,7 @@ _SAME = {
     "lambda_seg",
     "curriculum.": "box_size conf_threshold merge_1x1 lambda_pseudo lambda_balance lambda_eq",
 }
+# Every key with one counterpart here: the same names, then the different ones.
 RENAMED = {name: f"{group}{name}" for group, names in _SAME.items() for name in names.split()} | {
     "arch_encoder": "model.encoder",
     "input_size_crop": "source.crop_size",
@@ -42,7 +44,7 @@ RENAMED = {name: f"{group}{name}" for group, names in _SAME.items() for name in 
     "beta1": "train.momentum",
     "lambda_trade_off": "train.lambda_source",
 }
-# Keys that are ours in another form; None: they have one legal value.
+# Keys that have another form here; None: the key has one legal value.
 DERIVED = {
     "arch_decoder": "model.decoder",
     "decrease_lr": "train.decrease_lr",
@@ -53,8 +55,8 @@ DERIVED = {
     "ignore_label": None,
     "ignore_index": None,
 }
-RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two keys of theirs are one of ours
-# Keys that acted in the released code; here the following decides.
+RANGES = (("scale_min", "scale_max"), ("rotate_min", "rotate_max"))  # two of the authors' keys, one key here
+# Keys with an effect in the released code, and what replaces each of them here.
 ELSEWHERE = {
     "num_gpus": "run.sh starts one process a GPU",
     "com_size": "scores are always at the label's own size",
@@ -69,7 +71,7 @@ _CURRICULUM = frozenset(_SAME["curriculum."].split())
 _AUGMENTATION = frozenset({"scale_min", "scale_max", "rotate_min", "rotate_max"})
 _OPTIMISER = frozenset({"beta1", "weight_decay"})
 _CROPS = frozenset({"input_size_crop", "input_size_target_crop"})
-# Script -> (what it fixes in code, keys that others read and it does not).
+# Script -> (what it fixes in code, keys that only other scripts read).
 SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "train_source_only": ({}, _CURRICULUM | {"decrease_lr"}),
     "train_adabn": (
@@ -85,7 +87,7 @@ SCRIPTS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "evaluate": ({}, _CURRICULUM | _OPTIMISER | _AUGMENTATION | {"decrease_lr"}),
 }
 
-FROM_IMAGENET = ("train_source_only", "train_adabn")  # where empty weights mean ImageNet's
+FROM_IMAGENET = ("train_source_only", "train_adabn")  # their empty weights mean ImageNet weights
 
 
 def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ()) -> dict[str, Any]:
@@ -93,14 +95,14 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
 
     Args:
         common: the official keys, without ``common.``, with their values as text.
-        repeated: keys that the file has more than once; the last one wins, as it did.
+        repeated: keys that the file has more than once; the last value is used, as in the released code.
 
     Raises:
-        ConfigError: a key that is none of the authors', half of a range, or another ignored label than 255.
+        ConfigError: an unknown key, half of a range, or an ignored label other than 255.
     """
     unknown = sorted(set(common) - {*RENAMED, *DERIVED, *ELSEWHERE, *DEAD})
     if unknown:
-        raise ConfigError(f"no key of the released scripts: {', '.join(unknown)}; our own keys stand beside common:")
+        raise ConfigError(f"no released script has the keys: {', '.join(unknown)}. Write our own keys outside common:")
     fixed, unread = SCRIPTS[script]
     _warn(set(common), script, unread, repeated)
     live = {name: value for name, value in common.items() if name not in unread}
@@ -114,27 +116,27 @@ def translate(common: dict[str, Any], script: str, repeated: Sequence[str] = ())
         keys["train.decrease_lr"] = live["num_steps" if never else "decrease_lr"]
     for low, high in RANGES:
         if (low in live) != (high in live):
-            raise ConfigError(f"common.{low} and common.{high} are one range: give both in the same file")
+            raise ConfigError(f"common.{low} and common.{high} are one range: set both in the same file")
     if "scale_min" in live:
         keys["target.scale"] = keys["source.scale"] = [live["scale_min"], live["scale_max"]]
     if "rotate_min" in live:
         keys["source.rotate"] = [live["rotate_min"], live["rotate_max"]]
-    if script == "test_adabn":  # the released conversion takes these from the keys of a training
-        taken = ("train.batch_size", "train.num_steps", "source.scale")
-        keys |= {f"adabn.{name.split('.')[1]}": keys[name] for name in taken if name in keys}
+    if script == "test_adabn":  # the released conversion reads these from the keys of the training
+        used = ("train.batch_size", "train.num_steps", "source.scale")
+        keys |= {f"adabn.{name.split('.')[1]}": keys[name] for name in used if name in keys}
     for name in ("ignore_label", "ignore_index"):
         if str(live.get(name, IGNORE)) != str(IGNORE):
-            raise ConfigError(f"common.{name} is {live[name]}, the ignored label is always {IGNORE}")
+            raise ConfigError(f"common.{name} is {live[name]}: set it to {IGNORE}, the ignored label is always that")
     return keys
 
 
 def _warn(common: set[str], script: str, unread: frozenset[str], repeated: Sequence[str]) -> None:
-    """Warn once of all keys that have no effect, and say why."""
+    """Warn once of all keys that have no effect, with the reason."""
     groups = {
-        "dead in the released code too": sorted(DEAD & common),
+        "unused in the released code too": sorted(DEAD & common),
         f"not read by the released {script}": sorted(unread & common),
-        "decided elsewhere here": sorted(f"{name} ({why})" for name, why in ELSEWHERE.items() if name in common),
-        "given twice, the last one counts": sorted(repeated),
+        "replaced here": sorted(f"{name} ({why})" for name, why in ELSEWHERE.items() if name in common),
+        "given twice, the last value is used": sorted(repeated),
     }
     lines = [f"  {reason}: {', '.join(names)}" for reason, names in groups.items() if names]
     if lines:
@@ -142,22 +144,22 @@ def _warn(common: set[str], script: str, unread: frozenset[str], repeated: Seque
 
 
 def check_complete(config: Config, script: str, present: Collection[str], given: Collection[str], origin: str) -> None:
-    """Warn once of all keys that the released ``script`` needs and nobody gives, and say which default is taken.
+    """Warn once of all keys that the released ``script`` needs and that are missing, with the default that is used.
 
     Args:
         present: the authors' keys in the files.
-        given: our keys that a file or the command line gives.
+        given: our keys that a file or the command line sets.
         origin: the file, for the error.
 
     Raises:
-        ConfigError: no weights, for a script that starts from ImageNet's in the released code.
+        ConfigError: no weights, for a script that starts from ImageNet weights in the released code.
     """
     model = config.model
     if script in FROM_IMAGENET and not model.weights and not model.weights_encoder:
         raise ConfigError(
             f"{origin}: common.weights_encoder is empty, so the released {script} starts from ImageNet weights: set "
-            f"model.weights_encoder to the file {model.encoder.split('_')[0]}-imagenet.pth, which README.md describes, "
-            f"or model.weights={SCRATCH} to start from random weights"
+            f"model.weights_encoder to the file {model.encoder.split('_')[0]}-imagenet.pth (see README.md), or set "
+            f"model.weights={SCRATCH} to start from random weights"
         )
     if script == "evaluate":
         return
@@ -167,10 +169,10 @@ def check_complete(config: Config, script: str, present: Collection[str], given:
             lacking.setdefault(own, []).append(name)
     lines = [f"  {' and '.join(names)}: {own}={value_text(attrgetter(own)(config))}" for own, names in lacking.items()]
     if lines:
-        lines.insert(0, f"keys that the released {script} needs and common: lacks, with the default that is taken")
+        lines.insert(0, f"the released {script} needs keys that common: lacks; these defaults are used")
     if script == "train_pycda_spatial" and config.curriculum.spatial_prior is None:
         lines.append(
-            f"the released {script} reads the prior file local.npy; curriculum.spatial_prior names no file, so a prior "
+            f"the released {script} reads the prior from local.npy. curriculum.spatial_prior is not set, so the prior "
             "is computed from the source labels"
         )
     if lines:

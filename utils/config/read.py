@@ -1,6 +1,6 @@
-"""YAML configuration, strictly: an unknown key, a wrong type or a duplicate key is an error that names the key.
+"""Strict YAML configuration: an unknown key, a wrong type or a repeated key is an error that names the key.
 
-A file may begin with ``base: other.yaml``: it inherits what it does not set itself.
+A file may begin with ``base: other.yaml``: it inherits the keys that it does not set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ OFFICIAL = "common."  # the group of the authors' keys
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cfgs"
 SUFFIX = ".yaml"
-# What other programs call a key of ours, or what stands for it here.
+# Our key (or what replaces one here) -> its names in other programs.
 _NAMES = {
     "train.lr_encoder": "lr base_lr learning_rate init_lr lr0",
     "train.num_steps": "epochs num_epochs max_epochs n_epochs epoch iterations num_iterations iters max_iters max_iter "
@@ -64,12 +64,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _naming(origin: str) -> Iterator[None]:
-    """Errors within name ``origin`` (a file, a key), and the line where the text is not YAML."""
+    """Context in which an error names ``origin`` (a file, a key), and the line if the text is not YAML."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: an escape that is no character
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: an escape sequence of no character
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
@@ -78,14 +78,14 @@ def _naming(origin: str) -> Iterator[None]:
 
 
 def _content(node: yaml.Node | None) -> Any:
-    """Lists, dicts and texts of a YAML node. A text stays one, also where YAML takes it for a number or a date."""
+    """Lists, dicts and texts of a YAML node. Numbers and dates stay texts."""
     if isinstance(node, yaml.SequenceNode):
         return [_content(item) for item in node.value]
     return _entries(node)[0] if isinstance(node, yaml.MappingNode) else node and node.value
 
 
 def _entries(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Content of every key below ``node`` by dotted name, and the authors' keys that stand there twice."""
+    """Content of every key below ``node`` by dotted name, and the authors' keys that occur twice."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{prefix}expected keys and values")
     entries: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def _entries(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, Any], 
     for key_node, value_node in node.value:
         name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
         if name in lines and not name.startswith(OFFICIAL):
-            raise ConfigError(f"key '{name}' in line {lines[name]} and again in {line}")
+            raise ConfigError(f"key '{name}' is in line {lines[name]} and again in line {line}: remove one of them")
         repeated += [name.removeprefix(OFFICIAL)] if name in lines else []
         lines[name] = line
         if isinstance(value_node, yaml.MappingNode) and value_node.value:
@@ -107,13 +107,13 @@ def _entries(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, Any], 
 
 @dataclass(frozen=True)
 class YamlFile:
-    """What one YAML file says itself, without what it inherits.
+    """Content of one YAML file, without the inherited keys.
 
     Attributes:
         base: the file that it inherits from.
-        keys: its values by dotted name, not yet checked; the authors' keys under our names.
-        theirs: the authors' name of each of those.
-        official: all of the authors' keys in it.
+        keys: values by dotted name, not yet checked; the authors' keys have our names.
+        theirs: our name -> the authors' name, for the keys that come from ``common:``.
+        official: all of the authors' keys in the file.
     """
 
     path: Path
@@ -123,14 +123,14 @@ class YamlFile:
     official: frozenset[str]
 
     def origin(self, name: str) -> str:
-        """Where the key ``name`` stands, for messages."""
+        """File, and the authors' key if there is one, that sets the key ``name``; for messages."""
         return f"{self.path}, {OFFICIAL}{self.theirs[name]}" if name in self.theirs else str(self.path)
 
 
 def find_config(given: str, folder: Path = Path()) -> Path:
-    """File of the configuration ``given``: from ``folder``, else the shipped one of that name.
+    """File of the configuration ``given``, relative to ``folder``; if it is missing, the shipped file of that name.
 
-    ``.yaml`` may be left out. Raises ConfigError, which names the nearest one.
+    ``.yaml`` may be left out. Raises ConfigError, which names the nearest file.
     """
     path = Path(expand_path(given))
     for place in (folder / path, ROOT / path, SHIPPED / path):
@@ -143,11 +143,11 @@ def find_config(given: str, folder: Path = Path()) -> Path:
 
 
 def read_yaml(path: str | Path, script: str) -> YamlFile:
-    """One YAML file; the authors' keys below ``common:`` as ours for ``script``, whatever its base is made of.
+    """One YAML file. The authors' keys below ``common:`` become our keys for ``script``; the base plays no part.
 
     Raises:
-        ConfigError: no such file, not YAML, a key given twice, or a ``base`` that is not one path, or not there.
-        DataError: it is not UTF-8.
+        ConfigError: a missing file, not YAML, a repeated key, or a ``base`` that is not one path or is missing.
+        DataError: the file is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -169,13 +169,13 @@ def read_yaml(path: str | Path, script: str) -> YamlFile:
 
 
 def read_chain(path: str | Path, script: str) -> list[YamlFile]:
-    """The file ``path`` and those it inherits from, base first; what comes later wins, and a list replaces a list.
+    """The file ``path`` and the files it inherits from, base first. Later files override; a list replaces a list.
 
-    Each file's own keys, the authors' too, are complete in themselves: ``common:`` is never merged with a base's.
+    Each file is translated alone: its ``common:`` is never merged with a ``common:`` of its base.
     ``exp_name`` is not inherited, because two runs would share a folder.
 
     Raises:
-        ConfigError: as ``read_yaml``; files that are each other's base.
+        ConfigError: as ``read_yaml``; a cycle of bases.
     """
     chain = [read_yaml(path, script)]
     while (base := chain[0].base) is not None:
@@ -188,8 +188,8 @@ def read_chain(path: str | Path, script: str) -> list[YamlFile]:
     return chain
 
 
-def _meant(name: str) -> str:
-    """The key that was probably meant: of that meaning, that last part or that look; of the same group if it can be."""
+def _nearest_key(name: str) -> str:
+    """The key that the user probably meant: by its meaning, its last part or its spelling, in the same group if any."""
     group, _, leaf = name.rpartition(".")
     leaf = leaf.lower().replace("-", "_")
     same_leaf = [key for key in KEYS if key.split(".")[-1] == leaf]
@@ -199,15 +199,15 @@ def _meant(name: str) -> str:
 
 
 def set_key(config: Config, name: str, value: Any, origin: str) -> None:
-    """Set the dotted key ``name`` to what ``value`` (a text or a value) means; errors name ``origin``.
+    """Set the dotted key ``name`` to ``value``, a text or a value; errors name ``origin``.
 
     Raises:
-        ConfigError: no such key, or a value that it does not admit.
+        ConfigError: an unknown key, or a value out of the key's range.
     """
     if value in (None, "", {}) and any(key.startswith(f"{name}.") for key in KEYS):
-        return  # a group of which all keys are left out
+        return  # a group without keys
     if name not in KEYS:
-        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{_meant(name)}'")
+        raise ConfigError(f"{origin}: unknown key '{name}'; the nearest is '{_nearest_key(name)}'")
     group, _, leaf = name.rpartition(".")
     with _naming(origin):
         setattr(getattr(config, group) if group else config, leaf, KEYS[name].value(value))
@@ -216,7 +216,7 @@ def set_key(config: Config, name: str, value: Any, origin: str) -> None:
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """``["source.crop_size=[64, 32]"]`` -> ``{"source.crop_size": ["64", "32"]}``.
 
-    Text is taken as it is, unless it is quoted; the value of any other key is YAML.
+    The value of a text key is used as it is, unless it is quoted. The value of any other key is YAML.
 
     Raises:
         ConfigError: not ``key=value``, or not YAML.
@@ -234,28 +234,28 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def check_exp_name(name: str) -> None:
-    """Refuse a run name whose folder would not lie below ``snapshot_dir``, where results may be deleted.
+    """Check that the run folder lies below ``snapshot_dir``: results are deleted only there.
 
     Raises:
-        ConfigError: an absolute path, or one with ``..``.
+        ConfigError: the name is an absolute path, or contains ``..``.
     """
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ConfigError(
-            f"key 'exp_name' is {name!r}: the run folder snapshot_dir/exp_name must lie below snapshot_dir, "
-            "set that to choose another place"
+            f"key 'exp_name' is {name!r}: the run folder snapshot_dir/exp_name must lie below snapshot_dir. "
+            "Set snapshot_dir to choose another place"
         )
 
 
 def build_config(
     path: str | Path, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None, script: str = "evaluate"
 ) -> Config:
-    """Config from a script's ``defaults`` (dotted keys), then the YAML file's bases, itself, ``key=value`` overrides.
+    """Config from a script's ``defaults`` (dotted keys), the bases, the YAML file and the ``key=value`` overrides.
 
-    ``script`` is the name of the script, on which the meaning of the authors' keys depends.
+    Later ones override. The meaning of the authors' keys depends on the name of the ``script``.
 
     Raises:
-        ConfigError: names the key, and the file of the chain in which it stands.
+        ConfigError: names the key, and the file that sets it.
     """
     config, chain = Config(), read_chain(path, script)
     settings = [(name, value, file.origin(name)) for file in chain for name, value in file.keys.items()]
@@ -271,12 +271,12 @@ def build_config(
     if official:
         check_complete(config, script, official, given, str(path))
     if config.test.dataset == LIST and "test.input_size" not in given | (defaults or {}).keys():
-        config.test.input_size = None  # the default is Cityscapes' shape
+        config.test.input_size = None  # the default has Cityscapes' shape
     return config
 
 
 def read_keys(text: str) -> dict[str, Any]:
-    """What ``to_yaml`` wrote, perhaps another version's, by dotted key. Raises yaml.YAMLError where it is no YAML."""
+    """Values in a text of ``to_yaml``, also of another version, by dotted key. Raises yaml.YAMLError."""
     return flatten(yaml.load(text, Loader=YamlLoader))
 
 

@@ -1,4 +1,4 @@
-"""What each key admits, and the value that a text means for it: the key's type decides, not how YAML reads the text."""
+"""Type and range of each key, and the conversion of a text to its value by the key's type, not by YAML's types."""
 
 import math
 import typing
@@ -19,7 +19,7 @@ NOTHING = (None, "", "~", "null", "Null", "NULL")  # for a key that may be null
 
 @dataclass(frozen=True)
 class Key:
-    """One key of ``utils/config/schema.py``, by its dotted name; see ``key`` there."""
+    """One key of ``utils/config/schema.py`` with its dotted name; see ``key`` there."""
 
     name: str
     hint: Any
@@ -31,27 +31,27 @@ class Key:
 
     @property
     def optional(self) -> bool:
-        """Whether it may be null."""
+        """Whether the key may be null."""
         return NoneType in typing.get_args(self.hint)
 
     @property
     def type(self) -> Any:
-        """Its type, without null."""
+        """Type of the key, without null."""
         return typing.get_args(self.hint)[0] if self.optional else self.hint
 
     @property
     def kind(self) -> str:
-        """Type and range, for people."""
+        """Type and range, as text for messages and help."""
         if isinstance(self.admits, tuple):
             return " | ".join(self.admits)
         text = self.type.__name__ if isinstance(self.type, type) else str(self.type)
         return text + " or null" * self.optional + (f", {self.admits.text}" if self.admits else "")
 
     def value(self, given: Any) -> Any:
-        """The value that ``given`` means: a text, or a value of the key's type.
+        """The value of the key for ``given``, a text or a value of the key's type.
 
         Raises:
-            ConfigError: another type, a number out of the key's range, a name that is none of its choices.
+            ConfigError: a wrong type, a number out of the key's range, or a name that is not one of its choices.
         """
         if self.optional and given in NOTHING:
             return None
@@ -67,9 +67,9 @@ class Key:
         if not admitted:
             raise ConfigError(f"key '{self.name}' must be {self.kind}, got {given!r}")
         if self.needs_one and not value:
-            raise ConfigError(f"key '{self.name}' is empty: it needs one entry at least")
+            raise ConfigError(f"key '{self.name}' is empty: it needs at least one entry")
         if self.type == Range and value[0] > value[1]:
-            raise ConfigError(f"key '{self.name}' is [min, max], got {given!r}: the first number is the smaller one")
+            raise ConfigError(f"key '{self.name}' is [min, max], got {given!r}: give the smaller number first")
         if isinstance(value, str) and not value.isprintable():
             raise ConfigError(f"key '{self.name}' has a character that cannot be printed: {value!r}")
         try:
@@ -79,7 +79,7 @@ class Key:
 
 
 def convert(given: Any, type_: Any) -> Any:
-    """``given`` as ``type_``; raises TypeError or ValueError where it is not one."""
+    """``given`` converted to ``type_``; raises TypeError or ValueError if that is impossible."""
     if typing.get_origin(type_) is tuple:
         items = given.split(",") if isinstance(given, str) else given
         if not isinstance(items, (list, tuple)):
@@ -102,7 +102,7 @@ def convert(given: Any, type_: Any) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """``value`` on one line of YAML, as the command line takes it."""
+    """``value`` on one line of YAML, as the command line accepts it."""
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
