@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dataset.program import exit_after
+from utils.launch import PROGRAM
+from utils.launch import main as launch_main
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
@@ -53,6 +55,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def launched(arguments: Sequence[str]) -> None:
+    """The launcher as ``run.sh`` starts it, in a forked process."""
+    exit_after(lambda: launch_main(arguments), PROGRAM, resumable=True)
 
 
 class Forked:

@@ -11,7 +11,7 @@ import torch
 import evaluate
 import train_source_only
 from dataset.messages import DataError
-from tests.processes import Forked, as_two, ended, finish, launch
+from tests.processes import Forked, as_two, ended, launch, launched
 from tests.training import recorded
 from utils import distributed
 
@@ -169,10 +169,11 @@ if not (here / "failed").exists():
 """
 
 
-def test_one_failing_process_ends_the_others_with_its_error_and_all_start_again(tmp_path):
+def test_one_failing_process_ends_the_others_with_its_error_and_all_start_again(tmp_path, fork):
     """The other one would wait for it for ever."""
     (tmp_path / "failing.py").write_text(FAILING)
-    output = finish(launch(2, str(tmp_path / "failing.py"), ["--config", "x"], MAX_RESTARTS="1"), timeout=90)
+    status, output = fork(launched, ["5", str(tmp_path / "failing.py")], NPROC="2", MAX_RESTARTS="1").ended(90)
+    assert status == 0, output
     assert "this process is out of luck" in output
     assert "rank 1 failed first, with status 1" in output and "restart 1 of 1" in output
 

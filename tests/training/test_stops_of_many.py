@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import ROOT, Forked, ended, launch
+from tests.processes import ROOT, Forked, ended, launch, launched
 from tests.training.test_resume import KEYS, assert_same_run
-from utils.launch import main as launch_main
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
 from utils.signals import STOPPED
@@ -97,7 +96,7 @@ def launcher(fork) -> Callable[..., Forked]:
     """The launcher alone, without ``run.sh``: ``launcher(SCRIPT, arguments)`` of two processes."""
 
     def start(script: Path, arguments: list[str], **variables: str) -> Forked:
-        return fork(launch_main, ["5", str(script), *arguments], NPROC="2", PYTHONPATH=str(ROOT), **variables)
+        return fork(launched, ["5", str(script), *arguments], NPROC="2", PYTHONPATH=str(ROOT), **variables)
 
     return start
 
