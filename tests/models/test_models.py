@@ -80,10 +80,8 @@ def test_state_dict_keys_are_the_official_ones(name):
 
 TRAINED = [
     ("resnet18_dilated8", "ppm_bilinear"),
-    ("resnet18", "ppm_bilinear"),
     ("resnet50_dilated16", "aspp"),
     ("tv_resnet18_dilated16", "fcn"),
-    ("tv_resnet101_dilated8", "fcn"),
     ("vgg16", "fcn8s"),
 ]
 
@@ -100,7 +98,7 @@ def test_few_steps_of_training_fit_a_batch(encoder, decoder, monkeypatch):
     images, label = torch.randn(2, 3, 40, 56), torch.randint(5, (2, 40, 56))
     label[:, :20] = 3
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         outputs = model(images)
         loss = sum(F.cross_entropy(logits, label) for logits in outputs.values())
         optimizer.zero_grad()
