@@ -24,16 +24,10 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.imported"])
 
 
-def launch(
-    processes: int, script: str, arguments: Sequence[str], within: Sequence[str] = (), **variables: str
-) -> subprocess.Popen:
-    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...).
-
-    Args:
-        within: a command that starts it.
-    """
+def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
+    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
     usual = {"NPROC": str(processes), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    run = [*within, "sh", str(ROOT / "run.sh"), script, *arguments[1:]]
+    run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
     return subprocess.Popen(
         run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
