@@ -125,6 +125,7 @@ def test_wrong_key_of_several_processes_is_said_once_before_they_start(tmp_path)
     assert (wrong.returncode, wrong.stderr) == (2, message)
 
 
+@pytest.mark.slow
 def test_another_folder(command, tmp_path, monkeypatch):
     """Everything is relative to where the command is started; what lies there under our names does not matter."""
     _, config, *keys = command(Path("runs"), "run", "train.num_steps=1", "val.held_out=0")

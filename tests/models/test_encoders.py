@@ -31,6 +31,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_training_is_the_same_with_and_without_recomputation(name):
     """Loss, gradients and statistics of a step."""
@@ -52,6 +53,7 @@ def test_training_is_the_same_with_and_without_recomputation(name):
     assert not [key for key, value in results[0].items() if not torch.allclose(value, results[1][key], 1e-4, 1e-6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENCODERS if "34" not in name and "101" not in name])
 def test_features_are_as_they_are_said_to_be(name):
     with torch.device("cpu" if "regnet" in name else "meta"):  # which makes its widths by tensors
