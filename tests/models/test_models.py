@@ -73,7 +73,8 @@ def test_network_gives_the_numbers_of_the_released_code(case, device):
 @pytest.mark.parametrize("name", OFFICIAL_KEYS)
 def test_state_dict_keys_are_the_official_ones(name):
     encoder, part = name.split(".")
-    model = build_segmentor(encoder, "ppm_bilinear", 19, width(encoder))
+    with torch.device("meta"):
+        model = build_segmentor(encoder, "ppm_bilinear", 19)
     lines = sorted(f"{k} {'x'.join(map(str, v.shape))}" for k, v in getattr(model, part).state_dict().items())
     assert (len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()) == OFFICIAL_KEYS[name]
 
