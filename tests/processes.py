@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from utils.launch import PROGRAM
 from utils.launch import main as launch_main
 
 ROOT = Path(__file__).parents[1]
+LIMIT = 120.0  # seconds that a condition may take on a busy machine
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.imported"])
 
@@ -39,10 +41,12 @@ def ended(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
     return process.returncode, output
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> str:
-    status, output = ended(process, timeout)
-    assert status == 0, output
-    return output
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for it, ``LIMIT`` seconds at most."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"not within {LIMIT} s: {what}"
+        time.sleep(0.02)
 
 
 def free_port() -> int:

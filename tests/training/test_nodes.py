@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import train_source_only
-from tests.processes import ROOT, Forked, free_port, launched
+from tests.processes import ROOT, Forked, free_port, launched, until
 from tests.training.test_distributed import losses
 
 pytestmark = pytest.mark.slow(5)  # seconds
@@ -57,13 +57,6 @@ def nodes(fork) -> Callable[..., list[Forked]]:
         return found
 
     return start
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def test_configurations_that_disagree_are_named_before_anything_else(fork_two, command, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import ROOT, Forked, ended, launch, launched
+from tests.processes import LIMIT, ROOT, Forked, ended, launch, launched, until
 from tests.training.test_resume import KEYS, assert_same_run
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
@@ -17,7 +17,6 @@ from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow(5)  # seconds
 
-LIMIT = 120.0  # seconds that a condition may take on a busy machine
 # Source only, whose processes say in a file which step they start with, and begin it when a file lets them.
 GATED = """
 import os, pathlib, sys, time
@@ -74,13 +73,6 @@ def hangups_count() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, f"not within {LIMIT} s: {what}"
-        time.sleep(0.02)
 
 
 def both_wait(folder: Path, names: str, running: Callable[[], bool]) -> list[int]:
