@@ -12,26 +12,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dataset.program import exit_after
+from utils.launch import PROGRAM
+from utils.launch import main as launch_main
 
 ROOT = Path(__file__).parents[1]
+LIMIT = 120.0  # seconds that a condition may take on a busy machine
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.imported"])
 
 
-def launch(
-    processes: int, script: str, arguments: Sequence[str], within: Sequence[str] = (), **variables: str
-) -> subprocess.Popen:
-    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...).
-
-    Args:
-        within: a command that starts it.
-    """
+def launch(processes: int, script: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen:
+    """``run.sh`` with ``arguments`` as ``command`` gives them (--config FILE ...)."""
     usual = {"NPROC": str(processes), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    run = [*within, "sh", str(ROOT / "run.sh"), script, *arguments[1:]]
+    run = ["sh", str(ROOT / "run.sh"), script, *arguments[1:]]
     return subprocess.Popen(
         run, env=os.environ | usual | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -43,16 +41,23 @@ def ended(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
     return process.returncode, output
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> str:
-    status, output = ended(process, timeout)
-    assert status == 0, output
-    return output
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for it, ``LIMIT`` seconds at most."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"not within {LIMIT} s: {what}"
+        time.sleep(0.02)
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def launched(arguments: Sequence[str]) -> None:
+    """The launcher as ``run.sh`` starts it, in a forked process."""
+    exit_after(lambda: launch_main(arguments), PROGRAM, resumable=True)
 
 
 class Forked:

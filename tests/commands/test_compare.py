@@ -199,9 +199,9 @@ def test_heads_keep_the_end_of_a_name_and_marks_all_of_it():
 def test_summary_of_a_run(source_run, adapted):
     found = read_summary(adapted / "last.pth")
     assert (found.method, found.start, found.step, found.seed) == ("PyCDA", "source_only", 2, 0)
-    assert found.images == {"source": 6, "target": 9, "held_out": 0} and len(found.commit) == 10
+    assert found.images == {"source": 6, "target": 9, "held_out": 0}
     assert starting_run(adapted) == str(source_run) and starting_run(source_run) is None
-    assert torch.load(adapted / "last.pth", weights_only=True)["git"].startswith(found.commit)
+    assert found.commit == torch.load(adapted / "last.pth", weights_only=True)["git"][:10]  # or unknown
 
 
 def test_networks_are_called_by_their_runs_and_by_their_files_where_these_are_the_same():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import train_source_only
 from dataset.labels import CITYSCAPES
 from models import build_segmentor
 from utils.commands import export
@@ -44,10 +45,12 @@ def settled(encoder: str, decoder: str) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.slow
-def test_needs_torch_alone_beside_another_utils(command, source_run, tmp_path, capsys):
-    arguments = command(source_run.parent, "source_only", "--to", str(tmp_path / "network.pt2"))
-    assert export.main(arguments) == 0
+def test_needs_torch_alone_beside_another_utils(command, tmp_path, capsys):
+    """With pyramid pooling, whose averages would fix the size."""
+    keys = ["model.decoder=ppm_bilinear", "val.held_out=0", "train.num_steps=1"]
+    train_source_only.main(command(tmp_path, "run", *keys))
+    capsys.readouterr()
+    assert export.main(command(tmp_path, "run", *keys, "--to", str(tmp_path / "network.pt2"))) == 0
     said = capsys.readouterr().out
     assert "pictures uint8 RGB (N, H, W, 3) -> classes uint8 (N, H, W)" in said and "get another class" in said
     (tmp_path / "utils").mkdir()
@@ -60,34 +63,23 @@ def test_needs_torch_alone_beside_another_utils(command, source_run, tmp_path, c
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["road", "[]"]
     classes = torch.load(tmp_path / "classes.pt").numpy()
-    predictor = load(source_run, "cpu")
+    predictor = load(tmp_path / "run", "cpu")
     expected = np.stack([predictor(picture.numpy()) for picture in pictures])
     assert classes.shape == (2, 50, 70) and (classes == expected).mean() > 0.999
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_pyramid_pooling_takes_any_size(tmp_path, suffix):
-    if suffix == ".onnx":
-        for package in exported.ONNX_PACKAGES:
-            pytest.importorskip(package)
-    model, path = settled("resnet10_dilated16", "ppm_bilinear"), tmp_path / f"network{suffix}"
-    said = export_network(model, CITYSCAPES, path, logits=True, size=None)
-    assert "logits float32 (N, C, H, W); largest difference" in said
-    network = {".pt2": exported.read_pt2, ".onnx": exported.read_onnx}[suffix](path)
-    assert network(random_pictures(3, 40, 77, seed=1)).shape == (3, 19, 40, 77)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_fixed_size_and_names_in_the_onnx_file(tmp_path):
+def test_onnx_file_takes_any_size_and_has_the_names(tmp_path):
     for package in exported.ONNX_PACKAGES:
         pytest.importorskip(package)
     import onnx
 
     path = tmp_path / "network.onnx"
-    said = export_network(settled("resnet10_dilated16", "fcn"), CITYSCAPES, path, logits=False, size=(96, 64))
-    assert "(N, 64, 96, 3) -> classes" in said
+    said = export_network(settled("resnet10_dilated16", "ppm_bilinear"), CITYSCAPES, path, logits=True, size=None)
+    assert "logits float32 (N, C, H, W); largest difference" in said
+    assert exported.read_onnx(path)(random_pictures(3, 40, 77, seed=1)).shape == (3, 19, 40, 77)
     properties = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     assert properties["names"] == list(CITYSCAPES.names) and properties["palette"] == CITYSCAPES.palette.tolist()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 6), (8, 13)])
@@ -108,10 +100,13 @@ def test_another_network_is_told_from_the_original(tmp_path, monkeypatch):
 
         with pytest.raises(ExportError, match="not the original"):
             largest_difference(bgr, model, logits, [(1, 64, 96)])
+    said = export_network(model, CITYSCAPES, tmp_path / "right.pt2", logits=False, size=(96, 64))
+    assert "(N, 64, 96, 3) -> classes" in said
+    (tmp_path / "right.pt2").unlink()
     monkeypatch.setattr(exported, "IMAGENET_STD", (1.0, 1.0, 1.0))
     (tmp_path / "n.pt2").write_text("an earlier export")
     with pytest.raises(ExportError, match="not the original"):
-        export_network(model, CITYSCAPES, tmp_path / "n.pt2", logits=True, size=None)
+        export_network(model, CITYSCAPES, tmp_path / "n.pt2", logits=True, size=(96, 64))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier export"]
 
 

@@ -136,7 +136,11 @@ def test_released_file_with_other_paths_is_checked_trained_and_scored(name, path
     script, own = FILES[name]
     adapts = name in ("pycda", "spatial")
     path = write(tmp_path, name, RELEASED, own, paths, pair if adapts else {})
-    keys = [*SMALL, *([] if name == "spatial" else CROPS), *([] if adapts else ["model.weights=scratch"])]
+    keys = [
+        *SMALL,
+        *([] if name == "spatial" else CROPS),
+        *([] if adapts else ["model.weights=scratch", "model.decoder=fcn"]),
+    ]
     assert check.main([path, *keys, "--workers", "0"]) == 0
     out = capsys.readouterr().out
     assert "0 errors" in out and "held_out: 3 images, 3 labels" in out and "test: 3 images, 3 labels" in out

@@ -1,52 +1,53 @@
 """Commands that read by processes run where these are spawned (macOS) or forked from a server (Python 3.14)."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-# All commands in one process, which imports torch once; the start method is the platform's.
-FORCED = """
-import json, multiprocessing, sys
-from importlib import import_module
+import evaluate
+import test_adabn as convert
+import train_pycda_spatial
+from utils.commands import check, predict, report
+
+pytestmark = pytest.mark.slow(5)  # seconds
+# As on a platform that spawns: the new process imports the script once more.
+SPAWNING = """
+import multiprocessing, sys
+import train_source_only
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    for module, arguments in json.loads(sys.argv[2]):
-        print("==", module, flush=True)
-        status = import_module(module).main(arguments)
-        assert not status, (module, status)
+    multiprocessing.set_start_method("spawn")
+    train_source_only.main(sys.argv[1:])
 """
-TRAINING = "train_pycda_spatial"
 
 
-@pytest.mark.slow(27)  # seconds
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_every_command_runs(method, command, city, source_run, tmp_path):
+@pytest.fixture
+def forked_from_a_server() -> Iterator[None]:
+    """What a process is given is pickled, as where it is spawned; the server of the tests has imported torch."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_every_command_runs(forked_from_a_server, command, city, source_run, tmp_path, capsys):
     usual = command(
         tmp_path, "spatial", "train.num_workers=1", "test.num_workers=1", "target.crop_size=null", "val.held_out=0"
     )
     start = [f"model.weights={source_run}", "curriculum.image_target=source", "source.crop_size=null"]
-    lines = [
-        ("utils.commands.check", [*usual, "--workers", "2"]),
-        (TRAINING, [*usual, *start, f"train.cache_dir={tmp_path}/cache"]),
-    ]
-    if method == "spawn":
-        lines += [
-            ("test_adabn", usual),
-            ("evaluate", usual),
-            ("utils.commands.predict", [*usual, str(city / "gtav/images"), "--save", str(tmp_path / "out")]),
-            ("utils.commands.report", usual),
-        ]
-    (tmp_path / "forced.py").write_text(FORCED)
-    program = [sys.executable, str(tmp_path / "forced.py"), method, json.dumps(lines)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, (result.stdout[-2000:], result.stderr[-2000:])
-    assert result.stdout.count("== ") >= len(lines) and "0 errors" in result.stdout
+    assert check.main([*usual, "--workers", "2"]) == 0 and "0 errors" in capsys.readouterr().out
+    train_pycda_spatial.main([*usual, *start, f"train.cache_dir={tmp_path}/cache"])
     assert (tmp_path / "spatial/last.pth").is_file()
-    assert (tmp_path / "spatial/report.html").is_file() == (method == "spawn")
+    convert.main(usual)
+    assert evaluate.main(usual) == 0
+    assert predict.main([*usual, str(city / "gtav/images"), "--save", str(tmp_path / "out")]) == 0
+    report.main(usual)
+    assert (tmp_path / "spatial/report.html").is_file()
+
+
+def test_training_runs_where_a_loader_is_spawned(command, fork, tmp_path):
+    (tmp_path / "spawning.py").write_text(SPAWNING)
+    keys = ["train.num_workers=1", "val.held_out=0", "train.num_steps=1"]
+    status, output = fork(str(tmp_path / "spawning.py"), command(tmp_path, "run", *keys)).ended()
+    assert status == 0 and (tmp_path / "run/last.pth").is_file(), output

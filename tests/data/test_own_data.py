@@ -70,14 +70,13 @@ def test_four_classes_through_the_whole_recipe(command: Callable[..., list[str]]
     train_source_only.main(command(own, "source_only", *mine))
     whole = ["target.crop_size=null", "target.input_size=[96, 64]", "source.crop_size=null"]
     start = f"model.weights={own}/source_only"
-    train_pycda.main(command(own, "pycda", *mine, start, "curriculum.image_target=source"))
     train_pycda_spatial.main(command(own, "spatial", *mine, *whole, start))
-    evaluate.main(command(own, "pycda", *mine, "--json", str(own / "s.json"), "--save", str(own / "p")))
+    evaluate.main(command(own, "spatial", *mine, "--json", str(own / "s.json"), "--save", str(own / "p")))
     result = json.loads((own / "s.json").read_text())
     assert list(result["iou"]) == ["ground", "built", "plants", "moving"] and "miou_16" not in result
     assert np.array(result["confusion_matrix"]).shape == (4, 4) and (own / "p/confusion.png").is_file()
-    assert '"target/share/pixel/plants"' in (own / "pycda/log.jsonl").read_text()
-    assert "no labelled held-out" in (own / "pycda/log.txt").read_text()
+    assert '"target/share/pixel/plants"' in (own / "spatial/log.jsonl").read_text()
+    assert "no labelled held-out" in (own / "spatial/log.txt").read_text()
 
 
 def test_checkpoint_of_other_classes_is_refused_and_says_which(command, city, own):

@@ -228,8 +228,9 @@ def test_two_processes_are_one_batch(tmp_path):
     """Logits, statistics and gradients, also for a large mean, for which E[x^2] - E[x]^2 would cancel."""
     small = torch.randn(4, 2, 6, 5, generator=torch.Generator().manual_seed(1))
     batches = [small, small + 3000]
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_one_rank, (2, os.fspath(tmp_path / "rendezvous"), batches, queue), nprocs=2)
+    queue = mp.get_context("forkserver").SimpleQueue()
+    arguments = (2, os.fspath(tmp_path / "rendezvous"), batches, queue)
+    mp.start_processes(_one_rank, arguments, nprocs=2, start_method="forkserver")  # of the server in tests/processes.py
     for images, tolerance in zip(batches, (1e-5, 5e-3), strict=True):
         of_images, of_network = _results(_network(), images)
         for found, expected in zip(queue.get(), (*of_images, *of_network), strict=True):

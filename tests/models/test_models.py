@@ -73,17 +73,16 @@ def test_network_gives_the_numbers_of_the_released_code(case, device):
 @pytest.mark.parametrize("name", OFFICIAL_KEYS)
 def test_state_dict_keys_are_the_official_ones(name):
     encoder, part = name.split(".")
-    model = build_segmentor(encoder, "ppm_bilinear", 19, width(encoder))
+    with torch.device("meta"):
+        model = build_segmentor(encoder, "ppm_bilinear", 19)
     lines = sorted(f"{k} {'x'.join(map(str, v.shape))}" for k, v in getattr(model, part).state_dict().items())
     assert (len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()) == OFFICIAL_KEYS[name]
 
 
 TRAINED = [
     ("resnet18_dilated8", "ppm_bilinear"),
-    ("resnet18", "ppm_bilinear"),
     ("resnet50_dilated16", "aspp"),
     ("tv_resnet18_dilated16", "fcn"),
-    ("tv_resnet101_dilated8", "fcn"),
     ("vgg16", "fcn8s"),
 ]
 
@@ -100,7 +99,7 @@ def test_few_steps_of_training_fit_a_batch(encoder, decoder, monkeypatch):
     images, label = torch.randn(2, 3, 40, 56), torch.randint(5, (2, 40, 56))
     label[:, :20] = 3
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         outputs = model(images)
         loss = sum(F.cross_entropy(logits, label) for logits in outputs.values())
         optimizer.zero_grad()

@@ -11,32 +11,28 @@ import torch
 import evaluate
 import train_source_only
 from dataset.messages import DataError
-from tests.processes import Forked, as_two, ended, finish, launch
+from tests.processes import Forked, as_two, ended, launch, launched
 from tests.training import recorded
 from utils import distributed
 
 pytestmark = pytest.mark.slow(5)  # seconds
 
-WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[96, 64]", "source.input_size=[96, 64]"]
+WHOLE = ["source.crop_size=null", "target.crop_size=null", "target.input_size=[72, 48]", "source.input_size=[72, 48]"]
 STEPS = ["train.num_steps=5", "train.batch_size=4", "val.every=5", "model.dropout=0.0"]
 CHANGED = [*STEPS, "val.every=2"]  # of a run whose number of processes changes
 NETWORK = ["source.crop_size=null", "target.crop_size=null"]
-SCRIPTS = {
-    "train_source_only": ["source.scale=[0.7, 1.3]", "source.flip=true", "source.crop_size=[96, 64]"],
-    "train_pycda": ["curriculum.conf_threshold=0.2"],
-    "train_pycda_spatial": [*WHOLE, "curriculum.conf_threshold=0.0"],  # few squares: one at the threshold would show
-}
 LEARNING = ["train.lr_encoder=0.0002", "train.lr_decoder=0.001"]
 RESTING = ["train.lr_encoder=0", "train.lr_decoder=0"]
-PAIRS = [  # of all nine: each script while it learns, and what float32 and learning cannot tell, once
-    *((script, "float32") for script in SCRIPTS),
-    ("train_pycda", "resting"),
-    ("train_pycda_spatial", "float64"),
-]
-RUNS = {  # precision, steps (float64 is slow), learning rates, what may be apart: losses and weights; gradients
-    "float32": ("float32", 3, LEARNING, 1e-4, 0.05),
-    "resting": ("float32", 2, RESTING, 1e-4, 1e-4),
-    "float64": ("float64", 2, LEARNING, 1e-6, 1e-6),
+RUNS = {  # each script once: keys; precision; steps; what may be apart: losses and weights, gradients
+    "train_source_only": (
+        ["source.scale=[0.7, 1.3]", "source.flip=true", "source.crop_size=[96, 64]", *LEARNING],
+        *("float32", 3, 1e-4, 0.05),
+    ),
+    "train_pycda": (["curriculum.conf_threshold=0.2", *RESTING], "float32", 2, 1e-4, 1e-4),
+    "train_pycda_spatial": (  # few squares: one at the threshold would show
+        [*WHOLE, "curriculum.conf_threshold=0.0", *LEARNING],
+        *("float64", 2, 1e-6, 1e-6),
+    ),
 }
 
 
@@ -56,23 +52,22 @@ def trained_run(command, tmp_path_factory) -> Path:
     on the other side of a ReLU changes the gradient by half a percent, and the pseudo-labels are ties."""
     runs = tmp_path_factory.mktemp("trained")
     rates = ["train.lr_encoder=0.01", "train.lr_decoder=0.05"]
-    keys = ["train.num_steps=30", "train.batch_size=4", "val.every=30", *rates]
+    keys = ["train.num_steps=20", "train.batch_size=4", "val.every=20", *rates]
     train_source_only.main(command(runs, "source_only", *NETWORK, *keys))
     return runs / "source_only"
 
 
 @pytest.fixture(scope="module")
 def pairs(command, trained_run, tmp_path_factory) -> Path:
-    """Folder of the runs and gradients of ``PAIRS``, by one process and by two: SCRIPT-RUN-PROCESSES.
+    """Folder of the runs and gradients of ``RUNS``, by one process and by two: SCRIPT-PROCESSES.
 
     In the same start two processes score ``trained_run``, and begin the run ``changed``.
     """
     runs, jobs = tmp_path_factory.mktemp("pairs"), {1: [], 2: []}
     for processes in jobs:
-        for script, run in PAIRS:
-            dtype, steps, rates, *_ = RUNS[run]
-            name, steps_key = f"{script}-{run}-{processes}", f"train.num_steps={steps}"
-            options = [*NETWORK, *STEPS, steps_key, *rates, *SCRIPTS[script], f"model.weights={trained_run}"]
+        for script, (keys, dtype, steps, *_) in RUNS.items():
+            name, steps_key = f"{script}-{processes}", f"train.num_steps={steps}"
+            options = [*NETWORK, *STEPS, steps_key, *keys, f"model.weights={trained_run}"]
             job = {"script": script, "arguments": command(runs, name, *options)}
             jobs[processes].append(job | {"dtype": dtype, "file": f"{runs}/{name}.pth"})
     alone = [
@@ -109,13 +104,13 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     return (difference / total).sqrt().item()
 
 
-@pytest.mark.parametrize(("script", "run"), PAIRS)
-def test_two_processes_train_as_one(pairs, trained_run, script, run):
+@pytest.mark.parametrize("script", RUNS)
+def test_two_processes_train_as_one(pairs, trained_run, script):
     """Losses, gradients and weights of a few iterations. With the same weights, the gradients are the same in float32
     too; while these learn, rounding moves a value to the other side of a ReLU now and then, and the gradient by up to a
     few percent with it. In float64, where it cannot, gradients are the same all along."""
-    _, steps, _, value, gradient = RUNS[run]
-    one, two = (losses(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
+    keys, _, steps, value, gradient = RUNS[script]
+    one, two = (losses(pairs / f"{script}-{processes}") for processes in (1, 2))
     assert [record["step"] for record in one] == [*range(1, steps + 1), steps]  # the last one: the scores
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
@@ -125,14 +120,14 @@ def test_two_processes_train_as_one(pairs, trained_run, script, run):
             if "/labelled/" in name or "/share/" in name:
                 counted = 10 * value
             assert a[name] == pytest.approx(b[name], rel=10 * value if tie else value, abs=counted, nan_ok=True), name
-    one, two = (torch.load(pairs / f"{script}-{run}-{processes}.pth", weights_only=True) for processes in (1, 2))
+    one, two = (torch.load(pairs / f"{script}-{processes}.pth", weights_only=True) for processes in (1, 2))
     assert len(one) == len(two) == (steps if script == "train_source_only" else 2 * steps)
     assert all(apart(a, b) <= gradient for a, b in zip(one, two, strict=True))
-    one, two = (weights(pairs / f"{script}-{run}-{processes}") for processes in (1, 2))
+    one, two = (weights(pairs / f"{script}-{processes}") for processes in (1, 2))
     assert all(apart({name: one[name]}, {name: two[name]}) <= value for name in one)
     start = torch.load(trained_run / "best.pth", weights_only=True)["model"]
     moved = [{name: end[name] - start[name] for name in start if "running_" not in name} for end in (one, two)]
-    if run == "resting":
+    if RESTING[0] in keys:
         assert not any(move.any() for move in moved[0].values())
     else:
         assert apart(*moved) <= min(gradient, 0.01)  # what the gradients did agrees too, not only what they left alone
@@ -169,10 +164,11 @@ if not (here / "failed").exists():
 """
 
 
-def test_one_failing_process_ends_the_others_with_its_error_and_all_start_again(tmp_path):
+def test_one_failing_process_ends_the_others_with_its_error_and_all_start_again(tmp_path, fork):
     """The other one would wait for it for ever."""
     (tmp_path / "failing.py").write_text(FAILING)
-    output = finish(launch(2, str(tmp_path / "failing.py"), ["--config", "x"], MAX_RESTARTS="1"), timeout=90)
+    status, output = fork(launched, ["5", str(tmp_path / "failing.py")], NPROC="2", MAX_RESTARTS="1").ended(90)
+    assert status == 0, output
     assert "this process is out of luck" in output
     assert "rank 1 failed first, with status 1" in output and "restart 1 of 1" in output
 

@@ -1,56 +1,62 @@
 """Several nodes, as processes of one machine: what they disagree in, who is lost, and that nobody waits for ever."""
 
+import ctypes
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import train_source_only
-from tests.processes import ended, finish, free_port, launch
+from tests.processes import ROOT, Forked, free_port, launched, until
 from tests.training.test_distributed import losses
 
-pytestmark = pytest.mark.slow(12)  # seconds
+pytestmark = pytest.mark.slow(5)  # seconds
 
 LOST = 69  # exit status
 STARTED = "step 1 "
 ENDLESS = ["train.num_steps=100000", "val.every=100000", "train.print_freq=1", "val.held_out=0"]
 
 
+# Source only, whose second process is killed before its fourth step, once.
+KILLED = """
+import os, pathlib, signal
+import train_source_only
+from dataset.program import exit_after
+from utils import distributed
+from utils.engine.trainer import Trainer
+
+step, once = Trainer.step, pathlib.Path(__file__).with_name("killed")
+
+def killed(self):
+    if self.state.step == 3 and distributed.rank() == 1 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self)
+
+Trainer.step = killed
+exit_after(train_source_only.main)
+"""
+
+
 @pytest.fixture
-def nodes(command, tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
-    """``nodes([keys of node 0], [keys of node 1], **variables)`` starts one process on each of two nodes."""
-    port, started = str(free_port()), []
+def nodes(fork) -> Callable[..., list[Forked]]:
+    """``nodes([arguments of node 0], [of node 1], **variables)`` starts a launcher of one process on each node."""
+    port = str(free_port())
 
-    def start(*keys: list[str], ports: tuple[str, str] = (port, port), **variables: str) -> list[subprocess.Popen]:
-        for rank, own in enumerate(keys):
+    def start(*arguments: list[str], ports: tuple[str, str] = (port, port), **variables: str) -> list[Forked]:
+        found = []
+        for rank, own in enumerate(arguments):
             where = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[rank]}
-            arguments = command(tmp_path, "nodes", *own)
-            started.append(launch(1, "train_source_only.py", arguments, **where | variables))
-        return started
+            found.append(fork(launched, own, **where, NPROC="1", PYTHONPATH=str(ROOT), **variables))
+        return found
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(log: Path, text: str, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not (log.is_file() and text in log.read_text()):
-        assert time.monotonic() < until, f"no {text!r} in {log}"
-        time.sleep(0.1)
-
-
-def trainers(launcher: subprocess.Popen) -> list[int]:
-    """Process ids of what a launcher has started."""
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
+    return start
 
 
 def test_configurations_that_disagree_are_named_before_anything_else(fork_two, command, tmp_path):
@@ -98,39 +104,39 @@ def test_a_node_without_the_run_folder_goes_on_from_what_the_first_node_has(fork
     assert totals[0] == pytest.approx(totals[1], rel=1e-3)
 
 
-def test_a_killed_process_is_named_on_its_node_and_both_nodes_start_again(nodes, tmp_path):
-    keys = ["train.num_steps=16", "val.every=2", "val.held_out=0"]
-    first, second = nodes(keys, keys, MAX_RESTARTS="1")
-    wait_for(tmp_path / "nodes/log.txt", "step 3 ")
-    for process in trainers(second):
-        os.kill(process, signal.SIGKILL)
-    outputs = finish(first), finish(second)
-    assert "lost another process" in outputs[0] and "going on from" in outputs[0]
-    assert "rank 1 failed first, with status 137" in outputs[1] and "restart 1 of 1" in outputs[1]
+def test_a_killed_process_is_named_on_its_node_and_both_nodes_start_again(nodes, command, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    keys = command(tmp_path, "nodes", "train.num_steps=4", "val.every=2", "val.held_out=0")
+    arguments = ["5", str(tmp_path / "killed.py"), *keys]
+    (first, said), (second, output) = (node.ended() for node in nodes(arguments, arguments, MAX_RESTARTS="1"))
+    assert first == second == 0, said + output
+    assert "lost another process" in said and "going on from" in said
+    assert "rank 1 failed first, with status 137" in output and "restart 1 of 1" in output
     log = (tmp_path / "nodes/log.txt").read_text()
     assert "2 process(es) on cpu" in log and "lost another process" in log
-    assert [record["step"] for record in losses(tmp_path / "nodes")] == [*range(1, 17)]
+    assert [record["step"] for record in losses(tmp_path / "nodes")] == [1, 2, 3, 4]
 
 
 def test_nodes_that_do_not_meet_give_up(nodes):
-    short = ["timeout_minutes=0.05"]
-    for process in nodes(short, short, ports=(str(free_port()), str(free_port()))):
-        status, output = ended(process, timeout=90)
+    never = ["0.05", "never.py"]
+    for node in nodes(never, never, ports=(str(free_port()), str(free_port()))):
+        status, output = node.ended(90)
         assert status == LOST and "Traceback" not in output
         assert "run.sh: error: the nodes did not meet within timeout_minutes" in output
 
 
 def test_signal_while_nodes_meet_has_the_status_and_words_of_a_stop(nodes):
     """torch waits for the other node without running a handler of Python."""
-    (process,) = nodes([])
-    until = time.monotonic() + 60
-    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    time.sleep(6)  # the modules are imported, and it waits
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    status, output = ended(process, timeout=20)
+    port = free_port()
+    (node,) = nodes(["5", "never.py"], ports=(str(port), ""))
+
+    def waits() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(waits, "the first node waits at its port")
+    os.kill(node.pid, signal.SIGTERM)
+    status, output = node.ended(20)
     assert status == 75 and "with nothing to save: run the same command to resume" in output, output
 
 
@@ -157,17 +163,27 @@ def network() -> Iterator[tuple[str, str]]:
                 subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def test_a_late_node_is_waited_for_and_a_cut_link_ends_both(network, command, tmp_path):
+def launched_within(arguments: list[str]) -> None:
+    """The launcher within the network namespace that the first argument names."""
+    name, *rest = arguments
+    with open(f"/run/netns/{name}") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):  # os.setns is of Python 3.12
+            raise OSError(ctypes.get_errno(), "setns")
+    launched(rest)
+
+
+def test_a_late_node_is_waited_for_and_a_cut_link_ends_both(network, command, tmp_path, fork):
     """Before, the second node waited for a quarter of an hour and the first one for half an hour."""
     where = {"NNODES": "2", "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "pycda0"}
-    arguments = command(tmp_path, "nodes", *ENDLESS, "timeout_minutes=0.1")
+    script = ["0.1", str(ROOT / "train_source_only.py"), *command(tmp_path, "nodes", *ENDLESS, "timeout_minutes=0.1")]
     processes = []
     for rank, name in enumerate(network):
-        enter = ["ip", "netns", "exec", name]
-        processes.append(launch(1, "train_source_only.py", arguments, enter, **where, NODE_RANK=str(rank)))
+        variables = where | {"NODE_RANK": str(rank), "NPROC": "1", "PYTHONPATH": str(ROOT)}
+        processes.append(fork(launched_within, [name, *script], **variables))
         time.sleep(3 * (1 - rank))
-    wait_for(tmp_path / "nodes/log.txt", STARTED)
+    log = tmp_path / "nodes/log.txt"
+    until(lambda: log.is_file() and STARTED in log.read_text(), "the first step")
     subprocess.run(["ip", "-n", network[0], "link", "set", "pycda0", "down"], check=True)
     for process, reason in zip(processes, ("Ranks 1 failed to pass", "lost another process"), strict=True):
-        status, output = ended(process, timeout=90)
+        status, output = process.ended(90)
         assert (status, reason in output) == (LOST, True), output

@@ -15,7 +15,7 @@ import train_source_only
 from dataset.folders import DataError
 from tests.processes import Forked
 from utils.engine.trainer import Trainer
-from utils.run_folder.checkpoint import CheckpointError
+from utils.run_folder.checkpoint import CheckpointError, read_file
 from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow
@@ -131,19 +131,6 @@ def test_second_signal_exits_at_once(command, tmp_path, fork):
     assert not (tmp_path / "run/last.pth").exists()
 
 
-def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(command, uninterrupted, tmp_path, monkeypatch):
-    stop_after(5, monkeypatch)
-    with pytest.raises(SystemExit):
-        train_source_only.main(command(tmp_path, "run", *KEYS))
-    monkeypatch.undo()
-    last = tmp_path / "run/last.pth"
-    last.write_bytes(last.read_bytes()[:-1000])
-    train_source_only.main(command(tmp_path, "run", *KEYS))
-    log = (tmp_path / "run/log.txt").read_text()
-    assert "damaged checkpoint" in log and "last.previous.pth after step 4" in log
-    assert_same_run(tmp_path / "run", uninterrupted)
-
-
 def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, tmp_path):
     keys = [*KEYS, "train.num_steps=2"]
     train_source_only.main(command(tmp_path, "run", *keys))
@@ -159,7 +146,7 @@ def test_finished_run_is_not_trained_again_unless_asked(command, uninterrupted, 
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_changed_configuration_is_refused_unless_forced(command, uninterrupted, tmp_path):
+def test_changed_configuration_is_refused_unless_forced(command, tmp_path):
     train_source_only.main(command(tmp_path, "run", "train.num_steps=2"))
     with pytest.raises(CheckpointError, match=r"train.lr_decoder: 0.016 -> 0.5, train.num_steps: 2 -> 3"):
         train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5"))
@@ -173,7 +160,7 @@ def test_changed_configuration_is_refused_unless_forced(command, uninterrupted, 
         train_source_only.main(command(tmp_path, "other", f"resume={other}x"))
 
 
-def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, uninterrupted, tmp_path, monkeypatch):
+def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, tmp_path, monkeypatch):
     save, calls = torch.save, []
 
     def full(state, stream):
@@ -187,9 +174,7 @@ def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, unin
     with pytest.raises(CheckpointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     assert not list((tmp_path / "run").glob("*.tmp"))
-    monkeypatch.undo()
-    train_source_only.main(command(tmp_path, "run", *KEYS))
-    assert_same_run(tmp_path / "run", uninterrupted)
+    assert read_file(tmp_path / "run/last.pth")["step"] == 2  # it is whole
 
 
 def spoil(city: Path, folder: Path) -> Path:

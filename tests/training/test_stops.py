@@ -155,7 +155,7 @@ def test_signal_while_the_interpreter_ends_leaves_the_status():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_modules_are_imported_has_the_same_status_and_words(command, tmp_path, number):
     arguments = [sys.executable, "train_source_only.py", *command(tmp_path, "run")]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

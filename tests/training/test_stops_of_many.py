@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import ROOT, Forked, ended, launch
+from tests.processes import LIMIT, ROOT, Forked, ended, launch, launched, until
 from tests.training.test_resume import KEYS, assert_same_run
-from utils.launch import main as launch_main
 from utils.run_folder.checkpoint import CheckpointError
 from utils.run_folder.folder import open_run_folder
 from utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow(5)  # seconds
 
-LIMIT = 120.0  # seconds that a condition may take on a busy machine
 # Source only, whose processes say in a file which step they start with, and begin it when a file lets them.
 GATED = """
 import os, pathlib, sys, time
@@ -77,13 +75,6 @@ def hangups_count() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, f"not within {LIMIT} s: {what}"
-        time.sleep(0.02)
-
-
 def both_wait(folder: Path, names: str, running: Callable[[], bool]) -> list[int]:
     """Ids of two processes that wait in the files ``names`` of ``folder``."""
     said = [folder / f"{names}{rank}" for rank in (0, 1)]
@@ -97,50 +88,41 @@ def launcher(fork) -> Callable[..., Forked]:
     """The launcher alone, without ``run.sh``: ``launcher(SCRIPT, arguments)`` of two processes."""
 
     def start(script: Path, arguments: list[str], **variables: str) -> Forked:
-        return fork(launch_main, ["5", str(script), *arguments], NPROC="2", PYTHONPATH=str(ROOT), **variables)
+        return fork(launched, ["5", str(script), *arguments], NPROC="2", PYTHONPATH=str(ROOT), **variables)
 
     return start
 
 
-def end_of_step(folder: Path, step: int, process: Forked) -> None:
-    """Let both processes make the step that they wait before, and see the run saved after it and not started again."""
-    (folder / f"go{step}").touch()
-    status, output = process.ended(LIMIT)
-    assert status == STOPPED, output
-    assert torch.load(folder / "run/last.pth", weights_only=True)["step"] == step + 1
-    assert not (folder / "run/run.lock").exists()
-
-
 def test_two_processes_stop_by_signal_or_without_launcher_and_go_on_bit_for_bit(command, tmp_path, launcher, fork_two):
-    """A launcher that is killed; a signal to a single process; a scheduler's to the launcher."""
+    """A launcher that is killed; a signal to a single process. (Signals to the launcher: in the tests below.)"""
     script = tmp_path / "gated.py"
     script.write_text(GATED)
     arguments = command(tmp_path, "run", *KEYS, "val.every=6")
 
-    orphans = launch(2, str(script), arguments, PYTHONPATH=str(ROOT))
-    workers = both_wait(tmp_path, "step0-rank", lambda: orphans.poll() is None)
-    orphans.kill()
-    orphans.wait()
+    orphans = launcher(script, arguments)
+    workers = both_wait(tmp_path, "step0-rank", orphans.running)
+    os.kill(orphans.pid, signal.SIGKILL)
+    orphans.ended(LIMIT)
     with (
         pytest.raises(CheckpointError, match=rf"another run \(process {workers[0]} on"),
         open_run_folder(tmp_path / "run"),
     ):
         pass
     (tmp_path / "go0").touch()
-    said = orphans.stdout.read()  # until both have ended
-    assert "torchrun has ended after step 1" in said and "the same command goes on from there" in said
+    until(lambda: not (tmp_path / "run/run.lock").exists(), "the run is left")
+    assert "torchrun has ended after step 1" in orphans.output()
+    assert "the same command goes on from there" in orphans.output()
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 1
 
-    launched = launcher(script, arguments, MAX_RESTARTS="3")
-    both_wait(tmp_path, "step1-rank", launched.running)
-    os.kill(launched.pid, signal.SIGUSR1)
-    end_of_step(tmp_path, 1, launched)
-
     first, second = fork_two(str(script), arguments, arguments)
-    both_wait(tmp_path, "step2-rank", second.running)
+    both_wait(tmp_path, "step1-rank", second.running)
     os.kill(second.pid, signal.SIGINT)
-    end_of_step(tmp_path, 2, first)
-    assert second.ended()[0] == STOPPED
+    (tmp_path / "go1").touch()
+    for process in (first, second):
+        status, output = process.ended(LIMIT)
+        assert status == STOPPED, output
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 2
+    assert not (tmp_path / "run/run.lock").exists()
 
     for name in ("run", "straight"):
         same = command(tmp_path, name, *KEYS, "val.every=6")
