@@ -117,7 +117,7 @@ def test_nodes_that_do_not_meet_give_up(nodes):
     for process in nodes(short, short, ports=(str(free_port()), str(free_port()))):
         status, output = ended(process, timeout=90)
         assert status == LOST and "Traceback" not in output
-        assert "run.sh: error: the nodes did not meet within timeout_minutes" in output
+        assert "run.sh: error: the nodes did not connect within timeout_minutes" in output
 
 
 def test_signal_while_nodes_meet_has_the_status_and_words_of_a_stop(nodes):

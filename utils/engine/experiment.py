@@ -63,7 +63,7 @@ def start_run(config: Config, num_workers: int) -> Iterator[Run]:
         processes = f"{distributed.world_size()} process(es) on {device.type}, {torch.get_num_threads()} thread(s)"
         workers = f"{loader_processes(num_workers)} loader process(es) a data set"
         log.text(f"run folder {config.run_folder}, {processes}, {workers}, code {git_revision()}")
-        stack.enter_context(distributed.explained())  # so that the log has it
+        stack.enter_context(distributed.naming_lost_processes())  # inside the log, which then has the error
         try:
             yield Run(device, log, folder)
         except SystemExit:
