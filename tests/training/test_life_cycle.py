@@ -197,7 +197,7 @@ def test_labels_that_are_all_void_count_as_none(command, city, tmp_path):
     train_source_only.main(command(tmp_path, "target", *keys))
     log = log_of(tmp_path / "target")
     assert log.count("no pixel of the 3 held-out labels is of a class") == 1 and "nan" not in log
-    assert "not labelled in the 6 of 6 source labels that were looked at: " in log
+    assert "classes that do not occur in the 6 of 6 source labels that were read: " in log
     assert (tmp_path / "target/last.pth").is_file() and not (tmp_path / "target/best.pth").exists()
 
 

@@ -117,7 +117,7 @@ def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path, f
     wait_for(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGTERM)
     status, output = process.ended()
-    assert status == STOPPED and "the same command goes on from there" in output
+    assert status == STOPPED and "Run the same command to resume" in output
 
 
 def test_second_signal_exits_at_once(command, tmp_path, fork):

@@ -128,7 +128,7 @@ def test_two_processes_stop_by_signal_or_without_launcher_and_go_on_bit_for_bit(
         pass
     (tmp_path / "go0").touch()
     said = orphans.stdout.read()  # until both have ended
-    assert "torchrun has ended after step 1" in said and "the same command goes on from there" in said
+    assert "stopped after step 1" in said and "torchrun has ended; saved" in said and "same command to resume" in said
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 1
 
     launched = launcher(script, arguments, MAX_RESTARTS="3")
