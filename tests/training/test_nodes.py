@@ -105,7 +105,7 @@ def test_a_killed_process_is_named_on_its_node_and_both_nodes_start_again(nodes,
     for process in trainers(second):
         os.kill(process, signal.SIGKILL)
     outputs = finish(first), finish(second)
-    assert "lost another process" in outputs[0] and "going on from" in outputs[0]
+    assert "lost another process" in outputs[0] and "resuming from" in outputs[0]
     assert "rank 1 failed first, with status 137" in outputs[1] and "restart 1 of 1" in outputs[1]
     log = (tmp_path / "nodes/log.txt").read_text()
     assert "2 process(es) on cpu" in log and "lost another process" in log
