@@ -15,7 +15,7 @@ from utils.config.schema import Config, ConfigError
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", nargs="+", type=path_text, help="networks to score; default: CONFIG's own run")
+    parser.add_argument("--weights", nargs="+", type=path_text, help="networks to score; default: the run of CONFIG")
     parser.add_argument(
         "--predictions", type=path, help="score the label-id PNGs below this folder instead of a network"
     )
