@@ -111,7 +111,9 @@ def statistics_only(forward: Forward, batch: Batch) -> dict[str, Tensor]:
 def check_parts(images: int, parts: int) -> None:
     """Raises ChoiceError if ``parts`` does not divide the number of ``images`` of a process."""
     if images % parts:
-        raise ChoiceError(f"train.iter_size={parts} does not divide the {images} images of a process: change it")
+        raise ChoiceError(
+            f"the {images} images of a process are not divisible by train.iter_size={parts}: change one of them"
+        )
 
 
 class PartwiseForward:
