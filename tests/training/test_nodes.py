@@ -59,7 +59,7 @@ def test_configurations_that_disagree_are_named_before_anything_else(fork_two, c
     for process in fork_two("train_source_only.py", *(command(tmp_path, "nodes", *own) for own in keys)):
         status, output = process.ended()
         assert status == 2 and "train_source_only.py: rank" in output
-        for difference in ("train.lr_encoder is 0.2 there, 0.1 on", "val.held_out is 0 there, 3", "model.use_aux is"):
+        for difference in ("train.lr_encoder is 0.2, but 0.1 on", "val.held_out is 0, but 3", "model.use_aux is"):
             assert f"rank 1: {difference}" in output or f"; {difference}" in output, output
     assert not (tmp_path / "nodes").exists()
 
@@ -79,7 +79,7 @@ def test_lists_that_disagree_are_named(fork_two, command, city, source_run, tmp_
         status, output = process.ended()
         assert status == 2 and "before conversion" not in output
         count = len(images)
-        expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ there, {count} images"
+        expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ but {count} images"
         assert re.search(expected, output), output
 
 
