@@ -1,7 +1,7 @@
 """Score runs on the test split (Cityscapes val): per-class IoU, 19/16/13-class means, pictures, JSON.
 
 --images PATH... --save DIR segments pictures without labels instead, as sh run.sh predict does.
---weights takes run folders or checkpoints, several of them for a comparison, or an official encoder and decoder file.
+--weights takes run folders or checkpoints (several are compared), or an official encoder and decoder file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from utils.config.schema import Config, ConfigError
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", nargs="+", type=path_text, help="what to score; default: this configuration's run")
+    parser.add_argument("--weights", nargs="+", type=path_text, help="networks to score; default: the run of CONFIG")
     parser.add_argument(
         "--predictions", type=path, help="score the label-id PNGs below this folder instead of a network"
     )
@@ -29,9 +29,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
 
 
 def segment(args: argparse.Namespace) -> int:
-    """``sh run.sh predict`` with the options that it shares with this script. Returns the exit status."""
+    """Run ``sh run.sh predict`` with the options that both have. Returns the exit status."""
     if args.predictions or args.json:
-        raise ConfigError("command line: --images gives no scores, so --predictions and --json do not go with it")
+        raise ConfigError("command line: --images gives no scores: remove --predictions and --json")
     options = ["--save", str(args.save)] if args.save else []
     options += ["--weights", *args.weights] if args.weights else []
     return predict.main(["--config", args.config, *args.overrides, *args.images, *options])
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(argv)
     if args.images:
         return segment(args)
-    from utils.scoring.predictions import score  # torch, once the command line is known to be right
+    from utils.scoring.predictions import score  # imports torch: only after the command line is checked
 
     score(config, args.weights, args.predictions, args.json, args.save)
     return 0

@@ -1,8 +1,8 @@
 """Convert a trained run's batch-norm statistics to the target: evaluate, convert, save, evaluate again.
 
-The converted checkpoint is adabn.pth in the run folder. Without test labels there are no scores, and the same file.
-Without a run to convert, model.weights_encoder and model.weights_decoder name an official pair, which gives
-adabn_encoder.pth and adabn_decoder.pth too.
+The converted checkpoint is adabn.pth in the run folder. Without test labels it is written without scores. Without a
+trained run, the official pair in model.weights_encoder and model.weights_decoder is converted, which also writes
+adabn_encoder.pth and adabn_decoder.pth.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from utils.config.command_line import load_config
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "test_adabn")
-    from utils.engine.convert import convert_run  # torch, once the configuration is known to be right
+    from utils.engine.convert import convert_run  # imports torch: only after the configuration is checked
 
     convert_run(config)
 

@@ -1,7 +1,7 @@
-"""AdaBN: source only, with target images moving the batch-norm statistics.
+"""AdaBN: supervised training on the source; target images only update the batch-norm statistics.
 
-Started from source-only weights with PyCDA's schedule, it is the control that PyCDA has to beat: the same further
-source steps and the same mixed statistics, but no curriculum.
+With source-only weights and PyCDA's schedule this is the control for PyCDA: it has the same additional source steps and
+the same mixed statistics, but no curriculum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_adabn")
-    from utils.engine.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
     train(config, phases, "train_adabn")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from utils.engine.experiment import Experiment
     from utils.engine.trainer import Phase
 
-# The released script fixes these whatever its YAML says.
+# The released script always uses these values, with any YAML.
 DEFAULTS: dict[str, Any] = {"train.momentum": 0.0, "train.weight_decay": 0.0}
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_pycda", DEFAULTS)
     if config.curriculum.lambda_eq:
         raise ConfigError("curriculum.lambda_eq is the weight of the spatial term: run train_pycda_spatial.py")
-    from utils.engine.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
     train(config, phases, "train_pycda", self_trained=True)
 

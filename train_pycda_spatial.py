@@ -1,6 +1,6 @@
-"""PyCDA + spatial ratio: the pyramid curriculum with a class histogram per position as a further label.
+"""PyCDA + spatial ratio: the pyramid curriculum with a class histogram per position as an additional label.
 
-Positions only mean something in whole images, so the target is not cropped, scaled or rotated.
+Positions have a meaning only in whole images, so the target is not cropped, scaled or rotated.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             "the spatial prior needs whole images: set target.crop_size, target.scale, target.rotate to null"
         )
-    from utils.engine.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
     train(config, phases, "train_pycda_spatial", self_trained=True)
 

@@ -1,4 +1,4 @@
-"""Source only: supervised training on labelled source images; the baseline, and where PyCDA starts from."""
+"""Source only: supervised training on labelled source images; the baseline and the start of PyCDA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def phases(experiment: Experiment) -> list[Phase]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(argv, __doc__, "train_source_only")
-    from utils.engine.experiment import train  # torch, once the configuration is known to be right
+    from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
     train(config, phases, "train_source_only")
 

@@ -1,1 +1,1 @@
-"""The method (``curriculum``), the training engine, and what both need."""
+"""The method (``pycda``), the training engine, scores, commands, and what they share."""

@@ -1,4 +1,4 @@
-"""The import path that users of the method have; the method itself is ``utils/pycda/curriculum.py``."""
+"""The public import path of ``PyramidCurriculum``; the code is in ``utils/pycda/curriculum.py``."""
 
 from utils.pycda import PyramidCurriculum
 

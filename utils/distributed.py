@@ -1,4 +1,4 @@
-"""One code path for one process and for many: everything here is a no-op in a single process."""
+"""Communication between processes. Everything here is a no-op in a single process."""
 
 import os
 from collections import Counter
@@ -15,64 +15,63 @@ from dataset.messages import UserError
 from dataset.program import one_line
 
 T = TypeVar("T")
-SMALL = 2**16  # values of a gradient: below, copying them takes less time than a message of their own
-LONGEST_WORK = timedelta(days=1)  # of the first process alone, while the others wait
-LAST_CALL = timedelta(seconds=10)  # after a failure: those that do not answer within it are lost
-# What marks an error of gloo, which is a plain RuntimeError: a place in its source, or its own words without one.
-# (Batch norm and confusion matrix send messages too, without this file: no one place could catch them by a type.)
+SMALL = 2**16  # values; smaller gradients are copied into one message, which is faster than one message each
+LONGEST_WORK = timedelta(days=1)  # that the first process may do alone while the others wait
+LAST_CALL = timedelta(seconds=10)  # after a failure, a process that does not answer within this time is lost
+# gloo raises plain RuntimeErrors. These words mark them: a path in gloo's source, or gloo's own phrases.
+# (Batch norm and the confusion matrix also send messages, but not through this file: no single place could wrap them.)
 OF_GLOO = ("/gloo/", "pair closure", "closed by peer", "reset by peer", "Timed out waiting")
 CAUSES = (
-    "Did the start fail there, are MASTER_ADDR and MASTER_PORT the same, does a firewall let it through, can all nodes "
-    "use their GPUs?"
+    "Check that every node has started and can use its GPUs, that MASTER_ADDR and MASTER_PORT are the same, and that "
+    "no firewall blocks the ports"
 )
 REMEDY = (
-    "Check the process (was it out of memory?), its machine, the network and GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME. "
-    "The same command goes on from the last checkpoint"
+    "Check the process (out of memory?), its machine, the network and GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME. "
+    "Run the same command to resume from the last checkpoint"
 )
 
 
 class DisagreementError(UserError, RuntimeError):
-    """Processes that were started with different things; the message says with what, and which rank."""
+    """Processes were started with different values; the message names each value and its rank."""
 
 
 class LostError(UserError, RuntimeError):
-    """A process that does not come or answer.
+    """A process did not start or does not answer.
 
-    The exit status is that of a service that is not there (EX_UNAVAILABLE): the same command may go on from the last
-    checkpoint as soon as it is.
+    The exit status is EX_UNAVAILABLE: the same command can resume from the last checkpoint later.
     """
 
     status = 69
 
 
 class _Barriers(NamedTuple):
-    """Two groups over gloo, beside the one for tensors. Their monitored barrier names the ranks that are missing.
+    """Two gloo groups, in addition to the group for tensors. Their monitored barrier names the missing ranks.
 
-    The first process waits at it for ``timeout`` or less, the others for the timeout of the group.
+    The first process waits at the barrier up to ``timeout``, the others up to the timeout of the group.
     """
 
-    long: Any  # a dist.ProcessGroup, but by torch's own types its barrier does not take what new_group gives
+    long: Any  # a dist.ProcessGroup; torch's type hints reject what new_group returns
     short: Any
     timeout: timedelta  # of all other messages
 
 
-_barriers: _Barriers | None = None  # of the process group; torch too has one at a time
+_barriers: _Barriers | None = None  # of the process group; like torch, one at a time
 
 
 @contextmanager
 def process_group(minutes: float, started_with: Callable[[], Mapping[str, str]]) -> Iterator[torch.device]:
-    """For the block, join the processes that torchrun describes in the environment. Yields this process's device.
+    """Join the processes that torchrun describes in the environment, for the block. Yields this process's device.
 
-    Backend ``nccl`` with CUDA, ``gloo`` on the CPU and where processes share a GPU, which ``nccl`` refuses. Without
-    torchrun's variables nothing is initialised. An error in the block ends it without waiting for the others.
+    The backend is ``nccl`` with CUDA. It is ``gloo`` on the CPU, and if processes share a GPU, which ``nccl`` refuses.
+    Without torchrun's variables nothing is initialised. After an error, the block ends without waiting for the others.
 
     Args:
-        minutes: that a process waits for the others, at the start and in every message, before it is an error.
-        started_with: returns values by name, which must be the same in all processes; not called for one process.
+        minutes: how long a process waits for the others, at the start and in every message.
+        started_with: returns named values, which must be equal in all processes; not called for one process.
 
     Raises:
-        DisagreementError: they differ; before anything else happens.
-        LostError: a process did not come, does not answer or ended.
+        DisagreementError: the values differ; raised before anything else happens.
+        LostError: a process did not start, does not answer or has ended.
     """
     global _barriers
     device, backend = device_and_backend()
@@ -83,7 +82,7 @@ def process_group(minutes: float, started_with: Callable[[], Mapping[str, str]])
         return
     timeout, all_there = timedelta(minutes=minutes), False
     try:
-        with explained():
+        with naming_lost_processes():
             dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None)
             long, short = (dist.new_group(backend="gloo", timeout=limit) for limit in (LONGEST_WORK, LAST_CALL))
             _barriers = _Barriers(long, short, timeout)
@@ -94,13 +93,13 @@ def process_group(minutes: float, started_with: Callable[[], Mapping[str, str]])
         all_there = dist.is_initialized()
         raise
     finally:
-        if all_there:  # else destroying the group would wait for the others
+        if all_there:  # otherwise destroying the group would wait for the others
             dist.destroy_process_group()
         _barriers = None
 
 
 def device_and_backend() -> tuple[torch.device, str]:
-    """What this process computes on, and how it sends messages."""
+    """The device of this process, and the backend for its messages."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), "gloo"
     gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -109,8 +108,8 @@ def device_and_backend() -> tuple[torch.device, str]:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """In the block, an error of a message between processes becomes a LostError that names who does not answer."""
+def naming_lost_processes() -> Iterator[None]:
+    """In the block, an error in a message between processes becomes a LostError that names the missing ranks."""
     try:
         yield
     except RuntimeError as error:
@@ -118,13 +117,13 @@ def explained() -> Iterator[None]:
         if isinstance(error, UserError) or not (of_gloo or isinstance(error, dist.DistError)):
             raise
         if _barriers is None:
-            raise LostError(f"not all processes came within timeout_minutes: {one_line(error)} {CAUSES}") from error
+            raise LostError(f"not all processes started within timeout_minutes: {one_line(error)} {CAUSES}") from error
         missing = _missing(_barriers.short, LAST_CALL) or error
         raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from error
 
 
 def _missing(group: Any, timeout: timedelta) -> RuntimeError | None:
-    """Meet all processes at the barrier of a group. Returns the error that names those that did not come, if any."""
+    """Wait for all processes at the barrier of ``group``. Returns the error that names the missing ranks, if any."""
     try:
         dist.monitored_barrier(group, timeout, wait_all_ranks=True)
     except RuntimeError as error:
@@ -133,18 +132,18 @@ def _missing(group: Any, timeout: timedelta) -> RuntimeError | None:
 
 
 def wait_for_first() -> None:
-    """Wait, up to ``LONGEST_WORK``, until the first process has come here too.
+    """Wait up to ``LONGEST_WORK`` until the first process calls this function too.
 
-    It waits for the others as for a message. Raises LostError where one does not come.
+    The first process waits for the others as long as for a message. Raises LostError if a process is missing.
     """
     if _barriers is not None and (missing := _missing(_barriers.long, _barriers.timeout)):
         raise LostError(f"lost another process: {one_line(missing)}. {REMEDY}") from missing
 
 
 def check_agreement(values: Callable[[], Mapping[str, str]]) -> None:
-    """Check that ``values``, by name, are the same in all processes; not called for one process.
+    """Check that the named ``values`` are equal in all processes; not called for one process.
 
-    Raises DisagreementError, which names each difference with its rank.
+    Raises DisagreementError, which names each difference and its rank.
     """
     if _barriers is None:
         return
@@ -152,20 +151,20 @@ def check_agreement(values: Callable[[], Mapping[str, str]]) -> None:
     differing = []
     for rank, own in enumerate(others, 1):
         names = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
-        found = [f"{name} is {own.get(name)} there, {first.get(name)} on rank 0" for name in names]
+        found = [f"{name} is {own.get(name)}, but {first.get(name)} on rank 0" for name in names]
         if found:
             differing.append(f"rank {rank}: {'; '.join(found)}")
     if differing:
         raise DisagreementError(
-            f"the processes were not started with the same: {'. '.join(differing)}. Give every node the same files "
-            "and the same command"
+            f"the processes were not started with the same values: {'. '.join(differing)}. Give every node the same "
+            "files and the same command"
         )
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Call ``make`` in the first process and return its result in all of them, which wait as in ``wait_for_first``.
+    """Call ``make`` in the first process and return its result in all processes, which wait as in ``wait_for_first``.
 
-    An error that the user can mend is raised in all of them too.
+    A UserError or OSError is also raised in all processes.
     """
     if _barriers is None:
         return make()
@@ -209,24 +208,24 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of ``tensor`` over all ranks, differentiable.
 
-    Every rank back-propagates the same *global* loss along its own path only, and ``summed_gradients`` adds the
-    paths up; so the backward pass of this sum is the identity.
+    Every rank back-propagates the same *global* loss through its own copy of the network. ``summed_gradients`` then
+    sums the gradients of all ranks, so the backward pass of this sum is the identity.
     """
     return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
 
 
 @contextmanager
 def summed_gradients(module: nn.Module, backwards: int = 1) -> Iterator[None]:
-    """For the block, which computes the parameters' gradients: add up those of all ranks, while it still computes.
+    """Sum the parameters' gradients over all ranks while the block still computes them.
 
-    Our losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
-    without gradient (the auxiliary head in a target step) must be without on every rank. Small gradients share a
-    message after the block, as each costs its latency; a large one is under way as soon as it is there. (torch's
-    DistributedDataParallel refuses a synchronised batch norm on the CPU, and would search the graph of every step for
-    parameters without gradient.)
+    The losses are already global means (see ``all_reduce_sum``), so gradients are summed, not averaged. A parameter
+    without gradient on one rank (the auxiliary head in a target step) must have none on every rank. Small gradients
+    share one message after the block, because every message costs its latency. A large gradient is sent as soon as it
+    is complete. (torch's DistributedDataParallel refuses synchronised batch norm on the CPU, and it would search the
+    graph of every step for parameters without gradient.)
 
     Args:
-        backwards: passes that add to every gradient of the block.
+        backwards: number of backward passes that add to each gradient in the block.
     """
     if world_size() == 1:
         yield
@@ -255,14 +254,14 @@ def summed_gradients(module: nn.Module, backwards: int = 1) -> Iterator[None]:
 
 
 def broadcast_model(module: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
+    """Copy the parameters and buffers of rank 0 to every rank."""
     if world_size() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def sum_over_ranks(value: float, device: torch.device) -> float:
-    """Sum of a number over all ranks, for decisions that all of them have to take alike."""
+    """Sum of a number over all ranks, so that all of them make the same decision."""
     if world_size() == 1:
         return value
     total = torch.full((), float(value), device=device)

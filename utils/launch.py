@@ -1,4 +1,4 @@
-"""torchrun for ``run.sh``: exits with the status of the process that failed first, restarts a run that can go on.
+"""torchrun for ``run.sh``: exits with the status of the process that failed first, restarts a run that can resume.
 
 ``python -m utils.launch MINUTES SCRIPT [ARGUMENT ...]``: nodes wait MINUTES for each other. NPROC, MAX_RESTARTS,
 NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are environment variables, see ``run.sh``.
@@ -21,11 +21,11 @@ from dataset.program import NOTHING_SAVED, STOPPED, exit_after, one_line, say, s
 from utils.distributed import CAUSES, LostError
 
 PROGRAM = "run.sh"
-PATIENCE = str(24 * 3600)  # seconds that the processes have after a signal, for step, validation and checkpoint
+PATIENCE = str(24 * 3600)  # seconds; after a signal, the processes may still finish step, validation and checkpoint
 
 
 def meeting(minutes: float, attempt: int) -> list[str]:
-    """torchrun's arguments about the nodes; each attempt has a port of its own, so that none meets an earlier one."""
+    """torchrun's arguments about the nodes. Each attempt has its own port, so that it cannot join an earlier one."""
     variables = os.environ
     if int(variables.get("NNODES") or 1) == 1:
         return ["--standalone"]
@@ -35,10 +35,10 @@ def meeting(minutes: float, attempt: int) -> list[str]:
     return [*who, *where, f"--rdzv_conf=timeout={math.ceil(60 * minutes)}"]
 
 
-def stop_while_nodes_meet() -> None:
-    """Let a stop signal end this process although torch, which waits for other nodes, runs no handler of Python.
+def stop_while_nodes_connect() -> None:
+    """Let a stop signal end this process while torch waits for other nodes and runs no Python handlers.
 
-    Once the nodes have met, torchrun has handlers of its own.
+    After the nodes are connected, torchrun installs its own handlers.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -56,20 +56,20 @@ def stop_while_nodes_meet() -> None:
 
 
 def run_once(arguments: Sequence[str]) -> int:
-    """Exit status of ``torchrun ARGUMENTS``, which is that of the process that failed first.
+    """Run ``torchrun ARGUMENTS``. Returns the exit status of the process that failed first.
 
-    A process whose error the user can mend comes before it, as the others may end earlier. Raises LostError where the
-    nodes do not meet.
+    The status ``MENDABLE`` of any process has priority, because other processes may end earlier. Raises LostError if
+    the nodes do not connect.
     """
     try:
         torchrun(arguments)
     except DistError as error:
-        raise LostError(f"the nodes did not meet within timeout_minutes: {one_line(error)} {CAUSES}") from error
+        raise LostError(f"the nodes did not connect within timeout_minutes: {one_line(error)} {CAUSES}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if MENDABLE in (one.exitcode for one in error.failures.values()):
             return MENDABLE
-        status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # below 0: minus the signal
+        status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode  # negative: minus the signal
         if status != STOPPED:
             say(f"rank {rank} failed first, with status {status}", PROGRAM)
         return status
@@ -79,7 +79,7 @@ def run_once(arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, with restarts. Returns the exit status of the last attempt, ``STOPPED`` after a signal."""
     minutes, *script = sys.argv[1:] if argv is None else argv
-    stop_while_nodes_meet()
+    stop_while_nodes_connect()
     names = [number.name for number in stop_signals()]
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join([*names, "SIGQUIT"]))
     for name in ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):

@@ -1,4 +1,4 @@
-"""Intersection over union from one integer confusion matrix, the only state."""
+"""Intersection over union and other scores from one integer confusion matrix."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NO_CLASS = 255
-PIXELS = 2**16  # at a time, so that they stay in a core's cache
-LOGITS = 2**19  # of all classes at a time, for each core
+PIXELS = 2**16  # at a time, so that they fit in a core's cache
+LOGITS = 2**19  # at a time for each core, all classes together
 
 
 def class_map(logits: Tensor) -> Tensor:
-    """Class of the highest of (N, C, H, W) logits, C <= 255, the first of several: uint8 (N, H, W).
+    """argmax over the classes of (N, C, H, W) logits, C <= 255, the first one of equals: uint8 (N, H, W).
 
-    This is ``argmax(1)``, which on a CPU takes twenty times as long. Pooling over all classes with the pixels of a row
-    as channels finds the same place, and goes once over the logits, along the rows. It is fastest where memory holds
-    the rows one after the other, each with all of its classes, else they are copied a few at a time.
+    ``argmax(1)`` takes twenty times as long on a CPU. Max-pooling over all classes, with the pixels of a row as
+    channels, finds the same index and reads the logits once. It is fastest if memory holds all classes of a row
+    together; otherwise a few rows are copied at a time.
     """
     if logits.device.type != "cpu":
         return logits.argmax(1).to(torch.uint8)
@@ -31,7 +31,7 @@ def class_map(logits: Tensor) -> Tensor:
 
 
 def _bounded(values: Tensor, highest: int) -> Tensor:
-    """int32, 1 above ``values``: 0 for all that are negative, ``highest`` + 1 for all that are higher."""
+    """``values`` clamped to -1..``highest``, plus 1, as int32."""
     limits = torch.iinfo(values.dtype)
     return values.clamp(max(-1, limits.min), min(highest, limits.max)).int().add_(1)
 
@@ -39,7 +39,7 @@ def _bounded(values: Tensor, highest: int) -> Tensor:
 class ConfusionMatrix:
     """Counts of (label, prediction) pairs, int64 (C, C), rows are labels. Labels outside 0..C-1 are ignored.
 
-    A prediction of 255, which a network never makes but a file may hold, misses its label: ``missed``, int64 (C,).
+    A prediction of 255 counts as wrong: ``missed``, int64 (C,), by label. It occurs in files, never from a network.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -56,7 +56,7 @@ class ConfusionMatrix:
         if labels.shape != predictions.shape:
             raise ValueError(f"labels {tuple(labels.shape)} and predictions {tuple(predictions.shape)} differ in shape")
         C = self.num_classes
-        columns = NO_CLASS + 3  # one for each of 0..255, one for all below and one for all above
+        columns = NO_CLASS + 3  # one for each of 0..255, one for lower and one for higher values
         table = torch.zeros((C + 2) * columns, dtype=torch.int64, device=labels.device)
         parts = labels.reshape(-1).split(PIXELS), predictions.reshape(-1).split(PIXELS)
         for label, prediction in zip(*parts, strict=True):
@@ -90,12 +90,12 @@ class ConfusionMatrix:
         return intersection / (counts.sum(0) + self.labelled() - intersection)
 
     def miou(self, classes: Sequence[int] | None = None) -> float:
-        """Mean IoU, 0..1, over ``classes`` (train ids, default all), absent classes left out; NaN if all are."""
+        """Mean IoU, 0..1, over ``classes`` (train ids, default all) without absent classes; NaN if all are absent."""
         iou = self.iou() if classes is None else self.iou()[list(classes)]
         return iou.nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels whose class is right, 0..1."""
+        """Share of the labelled pixels with the correct prediction, 0..1."""
         return (self.counts.diagonal().sum() / self.labelled().sum()).item()
 
     def frequency_weighted_iou(self) -> float:

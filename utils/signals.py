@@ -1,4 +1,4 @@
-"""Stop politely: the first stop signal lets the step in progress finish, another ends the process."""
+"""Graceful stop: the first stop signal lets the current step finish, another one ends the process."""
 
 import os
 import signal
@@ -7,17 +7,18 @@ from types import FrameType, TracebackType
 
 from dataset.program import HANGUP, STOPPED, TORCHRUN, stop_signals
 
-ECHO = 5.0  # seconds in which the same signal counts once: SLURM's srun and its daemon may both send it
+ECHO = 5.0  # seconds in which a repeated signal counts once: SLURM's srun and its daemon may both send it
 
 
 class StopSignals:
-    """While entered, ``received`` is the number of the first stop signal, 0 before.
+    """Inside the block, ``received`` is the number of the first stop signal, and 0 before it.
 
-    The same signal counts once within ``ECHO`` seconds, and under torchrun, which repeats a signal as SIGTERM, any. A
-    hangup counts once, as kernel and shell may both send one, and not at all where it is ignored.
+    A repeated signal counts once within ``ECHO`` seconds. Under torchrun, different signals in that time count once
+    too, because torchrun repeats a signal as SIGTERM. A hangup always counts once, because kernel and shell may both
+    send it. An ignored hangup does not count.
 
     Attributes:
-        hangup_stops: False under ``nohup``: the run shall outlive its terminal and whoever reads its output.
+        hangup_stops: False under ``nohup``: the run continues without its terminal and without a reader of its output.
     """
 
     def __init__(self) -> None:
@@ -32,13 +33,13 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is SystemExit:
-            return  # the process ends now; the same signal once more must not break off its log and its lock
+            return  # the process ends now; a repeated signal must not interrupt closing the log and the lock
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @property
     def orphaned(self) -> bool:
-        """Whether torchrun, which started this process, has ended: nobody else would stop or restart it."""
+        """Whether the torchrun that started this process has ended: nothing else would stop or restart the process."""
         return TORCHRUN in os.environ and os.getppid() != self._parent
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,14 +52,14 @@ class StopSignals:
             os._exit(128 + number)
 
     def _first(self, number: int) -> None:
-        """What else the first signal does."""
+        """Called at the first signal, for subclasses."""
 
 
 class Unwinding(StopSignals):
-    """Where no step is in progress: the first signal ends the run at once, by ``SystemExit``, which closes and unlocks.
+    """Outside of a training's steps: the first signal raises ``SystemExit``, which closes the logs and the lock.
 
     Attributes:
-        over: the run is closing anyway, which no signal breaks off.
+        over: True while the run is closing anyway; the first signal then raises nothing.
     """
 
     def __init__(self) -> None:

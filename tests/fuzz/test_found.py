@@ -128,5 +128,5 @@ def test_negative_step_is_refused(tmp_path):
     path, config = tmp_path / "last.pth", Config(resume=str(tmp_path / "last.pth"))
     state = {"model": {}, "bn_updates": {}, "config": "", "optimizer": {}, "scaler": {}, "step": -5}
     torch.save(state | {"best_miou": 0.0, "skipped": 0}, path)
-    with pytest.raises(DamagedError, match="last.pth is no state of a training: step missing"):
+    with pytest.raises(DamagedError, match="last.pth is no training state: step missing"):
         find_state(RunData(config, {}), "train_pycda", lambda text: None)

@@ -168,7 +168,7 @@ def test_half_precision_logits_are_computed_in_float32():
         ({"image_target": "uniforn"}, "image_target"),
         ({"image_target": "source"}, "class_prior"),
         ({"lambda_eq": 0.4}, "spatial_prior"),
-        ({"class_prior": torch.ones(19, 1)}, "broadcast"),
+        ({"class_prior": torch.ones(19, 1)}, "flatten"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -66,7 +66,7 @@ def test_trained_run_is_preferred_to_the_pair_that_it_started_from(command, sour
     shutil.copytree(source_run, tmp_path / "run")
     pair = [f"model.weights_{part}={tmp_path}/{part}.pth" for part in ("encoder", "decoder")]  # these files are missing
     convert.main(command(tmp_path, "run", *pair, "adabn.batch_size=2"))
-    assert f"another exp_name converts {tmp_path}/encoder.pth" in (tmp_path / "run/log.txt").read_text()
+    assert f"to convert {tmp_path}/encoder.pth and" in (tmp_path / "run/log.txt").read_text()
     assert (tmp_path / "run/adabn.pth").is_file() and not (tmp_path / "run/adabn_encoder.pth").exists()
 
 

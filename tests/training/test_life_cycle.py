@@ -66,7 +66,7 @@ def test_checkpoint_with_data_in_the_older_form_is_resumed_and_reported(command,
     old = {"digest": "0" * 64, "content": torch.zeros(9, dtype=torch.uint8)}
     rewrite(finished / "last.pth", lambda state: state.update(data=old))
     train_source_only.main(command(tmp_path, "run"))
-    assert "noted the data in another way: they are not compared" in log_of(finished)
+    assert "saved another digest of the data: the data are not compared" in log_of(finished)
 
 
 def test_key_of_a_newer_version_counts_as_its_default():
@@ -83,7 +83,7 @@ def write_id_table(path: Path, ids: list[int]) -> None:
     read_id_table.cache_clear()
 
 
-SAME_NAMES = "the same names with other labels or sizes of images"
+SAME_NAMES = "the same names, but other labels or image sizes"
 
 
 def test_changed_data_is_named(city, tmp_path):
@@ -117,7 +117,7 @@ def test_changed_data_is_named(city, tmp_path):
         f"({relative(target[0], config)}); source: {SAME_NAMES}; source.id_table; "
         "target: the same images in another order; target.id_table"
     )
-    assert "source: unknown in what, as there is no" in changed.changes(saved, tmp_path)
+    assert "source: the change is unknown because" in changed.changes(saved, tmp_path)
     read_id_table.cache_clear()
 
 
@@ -134,7 +134,7 @@ def test_changed_data_is_refused_unless_forced(command, city, tmp_path):
     with pytest.raises(CheckpointError, match=r"other data \(source: 1 image\(s\) removed \(images/00001.png\)\)"):
         train_source_only.main(command(tmp_path, "run", *keys))
     train_source_only.main(command(tmp_path, "run", *keys, "resume_force=true"))
-    assert "resume_force: going on although the checkpoint was written with other data" in log_of(tmp_path / "run")
+    assert "resume_force: resuming although the checkpoint was written with other data" in log_of(tmp_path / "run")
 
 
 def test_pycda_from_random_weights_only_on_purpose(command, source_run, tmp_path):
@@ -174,7 +174,7 @@ def test_results_without_last_checkpoint_are_moved_aside(command, finished, tmp_
 def test_resume_from_a_file_elsewhere(command, source_run, finished, tmp_path):
     convert.main(command(tmp_path, "converted", f"adabn.weights={source_run}"))
     adabn = tmp_path / "converted/adabn.pth"
-    with pytest.raises(CheckpointError, match="no state of a training .*model.weights=.*adabn.pth starts a new"):
+    with pytest.raises(CheckpointError, match="no training state .*model.weights=.*adabn.pth starts a new"):
         train_source_only.main(command(tmp_path, "new", f"resume={adabn}"))
     assert not (tmp_path / "new").exists()
     train_source_only.main(command(tmp_path, "new", f"resume={source_run}/best.pth"))
@@ -197,7 +197,7 @@ def test_labels_that_are_all_void_count_as_none(command, city, tmp_path):
     train_source_only.main(command(tmp_path, "target", *keys))
     log = log_of(tmp_path / "target")
     assert log.count("all pixels of the 3 held-out labels are void") == 1 and "nan" not in log
-    assert "not labelled in the 6 of 6 source labels that were looked at: " in log
+    assert "classes that do not occur in the 6 of 6 source labels that were read: " in log
     assert (tmp_path / "target/last.pth").is_file() and not (tmp_path / "target/best.pth").exists()
 
 

@@ -73,7 +73,7 @@ def test_lock_of_another_machine_says_what_to_delete(tmp_path):
 @pytest.mark.parametrize("text", ["", '{"host": ', "[]", '{"host": "here"}'])
 def test_lock_file_without_an_owner_says_what_to_delete(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
-    with pytest.raises(CheckpointError, match="delete that file if no run is going on"):
+    with pytest.raises(CheckpointError, match="delete that file if no run is active"):
         start(tmp_path)
 
 

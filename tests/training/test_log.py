@@ -126,11 +126,11 @@ def test_damaged_lines_are_left_out_with_a_word(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b"\n".join([*lines, b'{"step": 4, "a": 4.0}', b'{"step": 5']))
     told: list[str] = []
     assert list(read_scalars(tmp_path / "log.jsonl", told.append)) == [(1, {"a": 1.0}), (3, {}), (4, {"a": 4.0})]
-    assert told == [f"{tmp_path}/log.jsonl: left out 4 damaged line(s), number 2, 3, 4, 7"]
+    assert told == [f"{tmp_path}/log.jsonl: skipped 4 damaged line(s), number 2, 3, 4, 7"]
     with RunLog(tmp_path) as out:
         out.restart(3)
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "a": 1.0}\n{"step": 3, "a": null}\n'
-    assert "left out 4 damaged line(s)" in (tmp_path / "log.txt").read_text()
+    assert "skipped 4 damaged line(s)" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_kill_while_records_are_forgotten_leaves_them_whole(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_configurations_that_disagree_are_named_before_anything_else(fork_two, c
     for process in fork_two("train_source_only.py", *(command(tmp_path, "nodes", *own) for own in keys)):
         status, output = process.ended()
         assert status == 2 and "train_source_only.py: rank" in output
-        for difference in ("train.lr_encoder is 0.2 there, 0.1 on", "val.held_out is 0 there, 3", "model.use_aux is"):
+        for difference in ("train.lr_encoder is 0.2, but 0.1 on", "val.held_out is 0, but 3", "model.use_aux is"):
             assert f"rank 1: {difference}" in output or f"; {difference}" in output, output
     assert not (tmp_path / "nodes").exists()
 
@@ -85,7 +85,7 @@ def test_lists_that_disagree_are_named(fork_two, command, city, source_run, tmp_
         status, output = process.ended()
         assert status == 2 and "before conversion" not in output
         count = len(images)
-        expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ there, {count} images"
+        expected = rf"rank 1: the list of {kind} images is {count - 1} images \S+ \S+ but {count} images"
         assert re.search(expected, output), output
 
 
@@ -110,7 +110,7 @@ def test_a_killed_process_is_named_on_its_node_and_both_nodes_start_again(nodes,
     arguments = ["5", str(tmp_path / "killed.py"), *keys]
     (first, said), (second, output) = (node.ended() for node in nodes(arguments, arguments, MAX_RESTARTS="1"))
     assert first == second == 0, said + output
-    assert "lost another process" in said and "going on from" in said
+    assert "lost another process" in said and "resuming from" in said
     assert "rank 1 failed first, with status 137" in output and "restart 1 of 1" in output
     log = (tmp_path / "nodes/log.txt").read_text()
     assert "2 process(es) on cpu" in log and "lost another process" in log
@@ -122,7 +122,7 @@ def test_nodes_that_do_not_meet_give_up(nodes):
     for node in nodes(never, never, ports=(str(free_port()), str(free_port()))):
         status, output = node.ended(90)
         assert status == LOST and "Traceback" not in output
-        assert "run.sh: error: the nodes did not meet within timeout_minutes" in output
+        assert "run.sh: error: the nodes did not connect within timeout_minutes" in output
 
 
 def test_signal_while_nodes_meet_has_the_status_and_words_of_a_stop(nodes):

@@ -117,7 +117,7 @@ def test_signal_to_all_processes_of_a_run_stops_it_politely(command, tmp_path, f
     wait_for(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGTERM)
     status, output = process.ended()
-    assert status == STOPPED and "the same command goes on from there" in output
+    assert status == STOPPED and "Run the same command to resume" in output
 
 
 def test_second_signal_exits_at_once(command, tmp_path, fork):
@@ -152,11 +152,11 @@ def test_changed_configuration_is_refused_unless_forced(command, tmp_path):
         train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5"))
     train_source_only.main(command(tmp_path, "run", "train.num_steps=2", "test.upsampling=direct", "val.every=1"))
     log = (tmp_path / "run/log.txt").read_text()
-    assert "changes no weight: test.upsampling: released -> direct, val.every: 2 -> 1" in log
+    assert "without effect on the weights: test.upsampling: released -> direct, val.every: 2 -> 1" in log
     train_source_only.main(command(tmp_path, "run", "train.num_steps=3", "train.lr_decoder=0.5", "resume_force=true"))
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] == 3
     other = tmp_path / "run/last.pth"
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         train_source_only.main(command(tmp_path, "other", f"resume={other}x"))
 
 
@@ -170,7 +170,7 @@ def test_full_disk_names_the_file_and_leaves_the_checkpoint_before(command, tmp_
         save(state, stream)
 
     monkeypatch.setattr(torch, "save", full)
-    message = "cannot write .*: .*No space left on device.*start the same command again"
+    message = "cannot write .*: .*No space left on device.*run the same command again"
     with pytest.raises(CheckpointError, match=message):
         train_source_only.main(command(tmp_path, "run", *KEYS))
     assert not list((tmp_path / "run").glob("*.tmp"))

@@ -53,7 +53,7 @@ def test_signal_during_the_validation_ends_it_and_the_next_start_repeats_it(
         train_source_only.main(command(tmp_path, "run", *KEYS))
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)
     assert stopped.value.code == STOPPED and len(images) == 4 and state["step"] == 4 and not state["validated"]
-    assert "repeats the validation" in log_of(tmp_path / "run") and "SystemExit" not in log_of(tmp_path / "run")
+    assert "repeat the validation" in log_of(tmp_path / "run") and "SystemExit" not in log_of(tmp_path / "run")
     monkeypatch.undo()
     train_source_only.main(command(tmp_path, "run", *KEYS))
     assert_same_run(tmp_path / "run", uninterrupted)

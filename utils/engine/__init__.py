@@ -1,4 +1,4 @@
-"""A run: its parts, the one loop, and the losses of each phase."""
+"""The training engine: the parts of a run, the training loop, and the losses of each phase."""
 
 from utils.engine.experiment import build_trainer
 

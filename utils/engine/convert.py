@@ -1,4 +1,4 @@
-"""A trained run with the batch-norm statistics of the target (AdaBN, Li et al. 2016): what ``test_adabn.py`` does."""
+"""Conversion of a trained run's batch-norm statistics to the target (AdaBN, Li et al. 2016), for ``test_adabn.py``."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -47,10 +47,11 @@ def convert_statistics(
     """Run train-mode forwards over ``loaders`` and keep the statistics; weights do not change.
 
     Args:
-        loaders: finite batches, one loader a domain, taken in turn; two loaders give mixed statistics.
-        mode: "cumulative": mean and variance of all values seen, exactly, whatever the batch size (ours); "ema": the
-            running average of the training goes on, from where the checkpoint left it (released code).
-        score_every: call ``score`` with the number of forwards after every so many, the statistics so far in place.
+        loaders: finite loaders, one a domain, used in turn; two loaders give mixed statistics.
+        mode: "cumulative": the exact mean and variance of all values, for any batch size (ours); "ema": continue the
+            running average of the training from the checkpoint (released code).
+        score_every: number of forwards between two calls of ``score``; 0: no calls.
+        score: gets the number of forwards so far; the network then has the statistics so far.
     """
     training = model.training
     model.train()
@@ -71,14 +72,14 @@ def convert_statistics(
 
 
 def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: Callable[[str], None]) -> list[str]:
-    """The checkpoint ``given`` or that of the ``run``, or where there is none the official ``pair``.
+    """The checkpoint ``given``, or else the result of ``run``, or else the official ``pair``.
 
     Args:
-        pair: an official encoder and decoder file, or none.
-        report: gets a line where there is a pair that is not taken.
+        pair: an official encoder and decoder file, or empty.
+        report: gets a line if there is a pair that is not used.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: there is no checkpoint and no pair.
     """
     try:
         file = str(resolve_weights(given or str(run)))
@@ -86,16 +87,16 @@ def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: 
         if given is None and pair:
             return list(pair)
         raise FileNotFoundError(
-            f"{error}, or name a run by adabn.weights, or an official pair by model.weights_encoder and "
-            "model.weights_decoder"
+            f"{error}, or set adabn.weights to a run, or model.weights_encoder and model.weights_decoder to an "
+            "official pair"
         ) from error
     if given is None and pair:
-        report(f"{run} has a trained run, which is converted; another exp_name converts {' and '.join(pair)}")
+        report(f"converting the trained run in {run}; to convert {' and '.join(pair)}, choose another exp_name")
     return [file]
 
 
 def _save(config: Config, model: Segmentor, pair: bool) -> str:
-    """Write the converted network into the run folder, with ``pair`` as official files too. Returns what is written."""
+    """Write the converted network into the run folder; if ``pair``, as official files too. Returns the files' paths."""
     files = {CONVERTED: model_state(config, model) | {"method": "test_adabn"}}
     if pair:
         files |= {OFFICIAL_ENCODER: official_part(model.encoder), OFFICIAL_DECODER: official_part(model.decoder)}
@@ -107,12 +108,12 @@ def _save(config: Config, model: Segmentor, pair: bool) -> str:
 
 
 def convert_run(config: Config) -> None:
-    """Convert ``files_to_convert``; the result is adabn.pth in the run folder, of an official pair such a pair too.
+    """Convert ``files_to_convert`` and write adabn.pth into the run folder; an official pair also gives such a pair.
 
-    Without test labels there are no scores, and the same files.
+    Without test labels the same files are written, but nothing is scored.
 
     Raises:
-        UserError: what cannot be converted or scored, before the first score wherever that can be known.
+        UserError: something cannot be converted or scored; if possible, raised before the first score.
     """
     a, m, table, classes = config.adabn, config.model, config.class_table, config.test.eval_classes
     pair = [m.weights_encoder, m.weights_decoder] if m.weights_encoder and m.weights_decoder else []
@@ -128,7 +129,7 @@ def convert_run(config: Config) -> None:
         if a.domains != "source":
             samples["target"] = data.target
         distributed.check_agreement(RunData(config, samples | {"test": tested}).facts)
-        # made before anything is scored, which takes long
+        # before the first score, which takes long: errors show earlier
         loaders = [data.statistics_loader(DOMAINS[name], found) for name, found in samples.items()]
         for loader in loaders:
             check_batch(model, min(map(len, cast(Iterable[list], loader.batch_sampler))), "adabn.batch_size")
@@ -138,7 +139,7 @@ def convert_run(config: Config) -> None:
 
         def score(title: str) -> None:
             if labelled:
-                loader = data.evaluation_loader(tested, config.test)  # whose processes end with the scores
+                loader = data.evaluation_loader(tested, config.test)  # its processes end with the scores
                 matrix = evaluate(predictor, loader, title=title)
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 

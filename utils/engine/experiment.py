@@ -1,4 +1,4 @@
-"""An experiment: its processes, its folder, its data, and the phases that a training script makes of them."""
+"""A run from its start to its end: processes, run folder, data, and the phases that a training script builds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,17 +42,17 @@ class Run(NamedTuple):
     folder: RunFolder | None
 
     def begin(self) -> None:
-        """From here on the run folder is kept; before, a start that fails leaves none."""
+        """Keep the run folder from now on. A start that fails earlier removes the folder that it created."""
         if self.folder is not None:
             self.folder.kept = True
 
 
 @contextmanager
 def start_run(config: Config, num_workers: int) -> Iterator[Run]:
-    """Join the other processes, open and lock the run folder, open its logs; undo it at the end.
+    """Join the other processes, open and lock the run folder, open its logs; undo this at the end.
 
     Args:
-        num_workers: loader processes that the configuration asks for.
+        num_workers: number of loader processes in the configuration.
     """
     signals = Unwinding()
     with signals, ExitStack() as stack:
@@ -63,7 +63,7 @@ def start_run(config: Config, num_workers: int) -> Iterator[Run]:
         processes = f"{distributed.world_size()} process(es) on {device.type}, {torch.get_num_threads()} thread(s)"
         workers = f"{loader_processes(num_workers)} loader process(es) a data set"
         log.text(f"run folder {config.run_folder}, {processes}, {workers}, code {git_revision()}")
-        stack.enter_context(distributed.explained())  # so that the log has it
+        stack.enter_context(distributed.naming_lost_processes())  # inside the log, which then has the error
         try:
             yield Run(device, log, folder)
         except SystemExit:
@@ -76,7 +76,7 @@ def start_run(config: Config, num_workers: int) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a training script builds its phases from."""
+    """The parts from which a training script builds its phases."""
 
     data: Data
     device: torch.device
@@ -94,11 +94,11 @@ class Experiment:
         return Phase("target", self.data.training_loader(TARGET), losses, backward, curriculum)
 
 
-MakePhases = Callable[[Experiment], Sequence[Phase]]  # a training script's
+MakePhases = Callable[[Experiment], Sequence[Phase]]  # the function ``phases`` of a training script
 
 
 def train(config: Config, make_phases: MakePhases, method: str, *, self_trained: bool = False) -> Path:
-    """What a training script does: one run in a folder of its own, on one process or many, that signals stop politely.
+    """Run a training script: one run in its own folder, on one process or many, which saves and stops at a signal.
 
     Args: see ``build_trainer``.
 
@@ -106,7 +106,7 @@ def train(config: Config, make_phases: MakePhases, method: str, *, self_trained:
         the file of the result.
 
     Raises:
-        SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command goes on.
+        SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command resumes the run.
     """
     with start_run(config, config.train.num_workers) as run:
         trainer = build_trainer(config, make_phases, method, self_trained=self_trained, device=run.device, log=run.log)
@@ -126,26 +126,26 @@ def build_trainer(
     device: torch.device | None = None,
     log: RunLog | None = None,
 ) -> Trainer:
-    """A training with all that it needs: data, network, optimiser, curriculum, phases and logs.
+    """Build a training: data, network, optimiser, curriculum, phases and logs.
 
-    It goes on from the checkpoint in the run folder, as ``config.resume`` says. Nothing keeps a second run out of the
-    folder, and signals do what they do in the calling program: ``train`` adds both.
+    It resumes from the checkpoint in the run folder, as ``config.resume`` says. It does not lock the folder, and it
+    does not handle signals: ``train`` does both.
 
     Args:
-        make_phases: the ``phases`` of a training script, as ``train_pycda.phases``.
-        method: name of the script, which the checkpoints hold.
-        self_trained: the method learns from the network's own predictions, so it needs weights to start from.
+        make_phases: the function ``phases`` of a training script, for example ``train_pycda.phases``.
+        method: name of the script; saved in the checkpoints.
+        self_trained: the method learns from the network's own predictions, so it needs starting weights.
         device: None: this process's GPU, or the CPU.
-        log: None: a new one in the run folder, which is made.
+        log: None: a new log in the run folder, which is created.
 
     Raises:
-        UserError: what does not go together, before the first step.
+        UserError: configuration, data or weights do not fit together; raised before the first step.
     """
     device = device or distributed.device_and_backend()[0]
     if log is None:
         config.run_folder.mkdir(parents=True, exist_ok=True)
         log = RunLog(config.run_folder)
-    _ = config.class_table  # before anything slow: do the data sets go together?
+    _ = config.class_table  # raises if the data sets do not fit together; all later steps are slow
     data = Data(config, log.text)
     run_data = RunData(config, data.lists())
     distributed.check_agreement(run_data.facts)
@@ -184,13 +184,13 @@ def build_trainer(
 
 
 def _next_command(data: Data) -> str:
-    """How the finished run is scored or, without a labelled test set, used."""
+    """Arguments of run.sh that score the finished run or, without a labelled test set, use it."""
     saved = data.config.run_folder / "config.yaml"
     return f"evaluate.py {saved}" if data.has_test_set else f"predict {saved} PICTURES --save FOLDER"
 
 
 def _make_validation(data: Data, device: torch.device, log: RunLog) -> Validation | None:
-    """None where there are no held-out images: the last checkpoint is the result."""
+    """None without held-out images: the last checkpoint is then the result."""
     if not data.held_out:
         log.text("no labelled held-out target images: no validation, the last checkpoint is the result")
         return None
@@ -200,7 +200,7 @@ def _make_validation(data: Data, device: torch.device, log: RunLog) -> Validatio
 
 
 def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
-    """Let the run folder hold what a run up to the trainer's step has written, its configuration and its lists."""
+    """Move aside an earlier run's results, remove records after the trainer's step, write configuration and lists."""
     config, start = data.config, trainer.state.step
     folder = config.run_folder
     elsewhere = config.resume not in ("auto", "off") and Path(config.resume).resolve().parent != folder.resolve()
@@ -219,7 +219,7 @@ def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
                 trainer.manifest.begin(anew)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write into the run folder {folder}: {error}. Make room or choose another"
+            f"cannot write into the run folder {folder}: {error}. Free some space or choose another snapshot_dir"
         ) from error
     log.document(start, "config", to_yaml(config))
     classes = [f"{c} to {c + 1}: {name}" for c, name in enumerate(config.class_table.names)]

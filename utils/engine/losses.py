@@ -1,6 +1,6 @@
-"""What one forward pass is trained on: labels of the source, the pyramid on the target, or nothing but statistics.
+"""Losses of the phases: source labels, the pyramid on the target, or none (batch-norm statistics only).
 
-Each function takes ``forward`` (the network, under autocast where that is on) and a batch.
+Each loss function gets ``forward`` (the network, under autocast if that is enabled) and a batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from utils.pycda.curriculum import PseudoLabels, PyramidCurriculum, at_least_flo
 
 
 class Batch(TypedDict):
-    """What a loader gives, see ``dataset.loader.SegmentationDataset``."""
+    """A batch of a loader, see ``dataset.loader.SegmentationDataset``."""
 
     image: Tensor  # float32 (N, 3, H, W), normalised
     label: Tensor  # int64 (N, H, W)
@@ -28,7 +28,7 @@ class Batch(TypedDict):
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` with its tensors on ``device``; the copies may still be under way."""
+    """``batch`` with its tensors on ``device``; the copies may still be running."""
     return {
         **batch,
         "image": batch["image"].to(device, non_blocking=True),
@@ -38,18 +38,18 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 Forward = Callable[..., dict[str, Tensor]]
-# Named scalars and class histograms (C,), as they go into the log; ``total`` is minimised and must be finite.
+# Returns named scalars and class histograms (C,) for the log. ``total`` is minimised and must be finite.
 LossFunction = Callable[[Forward, Batch], dict[str, Tensor]]
 
 
 def cross_entropy(logits: Tensor, label: Tensor, labelled: Tensor) -> Tensor:
-    """Mean over the labelled pixels of the global batch, in float32 or float64; 0 where nothing is labelled.
+    """Mean over the labelled pixels of the global batch, in float32 or float64; 0 if nothing is labelled.
 
     Args:
         labelled: number of labelled pixels of the global batch, scalar.
 
-    The released code averages the means of the single GPUs instead, which weights pixels by how many others of their
-    GPU are labelled; with one GPU the two are the same.
+    The released code averages the means of the GPUs instead. The weight of a pixel then depends on the number of
+    labelled pixels on its GPU. With one GPU both are equal.
     """
     total = F.cross_entropy(at_least_float32(logits), label, ignore_index=IGNORE, reduction="sum")
     return all_reduce_sum(total) / labelled.clamp_min(1)
@@ -72,7 +72,7 @@ def supervised(lambda_seg: float, lambda_source: float = 1.0) -> LossFunction:
 
 
 def self_training(curriculum: PyramidCurriculum) -> LossFunction:
-    """Target phase: the pyramid curriculum on the network's own train-mode predictions, and what its labels are."""
+    """Target phase: the pyramid curriculum on the network's own train-mode predictions, and its label shares."""
 
     def losses(forward: Forward, batch: Batch) -> dict[str, Tensor]:
         logits = forward(batch["image"], aux=False)["logits"]
@@ -84,11 +84,11 @@ def self_training(curriculum: PyramidCurriculum) -> LossFunction:
 
 @torch.no_grad()
 def label_shares(layers: Mapping[str, PseudoLabels], num_classes: int) -> dict[str, Tensor]:
-    """What the pyramid labels in the global batch, in float64.
+    """Shares of the pyramid's labels in the global batch, float64.
 
     Returns:
-        of each layer ``labelled/LAYER``, the share of its pixels or squares that have a label, and ``share/LAYER``
-        (C,), the share of each class among the labels.
+        for each layer ``labelled/LAYER``, the share of its pixels or squares that have a label, and ``share/LAYER``
+        (C,), the share of each class among these labels.
     """
     shares = {}
     for name, (_, label, mask) in layers.items():
@@ -103,23 +103,25 @@ def label_shares(layers: Mapping[str, PseudoLabels], num_classes: int) -> dict[s
 
 @torch.no_grad()
 def statistics_only(forward: Forward, batch: Batch) -> dict[str, Tensor]:
-    """AdaBN's target phase: a train-mode forward that moves the batch-norm statistics and nothing else."""
+    """AdaBN's target phase: a train-mode forward that updates only the batch-norm statistics."""
     forward(batch["image"], aux=False)
     return {}
 
 
 def check_parts(images: int, parts: int) -> None:
-    """Raises ChoiceError where a process's ``images`` do not divide into ``parts``."""
+    """Raises ChoiceError if ``parts`` does not divide the number of ``images`` of a process."""
     if images % parts:
-        raise ChoiceError(f"a process has {images} images, they do not divide into train.iter_size={parts} parts")
+        raise ChoiceError(
+            f"the {images} images of a process are not divisible by train.iter_size={parts}: change one of them"
+        )
 
 
 class PartwiseForward:
-    """Forward of a batch in parts that keeps nothing but the outputs; ``backward`` runs every part once more.
+    """Forward of a batch in parts that stores only the outputs; ``backward`` runs every part a second time.
 
-    The curriculum's means and class histograms are of the whole batch, so the mean of the parts' gradients would be
-    another method. The loss sees the outputs of all parts at once; its gradient by them then goes back through one
-    part after the other. Only batch norm differs from a forward of the whole: it sees the statistics of a part.
+    The curriculum's means and class histograms are over the whole batch. The mean of the parts' gradients would
+    therefore be another method. Here the loss gets the outputs of all parts at once, and its gradient goes back through
+    one part after the other. Only batch norm differs from a forward of the whole batch: it normalises each part alone.
 
     Args:
         forward: images -> named outputs of the same batch size.
@@ -145,10 +147,10 @@ class PartwiseForward:
         return self.forward(self.chunks[index], **self.options)
 
     def backward(self) -> None:
-        """Accumulate the parameters' gradients from those of the outputs."""
+        """Accumulate the parameters' gradients from the gradients of the outputs."""
         reached = {name: output.grad for name, output in self.outputs.items() if output.grad is not None}
         grads = {name: grad.chunk(self.parts) for name, grad in reached.items()}
-        with frozen_statistics(self.model):  # these forwards are no further batches
+        with frozen_statistics(self.model):  # the statistics already contain these batches
             for index in range(self.parts):
                 outputs = self._part(index)
                 torch.autograd.backward([outputs[name] for name in grads], [grad[index] for grad in grads.values()])

@@ -1,4 +1,4 @@
-"""What is tried before the first step: all that would otherwise show at the first validation or save, steps later."""
+"""Checks before the first step, for errors that would otherwise show only at the first validation or save."""
 
 import shutil
 import time
@@ -25,33 +25,33 @@ from utils.engine.watch import watched_images
 from utils.run_folder.checkpoint import CheckpointError
 
 Report = Callable[[str], None]
-LOOKED_AT = 100  # source labels at the start of a training: a second or two
-REPEATS = 5  # of a convolution that is timed
-CHECKPOINTS = 4  # at most: last.pth, the one before it, best.pth, and the one that is being written
+LOOKED_AT = 100  # source labels read at the start of a training; takes a second or two
+REPEATS = 5  # of the timed convolution
+CHECKPOINTS = 4  # at most: last.pth, last.previous.pth, best.pth, and the one being written
 
 
 def check_starting_weights(m: Model, self_trained: bool, report: Report) -> None:
     """Report random weights, and refuse them for a method that learns from the network's own predictions.
 
     Raises:
-        ConfigError: no weights for a method that needs them.
+        ConfigError: the method needs weights and none are set.
     """
     whole = m.weights not in (None, SCRATCH) or (m.weights_encoder and m.weights_decoder)
     if self_trained and not whole and m.weights != SCRATCH:
         raise ConfigError(
-            "model.weights is not set: PyCDA learns from the network's own predictions, which are noise before it was "
-            "trained. Set model.weights to a source-only run (or model.weights_encoder and model.weights_decoder to a "
-            f"released pair); model.weights={SCRATCH} starts from random weights all the same"
+            "model.weights is not set: PyCDA learns from the network's own predictions, and an untrained network "
+            "predicts noise. Set model.weights to a source-only run (or model.weights_encoder and "
+            f"model.weights_decoder to a released pair), or model.weights={SCRATCH} to start from random weights anyway"
         )
     if not whole and not m.weights_encoder and m.weights != SCRATCH:
         report(
-            "WARNING: training starts from random weights, as no model.weights* is set: model.weights_encoder takes "
-            f"an ImageNet file, model.weights={SCRATCH} says that it is meant so"
+            "WARNING: training starts from random weights because no model.weights* is set: set model.weights_encoder "
+            f"to an ImageNet file, or model.weights={SCRATCH} to confirm random weights"
         )
 
 
 def report_resized_labels(data: Data) -> None:
-    """Report how many labels have another size than their image. Raises DataError where that cannot be trained on."""
+    """Report how many labels have another size than their image. Raises DataError if one cannot be used."""
     kind, skip_bad = data.config.source.label_kind, data.config.train.skip_bad_samples > 0
     found = distributed.from_first(
         lambda: [str(sample.label) for sample in resized_pairs(data.source, kind, skip_bad=skip_bad)]
@@ -61,7 +61,7 @@ def report_resized_labels(data: Data) -> None:
 
 
 def report_missing_classes(data: Data) -> None:
-    """Name the classes that the source's labels lack, as far as a look at some of them can tell."""
+    """Report the classes that do not occur in a sample of the source labels."""
     if not distributed.is_main():
         return
     config = data.config
@@ -69,14 +69,14 @@ def report_missing_classes(data: Data) -> None:
     if seen is not None and not seen.all():
         missing = [name for name, found in zip(config.class_table.names, seen, strict=True) if not found]
         looked_at = f"{min(len(data.source), LOOKED_AT)} of {len(data.source)} source labels"
-        data.report(f"not labelled in the {looked_at} that were looked at: {', '.join(missing)}")
+        data.report(f"classes that do not occur in the {looked_at} that were read: {', '.join(missing)}")
 
 
 def check_start(data: Data, model: Segmentor, validation: Validation | None) -> None:
-    """Try what a training does later than in its first step. Network and random numbers stay as they are.
+    """Check what a training needs only after its first step. Network and random numbers do not change.
 
     Raises:
-        UserError: what will not work, on all processes alike; the message names the key or the file.
+        UserError: something will fail later; raised in all processes. The message names the key or the file.
     """
     check_batches(data.config.train, model)
     problems, sizes = _problems(data, model)
@@ -88,15 +88,15 @@ def check_start(data: Data, model: Segmentor, validation: Validation | None) -> 
 
 
 def check_batches(t: Train, model: Segmentor) -> None:
-    """Raises ChoiceError or ConfigError where the network cannot be trained with the batches of the configuration."""
+    """Raises ChoiceError or ConfigError if the network cannot be trained with the configured batch size."""
     processes = distributed.world_size()
-    if t.batch_size % processes == 0:  # else said by the loader
+    if t.batch_size % processes == 0:  # otherwise the loader raises
         check_parts(t.batch_size // processes, t.iter_size)
         check_batch(model, t.batch_size // processes // t.iter_size, "train.batch_size / train.iter_size")
 
 
 def warn_of_slow_amp(amp: str, device: torch.device, report: Report) -> None:
-    """Warn where this processor emulates half precision, so that its convolutions are slower than in float32.
+    """Warn if this processor emulates half precision, which makes convolutions slower than in float32.
 
     Args:
         amp: ``train.amp``.
@@ -112,7 +112,7 @@ def warn_of_slow_amp(amp: str, device: torch.device, report: Report) -> None:
 
 
 def half_precision_time(dtype: torch.dtype) -> float:
-    """Time of a small convolution, forward and backward, on this CPU in ``dtype``, in times of that in float32."""
+    """Time of a small convolution in ``dtype``, forward and backward on this CPU, divided by its time in float32."""
     images, weights = torch.zeros(4, 64, 24, 24, requires_grad=True), torch.zeros(64, 64, 3, 3, requires_grad=True)
     times: dict[torch.dtype, list[float]] = {torch.float32: [], dtype: []}
     for _ in range(REPEATS):
@@ -122,19 +122,19 @@ def half_precision_time(dtype: torch.dtype) -> float:
                 outputs = torch.conv2d(images, weights, padding=1)
             outputs.sum().backward()
             taken.append(time.perf_counter() - started)
-    half, single = min(times[dtype]), min(times[torch.float32])  # what others take from the processor is left out
+    half, single = min(times[dtype]), min(times[torch.float32])  # shortest: least disturbed by other programs
     return half / single
 
 
 def _problems(data: Data, model: Segmentor) -> tuple[list[UserError], list[tuple[Size, int]]]:
-    """What is wrong with files and folders as this process sees them, and the sizes of its share of held-out images."""
+    """Errors in files and folders of this process, and the sizes of its share of the held-out images."""
     t = data.config.train
     try:
         _check_cache(t.cache_dir)
         if distributed.is_main():
             tensors = [*model.state_dict().values(), *(model.parameters() if t.momentum else ())]
             _check_room(data.config.run_folder, sum(tensor.nbytes for tensor in tensors), data.report)
-            for sample in watched_images(data) if t.skip_bad_samples == 0 else ():  # else replaced, as in training
+            for sample in watched_images(data) if t.skip_bad_samples == 0 else ():  # otherwise replaced as in training
                 stored_size(sample.image, verify=True)
         return [], list(_checked_sizes(data.held_out, data.config.target.label_kind))
     except UserError as error:
@@ -152,20 +152,19 @@ def _check_cache(folder: str | None) -> None:
 
 
 def _check_room(folder: Path, need: int, report: Report) -> None:
-    """Whether the disk has room for a checkpoint of ``need`` bytes, as far as it says."""
+    """Raises CheckpointError if the disk reports less free space than a checkpoint of ``need`` bytes."""
     free = shutil.disk_usage(folder).free
-    said = f"{free / 1e9:.2f} GB are free in {folder}, a checkpoint of this network takes {need / 1e9:.2f}"
+    room = f"{free / 1e9:.2f} GB are free in {folder}, a checkpoint of this network takes {need / 1e9:.2f} GB"
     if free < need:
-        raise CheckpointError(f"{said}: make room or choose another snapshot_dir")
+        raise CheckpointError(f"{room}: free some space or choose another snapshot_dir")
     if free < CHECKPOINTS * need:
-        report(f"WARNING: {said}, and up to {CHECKPOINTS} of them are kept")
+        report(f"WARNING: {room}, and up to {CHECKPOINTS} are kept")
 
 
 def _checked_sizes(samples: Sequence[Sample], kind: str) -> Iterator[tuple[Size, int]]:
-    """Size as stored (W, H) and index of each image in this process's share of ``samples``.
+    """Stored size (W, H) and index of each image in this process's share of ``samples``.
 
-    Files are not decoded, which is left to the validation, but what was damaged on its way is found, and a label of
-    another size than its image.
+    Files are not decoded, but their checksums are compared, and the sizes of image and label.
 
     Raises:
         DataError: the first pair that cannot be scored.
@@ -175,12 +174,12 @@ def _checked_sizes(samples: Sequence[Sample], kind: str) -> Iterator[tuple[Size,
         sample = samples[index]
         size = stored_size(sample.image, verify=True)
         if size != stored_size(sample.label_file, verify=True):
-            read_pair(sample, kind)  # which knows whether one of the two is turned
+            read_pair(sample, kind)  # compares the sizes after rotation by EXIF
         yield size, index
 
 
 def extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> list[Sample]:
-    """The smallest image for each process, and the largest, which takes most memory, where that is larger."""
+    """The smallest image, and the largest one (most memory) if its area is larger; each once for every process."""
     by_area = sorted(sizes, key=lambda found: (found[0][0] * found[0][1], found[1]))
     ends = by_area[:1] if by_area[0][0] == by_area[-1][0] else [by_area[0], by_area[-1]]
     return [samples[index] for _, index in ends for _ in range(distributed.world_size())]
@@ -191,7 +190,7 @@ def _try_validation(model: Segmentor, validation: Validation, samples: Sequence[
         validation.try_out(model, samples)
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError) as error:  # what torch makes of sizes that do not go together
+    except (RuntimeError, ValueError) as error:  # torch's errors for sizes that do not fit together
         reason = " ".join(str(error).split())
         size = validation.config.test.input_size
         raise DataError(

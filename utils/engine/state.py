@@ -1,4 +1,4 @@
-"""The state of a training, as a checkpoint holds it: a run that goes on from it equals one that never stopped."""
+"""The state of a training in a checkpoint. A resumed run equals a run that never stopped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from utils.run_folder.checkpoint import CheckpointError
 
 @dataclass
 class TrainState:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
-        step: iterations that are done.
-        best_miou: percent, of the validations so far; -1 before the first.
-        skipped: unreadable images so far.
+        step: number of finished iterations.
+        best_miou: best mIoU of the validations so far, in percent; -1 before the first.
+        skipped: number of unreadable images so far.
         validated: False between a checkpoint and the end of the validation that follows it.
     """
 
@@ -37,7 +37,7 @@ def load_training_state(
     """Load network, optimiser and scaler from a checkpoint of ``Trainer.state_dict``.
 
     Raises:
-        CheckpointError: it is of another network or optimiser.
+        CheckpointError: the checkpoint is of another network or optimiser.
     """
     try:
         load_tensors(model, state["model"], "network", "the checkpoint")
@@ -46,7 +46,7 @@ def load_training_state(
         optimizer.load_state_dict(state["optimizer"])
         _check_settings(optimizer, settings)
         _check_momenta(optimizer)
-        if state["scaler"]:  # empty where the run before had train.amp=off or bf16
+        if state["scaler"]:  # empty if the checkpoint's run had train.amp=off or bf16
             scaler.load_state_dict(state["scaler"])
     except (WeightsError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
@@ -56,10 +56,10 @@ def load_training_state(
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
-    """The optimiser takes over what the checkpoint has, and would stumble over it in its next step.
+    """Raises ValueError for a setting of a wrong type. The optimiser loads it and would fail in its next step.
 
     Args:
-        before: the parameter groups as they were made.
+        before: the parameter groups before loading.
     """
     for group, made in zip(optimizer.param_groups, before, strict=True):
         for name in made.keys() - {"params"}:
@@ -71,6 +71,6 @@ def _check_settings(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[s
 def _check_momenta(optimizer: torch.optim.Optimizer) -> None:
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")  # [] would make an entry
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")  # indexing would add an entry
         if momentum is not None and momentum.shape != parameter.shape:
             raise ValueError(f"a momentum of {tuple(momentum.shape)} for a parameter of {tuple(parameter.shape)}")

@@ -1,4 +1,4 @@
-"""The one training loop. A method is a list of ``Phase``s; everything else is the same for all of them."""
+"""The training loop. A method is a list of ``Phase``s; everything else is the same for all methods."""
 
 import math
 import time
@@ -39,13 +39,13 @@ class Phase:
     loader: Iterable[Batch]
     losses: LossFunction
     backward: bool = True
-    curriculum: nn.Module | None = None  # what the losses are made by, whose state is part of the checkpoints
+    curriculum: nn.Module | None = None  # computes the losses; its state is part of the checkpoints
 
 
 class Iteration(NamedTuple):
-    """What one iteration gave, all phases together, on the host."""
+    """Results of one iteration, of all phases together, on the host."""
 
-    values: dict[str, float | dict[str, float]]  # PHASE/TERM as in log.jsonl; of a histogram by class name
+    values: dict[str, float | dict[str, float]]  # by PHASE/TERM as in log.jsonl; histograms also by class name
     data_time: float  # seconds spent waiting for data
     step_time: float  # seconds in all
 
@@ -53,8 +53,8 @@ class Iteration(NamedTuple):
 def learning_rate_factor(options: Train, step: int) -> float:
     """Factor on the initial learning rates at ``step`` (from 0): poly decay, or constant and then a tenth.
 
-    The rate is set after an iteration by the index of that iteration (released code), so that the first two iterations
-    have the initial one.
+    The released code sets the rate after an iteration from the index of that iteration. The first two iterations
+    therefore have the initial rate.
     """
     last = max(step - 1, 0)
     if options.schedule == "poly":
@@ -70,9 +70,9 @@ class Trainer:
     Args:
         optimizer: with the initial learning rates, see ``utils.builders.network.build_optimizer``.
         validation: None: the last checkpoint is the result.
-        target_shares: None: the predictions on the target are not logged, and a class that vanishes is not noticed.
-        origin: what the checkpoints say of the method and the data.
-        manifest: gets the time at every save.
+        target_shares: None: predictions on the target are not logged, and there is no warning for a lost class.
+        origin: entries about the method and the data for the checkpoints.
+        manifest: its duration is updated at every save.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Trainer:
         """Train to the last iteration; returns the file of the result (best.pth with validation, else last.pth).
 
         Args:
-            signals: stop after a step where they ask for it; None: whatever ends the program ends the training.
+            signals: stop after the step in which a signal arrives; None: signals are not handled.
         """
         t, state = self.config.train, self.state
         validation_missing = self.validation_missing()
@@ -155,7 +155,7 @@ class Trainer:
         return batch
 
     def _run(self, phase: Phase, batch: Batch) -> dict[str, Tensor]:
-        """One forward pass, and the optimiser step where ``phase`` has one. Nothing here waits for the device."""
+        """One forward pass, and the optimiser step if ``phase`` has one. Nothing here waits for the device."""
         parts = self.config.train.iter_size
         partwise = PartwiseForward(self.model, self._forward, parts) if parts > 1 else None
         terms = phase.losses(partwise or self._forward, batch)
@@ -176,9 +176,9 @@ class Trainer:
             return self.model(images, **options)
 
     def _transfer(self, tensors: Mapping[str, Tensor]) -> dict[str, float | dict[str, float]]:
-        """Scalars as numbers, histograms (C,) as numbers by class: the one transfer from the device of an iteration.
+        """Scalars as numbers, histograms (C,) as numbers by class: the only transfer from the device per iteration.
 
-        Every transfer waits until the device has done all its work; with one at the end it is never idle before.
+        A transfer waits until the device has done all its work. With one at the end, the device is not idle before.
         """
         flat = [tensor.double().flatten() for tensor in tensors.values()]
         numbers = iter(torch.cat(flat).tolist() if flat else [])
@@ -188,7 +188,7 @@ class Trainer:
         }
 
     def _check_finite(self, values: Mapping[str, float | dict[str, float]]) -> None:
-        """Raises FloatingPointError for the first phase whose loss is not; what it did to the weights is not saved."""
+        """Raises FloatingPointError for the first phase with a non-finite loss; the weights after it are not saved."""
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         for phase in (phase.name for phase in self.phases):
             if not math.isfinite(scalars.get(f"{phase}/total", 0.0)):
@@ -202,7 +202,7 @@ class Trainer:
         self.log.text(f"step {step}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 
     def _seed(self) -> None:
-        """Dropout is a function of (seed, step, rank), so that a run can go on from any step without RNG states."""
+        """Dropout is a function of (seed, step, rank): a run resumes from any step without RNG states."""
         entropy = [self.config.seed, self.state.step, distributed.rank()]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
@@ -212,7 +212,7 @@ class Trainer:
             group["lr"] = lr * learning_rate_factor(self.config.train, step)
 
     def _count_skipped(self, messages: Sequence[str]) -> None:
-        """Count the images that could not be read; the data set has put others in their place."""
+        """Count the images that could not be read; the data set has replaced them."""
         limit = self.config.train.skip_bad_samples
         if limit == 0:
             return
@@ -226,7 +226,7 @@ class Trainer:
             )
 
     def _progress(self) -> Progress[int]:
-        """A bar over the steps that are left; elsewhere than on a terminal the log has the steps."""
+        """A progress bar over the remaining steps; without a terminal, only the log shows the steps."""
         steps = range(self.state.step, self.config.train.num_steps)
         main, report = distributed.is_main(), self.log.text
         return Progress(steps, self.config.exp_name, start=self.state.step, enabled=main, lines=False, report=report)
@@ -242,7 +242,7 @@ class Trainer:
         return f"The last good checkpoint is kept in {self.folder}. {remedy}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a training needs to go on: what a checkpoint holds."""
+        """The content of a checkpoint: everything that a training needs to resume."""
         curricula = {phase.name: phase.curriculum for phase in self.phases if phase.curriculum is not None}
         return {
             **model_state(self.config, self.model),
@@ -254,10 +254,13 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint as if the run had never stopped. Raises CheckpointError where it does not fit."""
+        """Resume from a checkpoint as if the run had never stopped. Raises CheckpointError if it does not fit."""
         before = state.get("phases", self.origin["phases"])
         if before != self.origin["phases"]:
-            raise CheckpointError(f"the checkpoint is of the phases {before}, this method has {self.origin['phases']}")
+            raise CheckpointError(
+                f"the checkpoint has the phases {before}, this method has {self.origin['phases']}: start anew with "
+                "resume=off"
+            )
         self.state = load_training_state(state, self.model, self.optimizer, self.scaler)
         for phase in self.phases:
             if phase.curriculum is not None and phase.name in state.get("curricula", {}):
@@ -266,7 +269,7 @@ class Trainer:
         self._batches = None
 
     def validation_missing(self) -> bool:
-        """Whether the validation after the last step is missing: it was interrupted, or its best.pth is not there."""
+        """Whether the validation after the last step is missing: it was interrupted, or best.pth is missing."""
         state = self.state
         if self.validation is None or state.step == 0:
             return False
@@ -276,11 +279,11 @@ class Trainer:
         return self._in_first(lost or not state.validated)
 
     def _in_first(self, condition: bool) -> bool:
-        """What the first process, which has the run folder, finds; alike on all of them."""
+        """The ``condition`` of the first process, which has the run folder; the same result in all processes."""
         return distributed.sum_over_ranks(distributed.is_main() and condition, self.device) > 0
 
     def _repeat_validation(self, signals: StopSignals | None) -> None:
-        """The validation that the loaded checkpoint has not had, or whose result is gone."""
+        """Validate the loaded checkpoint: its validation was interrupted, or best.pth is missing."""
         if self._in_first(not (self.folder / BEST).is_file()):
             self.state.best_miou = -1.0
         self.state.validated = False
@@ -298,15 +301,15 @@ class Trainer:
         return best if self.validation is not None and best.is_file() else self.folder / LAST
 
     def _save_and_validate(self, signals: StopSignals | None) -> None:
-        """The checkpoint first: what comes after, however long, may be interrupted and is repeated."""
+        """Save first: the validation may take long; if it is interrupted, the resumed run repeats it."""
         self.state.validated = self.validation is None
-        if self.target_shares:  # before the checkpoint: a run that goes on from it has this record
+        if self.target_shares:  # before the checkpoint: a run that resumes from it keeps this record
             self.target_shares.record(self.model, self.state.step)
         self._save(previous=True)
         self._validate(signals)
 
     def _validate(self, signals: StopSignals | None) -> None:
-        """Score the network, whose checkpoint is saved, if anything is held out; it becomes the best one or not."""
+        """Score the saved network if there are held-out images, and save it as the best one if it is."""
         state = self.state
         if self.validation is None:
             return
@@ -327,7 +330,7 @@ class Trainer:
             )
         if distributed.is_main():
             state = self.state_dict()
-            if best:  # first: a run that is killed in between repeats this validation, and finds it again
+            if best:  # first: a run that is killed between the two saves repeats this validation
                 save_atomic(state, self.folder / BEST)
             save_atomic(state, self.folder / LAST, previous=self.folder / PREVIOUS if previous else None)
             if self.manifest is not None:
@@ -335,22 +338,22 @@ class Trainer:
         distributed.wait_for_first()
 
     def _asked_to_stop(self, signals: StopSignals | None) -> bool:
-        """Whether any process got a signal, or nobody reads the output any more; alike on all of them."""
+        """Whether a process got a signal or lost torchrun or its output's reader; the same result in all processes."""
         asked = signals and (signals.received or signals.orphaned or (self.log.reader_lost and signals.hangup_stops))
         return distributed.sum_over_ranks(bool(asked), self.device) > 0
 
     def _stop_if_asked(self, signals: StopSignals | None, saved: bool) -> None:
-        """Every process stops after the same step, whichever got the signal."""
+        """Save and stop all processes after the same step if one of them has to stop."""
         if signals is None or not self._asked_to_stop(signals):
             return
         if not saved:
             self._save(previous=True)
-        cause = f"signal {signals.received}"
+        cause = f"by signal {signals.received}"
         if not signals.received:
-            cause = "a signal, or as nobody reads its output, or torchrun has ended"
-        then = "" if self.state.validated else " and repeats the validation"
+            cause = "because another process got a signal, nobody reads the output, or torchrun has ended"
+        then = "" if self.state.validated else " and to repeat the validation"
         self.log.text(
-            f"stopped by {cause} after step {self.state.step}, saved {self.folder / LAST}: the same command goes on "
-            f"from there{then}"
+            f"stopped after step {self.state.step} {cause}; saved {self.folder / LAST}. Run the same command to resume"
+            f"{then}"
         )
         raise SystemExit(STOPPED)

@@ -1,4 +1,4 @@
-"""Scores on the held-out target images while a network is trained: what model selection goes by."""
+"""Scores on the held-out target images during training, for model selection."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Validation:
     """Scores a network on the held-out images and draws some of them.
 
     Args:
-        data: with one held-out image at least.
+        data: with at least one held-out image.
     """
 
     def __init__(self, data: Data, device: torch.device, log: RunLog) -> None:
@@ -36,16 +36,16 @@ class Validation:
         self.loader = data.evaluation_loader(data.held_out, data.config.target)
         self.warned = False
         self.table, self.classes = data.config.class_table, data.config.test.eval_classes
-        seen = data.held_out[:: distributed.world_size()]  # by the first process, which alone can draw
-        self.pictured = {sample.name: sample.image for sample in evenly_spaced(seen, PANELS)}  # over the cities
+        seen = data.held_out[:: distributed.world_size()]  # by the first process, the only one that draws
+        self.pictured = {sample.name: sample.image for sample in evenly_spaced(seen, PANELS)}  # of all cities
 
     def try_out(self, model: Segmentor, samples: Sequence[Sample]) -> None:
-        """Score labelled ``samples`` as a validation does, and forget it: network, random numbers, logs stay the same.
+        """Score labelled ``samples`` like a validation, without effect on network, random numbers and logs.
 
         Raises:
-            DataError: one of them cannot be read, or not be scored.
+            DataError: a sample cannot be read or scored.
         """
-        loader = self.data.evaluation_loader(samples, self.config.target, num_workers=0)  # no processes for a few
+        loader = self.data.evaluation_loader(samples, self.config.target, num_workers=0)  # only a few samples
         images = {sample.name: sample.image for sample in samples}
 
         def draw(name: str, label: Tensor, prediction: Tensor) -> None:
@@ -56,17 +56,17 @@ class Validation:
         iou_table(matrix, self.table, self.classes)
 
     def __call__(self, model: Segmentor, done: int, best_before: float, stop: Callable[[], bool]) -> float:
-        """mIoU in percent after step ``done``, NaN where no scored class is labelled; scores and pictures are logged.
+        """mIoU in percent after step ``done``, NaN if no scored class is labelled; logs scores and pictures.
 
         Raises:
-            EvaluationStopped: ``stop`` said so, see ``evaluate``; nothing but pictures was logged.
+            EvaluationStopped: ``stop`` returned True, see ``evaluate``; only pictures were logged.
         """
         draw = partial(self._draw_panel, done)
         matrix = evaluate(self._predictor(model), self.loader, on_image=draw, title="validate", stop=stop)
         result = scores(matrix, self.table, self.classes)
         self.log.record(done, {f"{VALIDATION}/{name}": value for name, value in result.items()})
         if math.isnan(result["miou"]):
-            self._say_once_that_nothing_is_scored()
+            self._warn_once()
             return result["miou"]
         best = max(result["miou"], best_before)
         table = iou_table(matrix, self.table, self.classes)
@@ -76,12 +76,12 @@ class Validation:
     def _predictor(self, model: Segmentor) -> Predictor:
         return Predictor(model, self.table, self.device, self.config.test)
 
-    def _say_once_that_nothing_is_scored(self) -> None:
+    def _warn_once(self) -> None:
         if not self.warned:
             self.warned = True
             self.log.text(
-                "WARNING: no scored class is labelled in the held-out images, so none of the checkpoints is the best "
-                "and the last one is the result: see test.eval_classes and the held-out labels"
+                "WARNING: no scored class is labelled in the held-out images. No checkpoint is therefore the best, and "
+                "the last one is the result: check test.eval_classes and the held-out labels"
             )
 
     def _draw_panel(self, done: int, name: str, label: Tensor, prediction: Tensor) -> None:

@@ -1,5 +1,4 @@
-"""What the network predicts on the target while it is trained, and warnings: nothing is labelled, self-training
-collapses or loses a class."""
+"""Predictions on the target during training, and warnings: no labels, self-training collapses or loses a class."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,19 +18,19 @@ from utils.run_folder.records import PREDICTION, RECORDS, read_shares
 from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, is_lost, predictions_on
 
-IMAGES = 16  # target training images, as the target phase sees them: crops of the training's size fit the memory
-SOURCE_LABELS = 50  # that say what is common in the source
+IMAGES = 16  # target training images, cropped as in the target phase, so that they fit in the memory
+SOURCE_LABELS = 50  # read to find the common classes of the source
 MAX_SHARE = 0.9  # of one class among the pseudo-labels
 MIN_LABELLED = 0.01  # of the pixels or squares
-PATIENCE, SHORTEST = 200, 5  # steps at most and at least
-PART_OF_A_RUN = 10  # a short run is watched for this part of its steps
+PATIENCE, SHORTEST = 200, 5  # steps: longest and shortest patience
+PART_OF_A_RUN = 10  # the patience of a short run is 1/10 of its steps
 
 Values = Mapping[str, float | dict[str, float]]  # of one iteration, see ``trainer.Iteration``
 Shares = dict[str, float]  # by class name
 
 
 def patience(num_steps: int) -> int:
-    """Steps after which a run of ``num_steps`` is warned of what does not change."""
+    """Number of steps for which a problem must last before a run of ``num_steps`` warns of it."""
     return max(SHORTEST, min(PATIENCE, num_steps // PART_OF_A_RUN))
 
 
@@ -41,36 +40,36 @@ def watched_images(data: Data) -> list[Sample]:
 
 
 class TargetShares:
-    """Logs the class shares of the predictions on a few target training images, always the same crops.
+    """Logs the class shares of the predictions on a few target training images, always on the same crops.
 
     Args:
-        data: its source labels say which classes are common.
+        data: its source labels give the common classes.
     """
 
     def __init__(self, data: Data, device: torch.device, log: RunLog) -> None:
         self.config, self.device, self.log = data.config, device, log
         self.labels = evenly_spaced([sample.label for sample in data.source if sample.label], SOURCE_LABELS)
         self.names = data.config.class_table.names
-        # not cached: the cache may be of source only
+        # not cached: the cache may hold only the source
         crops = data.dataset(TARGET, watched_images(data), cached=False)
-        # without loader processes, which would be kept for the whole training
+        # no loader processes: they would live as long as the training
         self.loader = eval_loader(crops, num_workers=0, rank=distributed.rank(), world_size=distributed.world_size())
 
     def record(self, model: Segmentor, done: int) -> None:
-        """Predict after step ``done``; the shares go into the log."""
+        """Predict after step ``done`` and log the shares."""
         predictor = Predictor(model, self.config.class_table, self.device, self.config.test)
         shares = predictions_on([predictor], self.loader).shares[0].tolist()
         self.log.record(done, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
     def expected(self) -> Shares:
-        """By class, its share in some source labels or in the run's first record, if there is one, the larger one."""
+        """Share of each class: the larger one of a sample of source labels and of the run's first record, if any."""
         found = [self._in_source()]
         path = self.log.folder / RECORDS
         found += [shares for _, shares in read_shares(path, PREDICTION, self.log.text)[:1]] if path.is_file() else []
         return {name: max(shares[name] for shares in found) for name in self.names}
 
     def _in_source(self) -> Shares:
-        """0 for every class if a label cannot be read: the error is reported where the label is used."""
+        """Shares in source labels; 0 for all classes if a label cannot be read. The loader reports that error."""
         kind, counts = self.config.source.label_kind, np.zeros(IGNORE + 1, np.int64)
         try:
             for path in self.labels:
@@ -82,12 +81,12 @@ class TargetShares:
 
 
 def share_histograms(values: Values) -> dict[str, Shares]:
-    """The histograms among ``values``: of each layer of the pyramid, each class's share of the pseudo-labels."""
+    """The histograms in ``values``: for each layer of the pyramid, each class's share of the pseudo-labels."""
     return {name: value for name, value in values.items() if isinstance(value, dict)}
 
 
 class CollapseWatch:
-    """Warns once when hardly anything is labelled, or when nearly every label has been one class for many steps."""
+    """Warns once if hardly anything is labelled, or if nearly all labels have been of one class for many steps."""
 
     def __init__(self, patience: int = PATIENCE) -> None:
         self.patience = patience
@@ -95,7 +94,7 @@ class CollapseWatch:
         self.warned = False
 
     def update(self, values: Values) -> str | None:
-        """Take one step's values; returns the warning, if this step is the one that causes it."""
+        """Update with one step's values. Returns a warning at the step that causes it, otherwise None."""
         for layer, shares in share_histograms(values).items():
             for name, share in shares.items():
                 key = f"{layer}/{name}"
@@ -114,29 +113,29 @@ class CollapseWatch:
         return (
             f"WARNING: self-training has collapsed: {'; '.join(found)}. Try: weights that are better on the target "
             "(train source only longer, convert their batch-norm statistics by test_adabn.py), lower train.lr_encoder "
-            "and train.lr_decoder, a higher curriculum.lambda_balance against one class, a lower "
-            "curriculum.conf_threshold against too few labels"
+            "and train.lr_decoder, a higher curriculum.lambda_balance if one class dominates, a lower "
+            "curriculum.conf_threshold if there are too few labels"
         )
 
 
 class VanishingWatch:
-    """Warns once of each class that was common and leaves the labels of all layers.
+    """Warns once for each common class that disappears from the labels of all layers.
 
-    A class is as common as ``expected`` says, or as it is in the labels of the first ``SHORTEST`` steps.
+    The expected share of a class is ``expected``, or its share in the labels of the first ``SHORTEST`` steps if larger.
 
     Args:
-        expected: gives each class's share, 0..1, by name; called at the first pseudo-labels.
-        patience: steps over which a share is averaged, since a batch has few images.
+        expected: returns each class's share, 0..1, by name; called at the first pseudo-labels.
+        patience: number of steps over which a share is averaged, because a batch has few images.
     """
 
     def __init__(self, expected: Callable[[], Shares], patience: int = PATIENCE) -> None:
         self.find_expected, self.patience = expected, patience
         self.expected: Shares = {}
-        self.means: Shares | None = None  # running means of the classes that are still there
-        self.first: list[Shares] = []  # by class, the shares of the first steps
+        self.means: Shares | None = None  # running means of the classes that are not lost
+        self.first: list[Shares] = []  # shares of the first steps
 
     def update(self, values: Values) -> str | None:
-        """Take one step's values; returns the warning, if this step is the one that causes it."""
+        """Update with one step's values. Returns a warning at the step that causes it, otherwise None."""
         layers = share_histograms(values).values()
         if not layers:
             return None
@@ -147,7 +146,7 @@ class VanishingWatch:
         for name, mean in self.means.items():
             self.means[name] = mean + (step[name] - mean) / self.patience
         if len(self.first) < SHORTEST:
-            self._take_first(step, self.means)
+            self._store_first(step, self.means)
         lost = {name: mean for name, mean in self.means.items() if is_lost(self.expected[name], mean)}
         for name in lost:
             del self.means[name]
@@ -158,13 +157,13 @@ class VanishingWatch:
             for name, mean in lost.items()
         )
         return (
-            f"WARNING: the pseudo-labels are losing classes ({found}). Unless the target has hardly any of them, the "
-            "network is unlearning them: look at `sh run.sh compare CONFIG RUN...`, and try lower train.lr_encoder and "
+            f"WARNING: the pseudo-labels are losing classes ({found}). Unless they are rare in the target, the network "
+            "is forgetting them: run `sh run.sh compare CONFIG RUN...`, and try lower train.lr_encoder and "
             "train.lr_decoder, fewer train.num_steps or a lower curriculum.conf_threshold"
         )
 
-    def _take_first(self, step: Shares, means: Shares) -> None:
-        """Keep a first step's shares; the last of them raises what is expected to their mean."""
+    def _store_first(self, step: Shares, means: Shares) -> None:
+        """Store the shares of one of the first steps. After the last one, their mean is expected if it is larger."""
         self.first.append(step)
         if len(self.first) < SHORTEST:
             return
@@ -181,13 +180,13 @@ class UnlabelledWatch:
         self.patience, self.streak = patience, 0
 
     def update(self, values: Values) -> str | None:
-        """Take one step's values; returns the warning, if this step is the one that causes it."""
+        """Update with one step's values. Returns a warning at the step that causes it, otherwise None."""
         self.streak = 0 if values.get("source/labelled", 1) else self.streak + 1
         if self.streak != self.patience:
             return None
         return (
             f"WARNING: no pixel of the source batches of {self.patience} steps is labelled, so nothing is learnt from "
-            "them: `sh run.sh check CONFIG` counts the labels; a larger source.crop_size sees more of each image"
+            "them. `sh run.sh check CONFIG` counts the labels; a larger source.crop_size covers more of each image"
         )
 
 
@@ -195,9 +194,9 @@ class Watches:
     """All watches of a run.
 
     Args:
-        num_steps: of the whole run.
-        remaining: steps from here on.
-        target_shares: say which classes are expected; None: a class that vanishes is not noticed.
+        num_steps: number of steps of the whole run.
+        remaining: number of steps that are left.
+        target_shares: give the expected classes; None: no warning for a lost class.
     """
 
     def __init__(self, num_steps: int, remaining: int, target_shares: TargetShares | None) -> None:
@@ -209,5 +208,5 @@ class Watches:
             self.watches.append(VanishingWatch(target_shares.expected, patience(num_steps)))
 
     def update(self, values: Values) -> list[str]:
-        """Take one step's values; returns the warnings that it causes."""
+        """Update with one step's values. Returns its warnings."""
         return [warning for watch in self.watches if (warning := watch.update(values))]

@@ -1,4 +1,4 @@
-"""The method. The folder needs torch alone and imports relatively, so that a copy of it works anywhere."""
+"""The method. This folder needs only torch and uses relative imports, so a copy of it works anywhere."""
 
 from .curriculum import PyramidCurriculum
 

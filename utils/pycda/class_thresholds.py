@@ -1,7 +1,7 @@
-"""A confidence threshold for each class, from running quantiles. Ours, not the paper's: in the sense of CBST.
+"""A confidence threshold for each class, from running quantiles. This is ours, not the paper's; it follows CBST.
 
-One threshold for all classes gives the large ones nearly all pseudo-labels. Zou et al. (ECCV 2018) let every class have
-the more confident part of the pixels that are predicted as it; their successors take the quantile over batches.
+With one threshold for all classes, large classes get nearly all pseudo-labels. CBST (Zou et al., ECCV 2018) labels the
+most confident part of the pixels that are predicted as each class. Later work computes the quantile over batches.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-BINS = 1000  # of the confidences, 0..1: thresholds are multiples of 1 / BINS
+BINS = 1000  # of the confidences 0..1; thresholds are multiples of 1 / BINS
 
 
 class ClassThresholds(nn.Module):
     """Thresholds t of the classes c of each layer of the pyramid, updated at every call in training mode:
 
-        q_c = the ``quantile`` of the confidences of the entries of the batch that are predicted as c
-        r_c = momentum * r_c + (1 - momentum) * q_c, at first q_c; unchanged where no entry is predicted as c
+        q_c = ``quantile`` of the confidences in the batch of the entries that are predicted as c
+        r_c = momentum * r_c + (1 - momentum) * q_c; q_c the first time; unchanged if no entry is predicted as c
         t_c = min(r_c, maximum)
 
     Args:
@@ -25,7 +25,7 @@ class ClassThresholds(nn.Module):
         all_reduce: sum over processes; None: one process.
 
     Attributes:
-        running: r, float64 (layers, C), NaN before a class was predicted; part of the state dict.
+        running: r, float64 (layers, C), NaN until the class is predicted; part of the state dict.
     """
 
     running: Tensor
@@ -48,7 +48,7 @@ class ClassThresholds(nn.Module):
 
     @torch.no_grad()
     def forward(self, layer: str, confidence: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        """Threshold of every entry, of the type of ``confidence``; ``label`` int64, ``valid`` bool, all (N, h, w)."""
+        """Threshold of every entry, in the dtype of ``confidence``; ``label`` int64, ``valid`` bool, all (N, h, w)."""
         running = self.running[self.layers.index(layer)]
         if self.training:
             running.copy_(self._updated(running, confidence, label, valid))

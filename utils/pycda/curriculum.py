@@ -2,13 +2,13 @@
 
 The network's own predictions on the unlabelled target images are the labels:
 
-    bottom  pixels   argmax of P where max P > threshold               cross-entropy with Z
-    middle  squares  argmax of the b x b average where it is confident  cross-entropy with the average
+    bottom  pixels   argmax of P if max P > threshold                   cross-entropy with Z
+    middle  squares  argmax of the b x b average if it is confident     cross-entropy with the average
     top     image    a class histogram                                  prediction averaged over the image
     (+)     spatial  a class histogram per position                     pooled prediction
 
-Z are the logits at the crop size, P = softmax(Z). Where paper and released code differ, an argument chooses, by default
-the released code. This folder needs torch alone: copy it anywhere.
+Z are the logits at the crop size, P = softmax(Z). Where paper and released code differ, an argument chooses one; the
+default is the released code.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .softmax_strips import SoftmaxStrips
 
-EPS = 1e-6  # inside the logarithms of the binary cross-entropy, released code; vanishes in half precision
+EPS = 1e-6  # inside the logarithms of the binary cross-entropy (released code); lost in half precision
 
 
 class PseudoLabels(NamedTuple):
@@ -28,11 +28,11 @@ class PseudoLabels(NamedTuple):
 
     ce: Tensor  # cross-entropy with the network's own label, carries the gradient
     label: Tensor  # argmax class, int64
-    mask: Tensor  # bool: confident and valid, that is, labelled
+    mask: Tensor  # bool, True if labelled: confident and valid
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision is raised to float32; float64 stays."""
+    """``values``, half precision converted to float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -46,17 +46,17 @@ class PyramidCurriculum(nn.Module):
 
     Args:
         class_prior: (C,) source class histogram that sums to 1; may be None when ``image_target`` is "uniform".
-        box_size: sides of the squares in pixels; empty switches the middle layer off.
-        conf_threshold: a prediction is a label where its probability is above this.
-        class_thresholds: gives each pixel or square a threshold instead, as ``ClassThresholds`` (ours).
-        merge_1x1: one mean over pixels and squares together (paper) instead of one mean each, added.
-        lambda_pseudo, lambda_balance, lambda_eq: weights of pixels and squares, of the image term, of the spatial term.
+        box_size: sides of the squares in pixels; empty disables the middle layer.
+        conf_threshold: a prediction becomes a label if its probability is above this value.
+        class_thresholds: gives each pixel or square its own threshold instead, as ``ClassThresholds`` does (ours).
+        merge_1x1: one mean over all pixels and squares (paper), instead of the sum of their two means.
+        lambda_pseudo, lambda_balance, lambda_eq: weights of pixels and squares, image term, spatial term.
         spatial_prior: (C, H, W) source class histogram per position, H x W the crop size; needed when lambda_eq > 0.
-        image_target: "uniform" is the 1/C that the released code amounts to; "source" the histogram (paper).
+        image_target: "uniform" is 1/C, the effect of the released code; "source" is ``class_prior`` (paper).
         image_loss: "bce" per class on the batch average (released) or "ce" per image, averaged over images (paper).
         region_pool: average the "logits" (released) or the "probs" (paper) over a square.
-        drop_saturated: leave entries whose loss is exactly 0 out of the means (released) or count them (paper).
-        use_pixels: False switches the bottom layer off (the paper's ablation).
+        drop_saturated: entries with a loss of exactly 0 do not count in the means (released); False: they do (paper).
+        use_pixels: False disables the bottom layer (the paper's ablation).
         all_reduce: sum over processes with identity backward, for means over the global batch; None: one process.
     """
 
@@ -101,8 +101,8 @@ class PyramidCurriculum(nn.Module):
         self.all_reduce = all_reduce or (lambda tensor: tensor)
         prior = None if class_prior is None else torch.as_tensor(class_prior, dtype=torch.float64)
         if prior is not None and prior.ndim != 1:
-            raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: a column would broadcast silently")
-        self.register_buffer("class_prior", prior, persistent=False)  # made anew from its file or the labels
+            raise ValueError(f"class_prior must be (C,), got {tuple(prior.shape)}: flatten it")
+        self.register_buffer("class_prior", prior, persistent=False)  # computed again from its file or the labels
         self._pool_spatial_prior(spatial_prior)
 
     def forward(self, logits: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ class PyramidCurriculum(nn.Module):
             valid: (N, H, W) bool, False where the crop was padded; None means all valid.
 
         Returns:
-            Scalars: ``total``, ``pixel``, ``region``, ``image`` and, with a weight, ``spatial``. With ``merge_1x1``
+            Scalars: ``total``, ``pixel``, ``region``, ``image`` and, if weighted, ``spatial``. With ``merge_1x1``
             ``region`` is the mean over squares *and* pixels. A term without any labelled entry is 0.
         """
         return self.losses_and_labels(logits, valid)[0]
@@ -121,7 +121,7 @@ class PyramidCurriculum(nn.Module):
     def losses_and_labels(
         self, logits: Tensor, valid: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, PseudoLabels]]:
-        """The losses of ``forward``, and the layers of the pyramid that they come from, as ``pseudo_labels``."""
+        """The losses of ``forward``, and the layers of the pyramid as ``pseudo_labels`` returns them."""
         Z = at_least_float32(logits)
         self._check_shapes(Z, valid)
         layers, P_mean, pooled = self._pyramid(Z, valid)
@@ -146,10 +146,10 @@ class PyramidCurriculum(nn.Module):
         return self._pyramid(Z, valid)[0]
 
     def _pyramid(self, Z: Tensor, valid: Tensor | None) -> tuple[dict[str, PseudoLabels], Tensor, Sequence[Tensor]]:
-        """Layers by name, P averaged over each image (N, C), and what the squares average, by ``box_size``."""
+        """Layers by name, P averaged over each image (N, C), and the averages of the squares, by ``box_size``."""
         if valid is None:
             valid = Z.new_ones(Z.shape[0], *Z.shape[2:], dtype=torch.bool)
-        # P = softmax(Z) over the classes, which is never held as a whole; of it come back
+        # P = softmax(Z) over the classes is never stored as a whole. The results are
         # ce = -log max P and label = argmax P, (N, H, W): the bottom layer;
         # P_mean (N, C): P averaged over each image's pixels, the top layer;
         # pooled: for every b the b x b averages of Z, or of P with region_pool "probs", (N, C, H // b, W // b).
@@ -172,11 +172,11 @@ class PyramidCurriculum(nn.Module):
         else:
             log_prob = average.clamp_min(torch.finfo(average.dtype).tiny).log()
         best, label = log_prob.max(dim=1)
-        any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void only if all of it is padding
+        any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void if all is padding
         return self._labels(layer, -best, label, any_valid)
 
     def _mean_ce(self, layers: Sequence[PseudoLabels], zero: Tensor) -> Tensor:
-        """Mean over the labelled entries of all ``layers`` and processes; ``zero`` where nothing is labelled."""
+        """Mean over the labelled entries of all ``layers`` and processes; ``zero`` if nothing is labelled."""
         numerator = count = zero
         for ce, _, mask in layers:
             if self.drop_saturated:
@@ -186,7 +186,7 @@ class PyramidCurriculum(nn.Module):
         return self.all_reduce(numerator) / self.all_reduce(count).clamp_min(1)
 
     def _image_loss(self, per_image: Tensor) -> Tensor:
-        """Top layer: P averaged over an image, padding too (released code), (N, C), against a histogram."""
+        """Top layer: P averaged over each image (N, C), with padding (released code), compared with a histogram."""
         N, C = per_image.shape
         prior = self.class_prior if self.image_target == "source" else None
         target = per_image.new_full((C,), 1 / C) if prior is None else prior.to(per_image)
@@ -197,7 +197,7 @@ class PyramidCurriculum(nn.Module):
         return self.all_reduce(ce.sum()) / images
 
     def _spatial_loss(self, Z: Tensor, pooled_logits: Sequence[Tensor], squares: Sequence[PseudoLabels]) -> Tensor:
-        """Pooled prediction of the batch against the pooled prior, counted once per labelled square of an image."""
+        """The batch's pooled prediction compared with the pooled prior. Each labelled square counts once."""
         images = self.all_reduce(Z.new_full((), len(Z)))
         numerator = count = Z.new_zeros(())
         for b, logits, labels in zip(self.box_size, pooled_logits, squares, strict=True):
@@ -212,7 +212,7 @@ class PyramidCurriculum(nn.Module):
         return numerator / count.clamp_min(1)
 
     def _pool_spatial_prior(self, spatial_prior: Tensor | None) -> None:
-        """Normalise over the classes and pool by each square size, once. A position never labelled stays 0."""
+        """Normalise the prior over the classes and pool it by each square size. Positions without labels stay 0."""
         self.spatial_size: tuple[int, ...] | None = None
         if spatial_prior is None:
             return

@@ -1,4 +1,4 @@
-"""Softmax of the logits for the pyramid curriculum, strip by strip of rows; only torch is imported."""
+"""Softmax of the logits for the pyramid curriculum, computed in strips of rows."""
 
 import math
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRIP = 16  # rows at a time, about what a core's cache holds
+STRIP = 16  # rows, so that a strip fits roughly into a core's cache
 
 
 class SoftmaxStrips(torch.autograd.Function):
-    """What the pyramid needs of P = softmax(Z), strip by strip of rows, so that P is never held as a whole.
+    """All values that the pyramid needs from P = softmax(Z), computed in strips: P is never stored as a whole.
 
-    The backward pass computes it again: the only large tensor is the gradient.
+    The backward pass computes P again. Its only large tensor is the gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, Z: Tensor, box_size: Sequence[int], pool_probs: bool) -> tuple[Tensor, ...]:
-        """Of (N, C, H, W) logits; all but the label carry the gradient.
+        """Z are (N, C, H, W) logits. All outputs but the label carry the gradient.
 
         Returns:
-            ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, its class, the first of several; P
-            averaged over the image (N, C); and for each b of ``box_size`` the b x b averages (N, C, H // b, W // b) of
-            Z, or of P with ``pool_probs``.
+            ce (N, H, W), minus the log of the largest P; label (N, H, W) int64, the class of the largest P, the first
+            one of equals; P averaged over each image (N, C); and for each b of ``box_size`` the b x b averages
+            (N, C, H // b, W // b) of Z, or of P with ``pool_probs``.
         """
         (N, C, H, W), last = Z.shape, Z.shape[1] - 1
         order = torch.arange(last, -1, -1, dtype=Z.dtype, device=Z.device).view(1, -1, 1, 1)
@@ -37,7 +37,7 @@ class SoftmaxStrips(torch.autograd.Function):
         for rows in _strips(H, box_size):
             z = Z[:, :, rows]
             highest = z.amax(1, keepdim=True)
-            # 1 or 0; with ``order``, a faster argmax on a CPU.
+            # 1 at the highest logit, otherwise 0; with ``order`` this is a faster argmax on a CPU.
             is_highest = torch.eq(z, highest, out=torch.empty_like(z))
             label[:, rows] = last - is_highest.mul_(order).amax(1).long()
             p, total = _softmax(z, highest)
@@ -65,7 +65,7 @@ class SoftmaxStrips(torch.autograd.Function):
                 g_p = g_p.expand_as(p).clone()
                 for b, g in zip(ctx.box_size, g_pooled, strict=True):
                     _add_to_squares(g_p, g[:, :, rows.start // b : (rows.start + p.shape[2]) // b], b)
-            inner = (p * g_p).sum(1, keepdim=True) - g_ce[:, None, rows]  # softmax backward, and p - onehot of the CE
+            inner = (p * g_p).sum(1, keepdim=True) - g_ce[:, None, rows]  # softmax backward; p - onehot of the CE
             part = p.mul_(g_p - inner).scatter_add_(1, label[:, None, rows], -g_ce[:, None, rows])
             grad[:, :, rows] = part
         if not ctx.pool_probs:
@@ -75,14 +75,14 @@ class SoftmaxStrips(torch.autograd.Function):
 
 
 def _strips(height: int, box_size: Sequence[int]) -> list[slice]:
-    """Rows in strips that no square of ``box_size`` crosses."""
+    """Strips of rows. No square of ``box_size`` lies in two strips."""
     unit = math.lcm(*box_size)
     step = unit * max(1, STRIP // unit)
     return [slice(start, min(start + step, height)) for start in range(0, height, step)]
 
 
 def _softmax(z: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(z) over the classes, and the sum of exp(z - highest), whose log is the CE with the highest class."""
+    """softmax(z) over the classes, and the sum of exp(z - highest). Its log is the CE with the highest class."""
     p = (z - highest).exp_()
     total = p.sum(1, keepdim=True)
     return p.div_(total), total

@@ -1,1 +1,1 @@
-"""What a run leaves behind and goes on from: checkpoints and logs."""
+"""The files of a run: checkpoints, logs, ``run.json`` and the lock."""

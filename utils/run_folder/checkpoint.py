@@ -1,4 +1,4 @@
-"""Whole-or-nothing checkpoints: one file holds everything that a run needs to go on, or to be used without its data."""
+"""Checkpoints: one complete file to resume a run, or to use its network without the data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,25 +18,25 @@ from utils.config.schema import Config
 from utils.run_folder.manifest import RunData, config_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
-OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # the converted network, as released
+OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # converted, in the released format
 RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
-PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries of a checkpoint to pass on
+PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries that an export keeps
 
-# What the state of a training must hold; older versions wrote no more.
+# Entries that a training state must have. Older versions wrote only these.
 STATE: dict[str, type] = {name: dict for name in ("model", "bn_updates", "optimizer", "scaler")}
 STATE |= {"config": str, "step": int, "best_miou": float, "skipped": int}
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be written or gone on from; the message says what to do."""
+    """A checkpoint cannot be written or resumed from; the message says what to do."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that cannot be read; the one before it may be taken."""
+    """A checkpoint cannot be read; the previous one may be used instead."""
 
 
 def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
-    """What a checkpoint says of the network and of where it comes from."""
+    """The entries of a checkpoint about the network and its origin."""
     return {
         "model": model.state_dict(),
         "bn_updates": bn_updates(model),
@@ -47,7 +47,7 @@ def model_state(config: Config, model: Segmentor) -> dict[str, Any]:
 
 
 def class_entry(table: ClassTable) -> dict[str, Any]:
-    """Names, colours and export ids of the classes as plain values; belongs into a checkpoint."""
+    """Names, colours and export ids of the classes as plain values, for a checkpoint."""
     return {
         "names": list(table.names),
         "palette": table.palette.tolist(),
@@ -59,18 +59,18 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
     """Classes of the checkpoint ``content``, which ``model_state`` wrote.
 
     Args:
-        config: the checkpoint's own; it says what the classes of an older checkpoint are, which does not name them.
+        config: the checkpoint's own; it gives the classes of an older checkpoint without this entry.
         origin: the file, for an error message.
 
     Raises:
-        WeightsError: damaged classes; an older checkpoint whose id table is not there.
+        WeightsError: the classes are damaged, or the id table of an older checkpoint is missing.
     """
     if "classes" in content:
         try:
             entry = content["classes"]
             return table_of(entry["names"], entry["palette"], entry["export_ids"])
         except (DataError, LookupError, TypeError, ValueError) as error:
-            raise WeightsError(f"{origin} is damaged in its classes: {error}. Get the file anew") from error
+            raise WeightsError(f"{origin} is damaged in its classes: {error}. Get the file again") from error
     kind = config.source.label_kind
     if not is_id_table(kind):
         return CITYSCAPES
@@ -78,8 +78,8 @@ def class_table_of(content: Mapping[str, Any], config: Config, origin: str) -> C
         return config.class_table
     except ValueError as error:
         raise WeightsError(
-            f"{origin} is older than this version and does not name its classes, and {error}: start from the folder "
-            f"that has {kind}, or write a file that names them there, by sh run.sh export CONFIG --to FILE.pth"
+            f"{origin} is of an older version and does not contain its classes, and {error}: run the command in the "
+            f"folder that has {kind}, or export the checkpoint there by sh run.sh export CONFIG --to FILE.pth"
         ) from error
 
 
@@ -87,7 +87,7 @@ def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]
     """The configuration of a checkpoint, which ``model_state`` wrote, by dotted key.
 
     Raises:
-        WeightsError: it is none; the message names ``origin``.
+        WeightsError: the configuration is missing or damaged; the message names ``origin``.
     """
     with reading(origin):
         try:
@@ -97,31 +97,31 @@ def saved_keys(content: Mapping[str, Any], origin: str | Path) -> dict[str, Any]
 
 
 def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write ``state`` so that ``path`` is at every moment either the old file or the whole new one.
+    """Write ``state`` so that ``path`` is always either the old file or the complete new one.
 
     Args:
-        previous: where the old file is kept; between the two renames it is the only one.
+        previous: new path of the old file; between the two renames it is the only file.
 
     Raises:
-        CheckpointError: the file cannot be written; the old one is untouched.
+        CheckpointError: the file cannot be written; the old one does not change.
     """
     try:
         write_whole(path, lambda stream: torch.save(state, stream), sync=True, previous=previous)
     except (OSError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(
-            f"cannot write {path}: {reason}. The checkpoint before it is whole: make room, or the folder writable, and "
-            "start the same command again"
+            f"cannot write {path}: {reason}. The previous checkpoint is complete: free some space or make the folder "
+            "writable, and run the same command again"
         ) from error
 
 
 def find_state(data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """State to go on from as the key ``resume`` says, None to start anew.
+    """The state from which to resume, as the key ``resume`` says; None to start anew.
 
-    A damaged last checkpoint is reported and the one before it taken.
+    A damaged last checkpoint is reported and the previous one is used.
 
     Args:
-        data: what the run is trained and selected on, with its configuration.
+        data: data and configuration of the run.
         method: name of the training script.
 
     Raises:
@@ -140,43 +140,43 @@ def find_state(data: RunData, method: str, report: Callable[[str], None]) -> dic
             return _checked(path, data, method, report)
         except DamagedError as error:
             damaged.append(str(error))
-            report(f"damaged checkpoint, looking for the one before it. {error}")
+            report(f"damaged checkpoint, trying the previous one. {error}")
     if damaged:
-        best = f"; resume={folder / BEST} goes on from the best one" if (folder / BEST).is_file() else ""
-        raise CheckpointError(f"no checkpoint to go on from: {'; '.join(damaged)}. resume=off starts anew{best}")
+        best = f"; resume={folder / BEST} continues from the best one" if (folder / BEST).is_file() else ""
+        raise CheckpointError(f"no checkpoint to resume from: {'; '.join(damaged)}. resume=off starts anew{best}")
     return None
 
 
 def _checked(path: Path, data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any]:
-    """The training state in the file ``path``, if it is of this run."""
+    """The training state in the file ``path``, checked to be of this run."""
     try:
         state = read_file(path)
     except WeightsError as error:
-        raise DamagedError(f"no checkpoint to go on from: {error}") from error
+        raise DamagedError(f"no checkpoint to resume from: {error}") from error
     if "model" in state and "step" not in state:
         raise CheckpointError(
-            f"{path} has a network but no state of a training (step, optimiser), as test_adabn.py writes it: "
+            f"{path} has a network but no training state (step, optimiser); test_adabn.py writes such files. "
             f"model.weights={path} starts a new training from it"
         )
     wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind)]
     if not wrong and state["step"] < 0:
         wrong = ["step"]
     if wrong:
-        raise DamagedError(f"{path} is no state of a training: {', '.join(wrong)} missing, or not what it should be")
+        raise DamagedError(f"{path} is no training state: {', '.join(wrong)} missing or of a wrong type")
     try:
         _compare(state, path, data, method, report)
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedError(f"{path} is no state of a training: what it says of its run cannot be read") from error
+        raise DamagedError(f"{path} is no training state: its entries about the run cannot be read") from error
     if remark := unchecked(path):
         report(remark)
-    report(f"going on from {path} after step {state['step']}")
+    report(f"resuming from {path} after step {state['step']}")
     return state
 
 
 def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, report: Callable[[str], None]) -> None:
     """Report or refuse a checkpoint of another method, configuration or data."""
     if "method" not in state:
-        report(f"{path} is of an older version, which did not note the method and the data: they are not compared")
+        report(f"{path} is of an older version, which did not save method and data: they are not compared")
     elif state["method"] != method:
         raise CheckpointError(
             f"{path} was written by {state['method']}.py, this is {method}.py: choose another exp_name, or start anew "
@@ -185,23 +185,23 @@ def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, repo
     changed, free = config_changes(state["config"], data.config)
     if free:
         scores = "; scores before and after are not comparable" if "test." in free else ""
-        report(f"changed since {path}, which changes no weight: {free}{scores}")
+        report(f"changed since {path}, without effect on the weights: {free}{scores}")
     problems = [f"another configuration ({changed})"] if changed else []
-    if "digest" in state.get("data", {}):  # of all data together, in a form of its own
-        report(f"{path} is of an older version, which noted the data in another way: they are not compared")
+    if "digest" in state.get("data", {}):  # one digest of all data together
+        report(f"{path} is of an older version, which saved another digest of the data: the data are not compared")
     elif "data" in state and (changed := data.changes(state["data"], path.parent)):
         problems.append(f"other data ({changed})")
     if problems and not data.config.resume_force:
         raise CheckpointError(
             f"{path} was written with {' and '.join(problems)}. Restore it, start anew with resume=off, or "
-            "go on all the same with resume_force=true"
+            "resume anyway with resume_force=true"
         )
     for problem in problems:
-        report(f"resume_force: going on although the checkpoint was written with {problem}")
+        report(f"resume_force: resuming although the checkpoint was written with {problem}")
 
 
 def resolve_weights(path: str) -> Path:
-    """File of a run's result: ``path`` itself; in a run folder best.pth, else last.pth (a run without validation)."""
+    """File of a run's result: ``path`` itself, or in a run folder best.pth, or last.pth without validation."""
     given = Path(path)
     candidates = [given, given / BEST, given / LAST]
     for candidate in candidates:
@@ -241,16 +241,18 @@ def pair_up(weights: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def save_weights(path: Path, to: Path, config: Config) -> str:
-    """Copy the checkpoint ``path`` to the file ``to`` without what only going on with its training needs.
+    """Copy the checkpoint ``path`` to the file ``to`` without the entries that are only needed to resume.
+
+    The copy of an older checkpoint gets the names of its classes.
 
     Args:
-        config: if of the same classes, their colours and ids are written, and to an older checkpoint their names.
+        config: if its test set has the same classes, their colours and ids are written.
 
     Returns:
-        what was written, for people.
+        a line about the written file.
 
     Raises:
-        CheckpointError: no network in the file, or ``to`` is there and no earlier export, or cannot be written.
+        CheckpointError: ``path`` has no network; ``to`` exists and is no earlier export, or it cannot be written.
     """
     _check_export(to)
     content = read_file(path)
@@ -266,11 +268,11 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
 
 
 def _check_export(to: Path) -> None:
-    """Raises CheckpointError where an export to ``to`` would replace anything but an earlier export."""
+    """Raises CheckpointError if an export to ``to`` would replace anything but an earlier export."""
     of_run = any((to.parent / name).is_file() for name in ("config.yaml", "log.txt", "run.lock"))
     if of_run and to.name in (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER):
         raise CheckpointError(f"{to} is a file of the run in {to.parent}: export to another name")
     if to.exists():
         entries = read_file(to)
         if "model" not in entries or not entries.keys() <= set(PASSED_ON):
-            raise CheckpointError(f"{to} is there and no earlier export: export to another name, or remove it")
+            raise CheckpointError(f"{to} exists and is no earlier export: export to another name, or remove it")

@@ -1,6 +1,6 @@
-"""The run folder as a place: made, locked and swept at the start; earlier results are moved aside, never deleted.
+"""The run folder: created, locked and cleaned at the start. Earlier results are moved aside, never deleted.
 
-One run at a time: an exclusive file names the process that has the folder, also on network file systems.
+Only one run at a time uses the folder: a lock file names its process. This works on network file systems too.
 """
 
 import json
@@ -17,16 +17,16 @@ from utils.run_folder.log import BOARD, RECORDS
 from utils.run_folder.manifest import MANIFEST
 
 LOCK = "run.lock"
-# What belongs to an earlier run's results; log.txt goes on, and priors are named by what they were made of.
+# The results of an earlier run. log.txt is continued; priors have the digest of their data in their names.
 MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, "config.yaml", "config_adabn.yaml", "lists", "report.html")
 ASIDE = "earlier"
 
 
 class RunFolder:
-    """A run folder that this process has the lock of.
+    """A run folder that this process has locked.
 
     Attributes:
-        kept: True as soon as the run has begun: before, a start that fails leaves no folder that it made itself.
+        kept: True after the run has begun. Before that, a failed start removes the folders that it created.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(path: Path) -> Iterator[RunFolder]:
-    """Make the run folder if absent, take its lock, remove a killed run's temporary files; undo it at the end.
+    """Create the run folder if missing, lock it, remove temporary files of a killed run; unlock it at the end.
 
     Raises:
-        CheckpointError: nothing can be written into it, or another run is going on there.
+        CheckpointError: the folder is not writable, or another run uses it.
     """
     made: list[Path] = []  # folders that did not exist, outermost first
     folder, lock = RunFolder(), ""
@@ -63,16 +63,16 @@ def open_run_folder(path: Path) -> Iterator[RunFolder]:
             if path in made:
                 shutil.rmtree(path, ignore_errors=True)
             for parent in reversed(made):
-                with suppress(OSError):  # another run's folder is in it by now
+                with suppress(OSError):  # not empty: another run's folder is in it
                     parent.rmdir()
 
 
 def _acquire(file: Path) -> str:
-    """Write the lock ``file``, also in place of one whose process on this host has ended. Returns what it says.
+    """Write the lock ``file``; a lock of a process on this host that has ended is replaced. Returns its text.
 
     Raises:
-        CheckpointError: another run has it; the message names its process and host, or the file to delete.
-        OSError: the folder cannot be written.
+        CheckpointError: another run has the lock; the message names its process and host, or the file to delete.
+        OSError: the folder is not writable.
     """
     since, started = time.strftime("%Y-%m-%d %H:%M:%S"), _start_time(os.getpid())
     text = json.dumps({"host": _host(), "pid": os.getpid(), "started": started, "since": since})
@@ -92,15 +92,15 @@ def _acquire(file: Path) -> str:
 
 
 def _remove_stale(file: Path) -> None:
-    """Remove the lock if its process has ended. Raises CheckpointError if that one runs, or nobody here can know."""
-    with suppress(FileNotFoundError):  # released in between
+    """Remove the lock if its process has ended. Raises CheckpointError if it runs, or if this is unknown."""
+    with suppress(FileNotFoundError):  # unlocked in between
         text = file.read_text()
         _check_stale(file, text)
         aside = file.with_name(f"{LOCK}.{os.getpid()}")
         file.rename(aside)
         if aside.read_text() == text:
             aside.unlink()
-        else:  # another run was quicker, and this is its lock
+        else:  # another run was faster, and this is its lock
             aside.rename(file)
 
 
@@ -111,9 +111,7 @@ def _check_stale(file: Path, text: str) -> None:
         who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
         here, running = owner["host"] == _host(), _start_time(owner["pid"]) in ("", owner["started"])
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{refused}, which {file} does not name: delete that file if no run is going on"
-        ) from None
+        raise CheckpointError(f"{refused}, but {file} does not name it: delete that file if no run is active") from None
     if not here:
         raise CheckpointError(
             f"{refused} ({who}): wait for it, or choose another exp_name; if that process has ended, delete {file}"
@@ -123,20 +121,19 @@ def _check_stale(file: Path, text: str) -> None:
 
 
 def _host() -> str:
-    """This machine; of a container that shares its name, the container."""
+    """Name of this machine and, on Linux, of its process namespace: containers may share a machine's name."""
     with suppress(OSError):  # not Linux
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process of this machine has started, in ticks since the boot; "" where the system does not say so, None if
-    there is no such process."""
+    """Start time of a process on this machine in ticks since boot; "" if unknown, None if there is no such process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # somebody else's
+    except PermissionError:  # of another user
         pass
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -146,10 +143,10 @@ def _start_time(pid: int) -> str | None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move the results of an earlier run, which would be mistaken for the new run's, into a sub-folder.
+    """Move the results of an earlier run into a sub-folder, so that they are not mistaken for the new run's.
 
     Returns:
-        The sub-folder, None where there were no results.
+        the sub-folder, or None without results.
     """
     if not any((path / name).is_file() for name in RESULTS):
         return None

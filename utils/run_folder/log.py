@@ -1,6 +1,6 @@
-"""What a run writes down: ``log.txt`` (on the console too), one JSON line a record, TensorBoard. First process only.
+"""The logs of a run: ``log.txt`` (and the console), ``log.jsonl`` and TensorBoard. Only the first process writes.
 
-No log may stop or stall a training: one that cannot be written is switched off with a warning, and the run goes on.
+No log may stop or block a training: a log that cannot be written is disabled with a warning; the run continues.
 """
 
 import errno
@@ -24,16 +24,16 @@ from dataset.files import write_text
 from utils.run_folder.records import RECORDS, kept_records, plain_json
 
 TEXT, BOARD, CONSOLE = "log.txt", "tensorboard", "standard output"
-PICTURE_WIDTH = 1600  # pixels at most: panels of Cityscapes at full size would be MBs each, at every validation
-DRAWN_BARS = 30  # TensorBoard draws so many, whatever it is given: with as many, each is one class
-NOTHING = 1e-12  # height of an empty bar: TensorBoard would widen the first and last full one over those of 0
-SCHEME = "run"  # tensorboardX opens addresses that begin with it by our factory
+PICTURE_WIDTH = 1600  # pixels at most; a panel of Cityscapes at full size has several MB
+DRAWN_BARS = 30  # TensorBoard always draws this number of bars; given as many, each bar is one class
+NOTHING = 1e-12  # height of an empty bar; with 0, TensorBoard would widen the bars beside it
+SCHEME = "run"  # tensorboardX opens addresses with this beginning through ``Board``
 
 Failed = Callable[[str, BaseException | None], None]  # gets the name of a log and its error
 
 
 class LogFile(logging.FileHandler):
-    """A log in a file. An error is given to ``failed`` instead of raised, as the handlers of ``logging`` do."""
+    """A log file. Errors are passed to ``failed``."""
 
     def __init__(self, path: Path, failed: Failed) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
@@ -44,7 +44,7 @@ class LogFile(logging.FileHandler):
 
 
 class Console(logging.Handler):
-    """Standard output, above a progress bar instead of through it. An error is given to ``failed``."""
+    """Standard output, above a progress bar. Errors are passed to ``failed``."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Console(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        # The interpreter would otherwise fail at its end over what is left in the buffer.
-        with suppress(OSError):  # no file behind it
+        # Otherwise the interpreter would fail at exit, when it flushes the buffer.
+        with suppress(OSError):  # a stream without a file
             out, nowhere = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
             for stream in (sys.stderr, sys.stdout):
                 if os.path.sameopenfile(stream.fileno(), out):
@@ -70,17 +70,16 @@ class Console(logging.Handler):
 
 
 class Board:
-    """TensorBoard's event files in ``folder``, which is made if absent.
+    """TensorBoard's event files in ``folder``, which is created if missing.
 
-    tensorboardX writes from a thread of its own. If an error ended that thread, its queue would fill and the next call
-    wait for ever. So this object is the file that the thread writes to: it keeps an error for ``check``, and drops what
-    comes after it.
+    tensorboardX writes from its own thread. If an error ended that thread, its queue would fill and the next call would
+    wait for ever. Therefore the thread writes to this object: it stores an error for ``check`` and drops later writes.
 
     Args:
-        purge_step: TensorBoard leaves out what earlier files say of this step and later ones.
+        purge_step: TensorBoard ignores the records of earlier files from this step on.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -103,19 +102,19 @@ class Board:
                 self._error = error
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Writes are not buffered."""
 
     def close(self) -> None:
         with suppress(OSError):
             self._file.close()
 
     def check(self) -> None:
-        """Raise the OSError that an earlier call has had."""
+        """Raise the OSError of an earlier write."""
         if self._error is not None:
             raise self._error
 
     def bars(self, step: int, name: str, heights: Sequence[float]) -> None:
-        """A histogram whose bar from c to c + 1 is ``heights[c]``; all that follow are empty."""
+        """A histogram. The bar from c to c + 1 has the height ``heights[c]``; all later bars are empty."""
         bars = np.full(DRAWN_BARS * math.ceil(len(heights) / DRAWN_BARS), NOTHING)
         bars[: len(heights)] = np.maximum(heights, NOTHING)
         left = np.arange(len(bars))
@@ -132,7 +131,7 @@ class RunLog:
         enabled: False makes every call a no-op (all processes but the first).
 
     Attributes:
-        reader_lost: whether standard output has failed because its reader is gone, not because a disk is full.
+        reader_lost: True if standard output failed because its reader has gone, not because a disk is full.
     """
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
@@ -142,10 +141,10 @@ class RunLog:
         self._draws = enabled  # whether TensorBoard can still be written
         if enabled:
             lines = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-            self._handlers |= {CONSOLE: Console(self._switch_off), TEXT: LogFile(folder / TEXT, self._switch_off)}
+            self._handlers |= {CONSOLE: Console(self._disable), TEXT: LogFile(folder / TEXT, self._disable)}
             for handler in self._handlers.values():
                 handler.setFormatter(lines)
-            self._handlers[RECORDS] = LogFile(folder / RECORDS, self._switch_off)
+            self._handlers[RECORDS] = LogFile(folder / RECORDS, self._disable)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -154,20 +153,20 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self._write(f"{type(error).__name__}: {error}", TEXT)  # the program itself says it on the console
+            self._write(f"{type(error).__name__}: {error}", TEXT)  # the program prints it on the console
         self._close_board()
         for name in list(self._handlers):
             self._close(name)
 
     def _close(self, name: str) -> None:
         handler = self._handlers.pop(name, None)
-        with suppress(OSError):  # of what a failure has left in the buffer
+        with suppress(OSError):  # closing flushes what a failure left in the buffer
             if handler is not None:
                 handler.close()
 
-    def _switch_off(self, name: str, error: BaseException | None) -> None:
-        """Close the log that has failed and say so, once."""
-        if name == CONSOLE:  # EIO is what a terminal that was closed gives
+    def _disable(self, name: str, error: BaseException | None) -> None:
+        """Close the log that has failed and report it once."""
+        if name == CONSOLE:  # a closed terminal gives EIO
             gone = isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO)
             self.reader_lost = self.reader_lost or gone
         if name == BOARD:
@@ -175,20 +174,20 @@ class RunLog:
         else:
             self._close(name)
         where = name if name == CONSOLE else self.folder / name
-        self.text(f"WARNING: cannot write to {where}: {error}. It is switched off, the run goes on without it")
+        self.text(f"WARNING: cannot write to {where}: {error}. This log is disabled; the run continues")
 
     def _write(self, message: str, *names: str) -> None:
-        # Without a logger, which would be a name for the whole process and keep the handlers of every run.
+        # No logger: it would be global to the process and keep the handlers of every run.
         record = logging.makeLogRecord({"msg": message})
         for name in names:
             if name in self._handlers:
                 self._handlers[name].handle(record)
 
     def restart(self, step: int, validated: bool = True) -> None:
-        """Forget the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats.
+        """Remove the records after ``step``: those of an earlier run (0), or of steps that a resumed run repeats.
 
         Args:
-            validated: False forgets the scores at ``step`` too: that validation is repeated.
+            validated: False removes the scores at ``step`` too: that validation is repeated.
         """
         if not self.enabled:
             return
@@ -196,9 +195,9 @@ class RunLog:
         kept = kept_records(path, step, validated, self.text) if step and path.is_file() else ""
         write_text(path, kept)
         self._close(RECORDS)
-        self._handlers[RECORDS] = LogFile(path, self._switch_off)
+        self._handlers[RECORDS] = LogFile(path, self._disable)
         self._close_board()
-        if step == 0:  # TensorBoard would go on showing what the new run does not write
+        if step == 0:  # otherwise TensorBoard would still show the earlier run
             shutil.rmtree(self.folder / BOARD, ignore_errors=True)
         self._draw(lambda board: None, purge_step=step + 1)
 
@@ -207,11 +206,11 @@ class RunLog:
         self._write(message, CONSOLE, TEXT)
 
     def record(self, step: int, values: Mapping[str, float | dict[str, float]]) -> None:
-        """What a step gave, for programs and TensorBoard. Values that are not finite are null.
+        """Write the values of a step to ``log.jsonl`` and TensorBoard. Values that are not finite are null.
 
         Args:
-            values: by name, scalars and histograms; of these, whose names have ``SHARE`` as their second part, the
-                share of each class.
+            values: scalars and histograms by name. A histogram has the share of each class; the second part of its
+                name is ``SHARE``.
         """
         shares = {name: value for name, value in values.items() if isinstance(value, dict)}
         scalars = {name: value for name, value in values.items() if not isinstance(value, dict)}
@@ -240,7 +239,7 @@ class RunLog:
         self._draw(draw)
 
     def _draw(self, draw: Callable[[Board], None], purge_step: int | None = None) -> None:
-        """Let ``draw`` use TensorBoard, which is opened first where it is not."""
+        """Call ``draw`` with the board, which is opened at the first call."""
         if not self._draws:
             return
         try:
@@ -248,10 +247,10 @@ class RunLog:
             self._board.check()
             draw(self._board)
         except OSError as error:
-            self._switch_off(BOARD, error)
+            self._disable(BOARD, error)
 
     def _close_board(self) -> None:
         if self._board is not None:
             self._board.writer.close()
-            self._draw(lambda board: None)  # says whether the last calls have failed
+            self._draw(lambda board: None)  # reports an error of the last writes
             self._board = None

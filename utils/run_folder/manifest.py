@@ -1,6 +1,6 @@
-"""What a run is: its method, configuration, data and code. ``run.json`` in the run folder says it in plain text.
+"""The method, configuration, data and code of a run; ``run.json`` in the run folder records them.
 
-A resumed run compares it with its checkpoint, and the processes of one run compare it with each other.
+A resumed run compares them with its checkpoint, and the processes of a run compare them with each other.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from utils.config.schema import SCRATCH, Config
 
 MANIFEST = "run.json"
 READERS = 16  # threads
-# Beginnings of the keys that change no weight.
+# Beginnings of the keys that have no effect on the weights.
 FREE = (
     "snapshot_dir",
     "exp_name",
@@ -43,13 +43,14 @@ FREE = (
     "train.skip_bad_samples",
     "train.print_freq",
 )
-# Ends of the keys in which nodes may differ: where things lie, as the first process alone has the run folder ...
+# Endings of the keys that may differ between nodes: locations (only the first process has the run folder) ...
 OF_A_NODE = ("snapshot_dir", "resume", ".data_dir", ".label_dir", ".cache_dir", ".num_workers")
-FILES = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")  # ... and files, by their content
+# ... and files, which are compared by content.
+FILES = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")
 
 
 def git_revision() -> str:
-    """Commit of the code, or "unknown" outside a git checkout and where there is no git."""
+    """Commit of the code, or "unknown" outside a git checkout or without git."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
@@ -59,12 +60,12 @@ def git_revision() -> str:
 
 
 def config_changes(saved: str, config: Config) -> tuple[str, str]:
-    """In what a checkpoint's configuration (YAML) differs from ``config``: keys with both values; "" if in none.
+    """Differences between a checkpoint's configuration (YAML) and ``config``: keys with both values; "" without any.
 
-    A key that the checkpoint's version of the code did not have yet counts as its default.
+    A key that is missing in the checkpoint counts as its default.
 
     Returns:
-        the keys that change the weights, and those that change none.
+        the differences with an effect on the weights, and those without.
     """
     unset = Config()
     unset.follow_target()
@@ -78,19 +79,19 @@ def config_changes(saved: str, config: Config) -> tuple[str, str]:
 
 
 def start_facts(config: Config) -> dict[str, str]:
-    """The configuration and the code, by name, for the processes of a run to agree on."""
+    """Configuration and code by name, which must be equal in all processes of a run."""
     keys = read_keys(to_yaml(config))
     shared = {name: str(value) for name, value in keys.items() if not name.endswith(OF_A_NODE + FILES)}
     return shared | {"code": git_revision()}
 
 
 def file_facts(files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of what each file holds, by its path."""
+    """SHA-256 of the content of each file, by path."""
     return {path: sha256(path) for path in files}
 
 
 class RunData:
-    """What a run is trained, selected or scored on.
+    """The data on which a run is trained, selected or scored.
 
     Args:
         lists: samples by the name of their list: source, target, held_out, test.
@@ -107,14 +108,14 @@ class RunData:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each list, with what its label files hold, and of each id table and prior file.
+        """SHA-256 of each list with the content of its label files, and of each id table and prior file.
 
-        Reads all labels: 7 s for 25,000 of 40 KB in the memory of the system (2 cores).
+        This reads all labels: 7 s for 25,000 files of 40 KB in the system's file cache (2 cores).
         """
         return {name: _list_sha256(samples) for name, samples in self.lists.items()} | self._files
 
     def facts(self) -> dict[str, str]:
-        """What the processes of a run must agree on; label files by their names and sizes alone."""
+        """Facts that must be equal in all processes of a run; of label files, names and sizes only."""
         facts = dict(self._files)
         for name, samples in self.lists.items():
             digest = _list_sha256(samples, contents=False)[:12]
@@ -122,11 +123,11 @@ class RunData:
         return facts
 
     def changes(self, saved: Mapping[str, str], folder: Path) -> str:
-        """What differs from the data of a checkpoint, in words; "" if nothing does.
+        """Differences from the data of a checkpoint, as text; "" without any.
 
         Args:
             saved: the checkpoint's ``digests``.
-            folder: of the checkpoint; its lists say which images there were.
+            folder: the checkpoint's folder, which has the lists of its images.
         """
         current = self.digests
         changed = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
@@ -134,10 +135,10 @@ class RunData:
         return "; ".join(name + listed.get(name, "") for name in changed)
 
     def _list_changes(self, name: str, folder: Path) -> str:
-        """In what a list differs from the one of this name that ``folder`` has."""
+        """Differences between a list and the list of the same name in ``folder``."""
         path = folder / "lists" / f"{name}.txt"
         if not path.is_file():
-            return f"unknown in what, as there is no {path}"
+            return f"the change is unknown because {path} is missing"
         root = self.config.source.data_dir if name == "source" else self.config.target.data_dir
         old = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         new = [os.path.relpath(sample.image, root) for sample in self.lists[name]]
@@ -147,36 +148,34 @@ class RunData:
             for images, what in ((removed, "removed"), (added, "added"))
             if images
         ]
-        same = (
-            "the same names with other labels or sizes of images" if old == new else "the same images in another order"
-        )
+        same = "the same names, but other labels or image sizes" if old == new else "the same images in another order"
         return ", ".join(changes) or same
 
 
 def _list_sha256(samples: Sequence[Sample], contents: bool = True) -> str:
-    """Of the names and sizes in bytes of images and label files and, with ``contents``, of what the label files hold.
+    """SHA-256 of the names and byte sizes of images and label files and, with ``contents``, of the labels' content.
 
-    Images are not read, as they are many times larger. Times do not count, as copies lose them.
+    Images are not read because they are many times larger. Times are ignored because copies lose them.
     """
-    with ThreadPoolExecutor(READERS) as pool:  # files may lie far away
-        lines = pool.map(lambda sample: _described(sample, contents), samples)
+    with ThreadPoolExecutor(READERS) as pool:  # threads, because files may be on a network
+        lines = pool.map(lambda sample: _sample_line(sample, contents), samples)
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _described(sample: Sample, contents: bool) -> str:
+def _sample_line(sample: Sample, contents: bool) -> str:
     words = [f"{sample.name}{sample.image.suffix}"]
     for path in filter(None, (sample.image, sample.label)):
         words.append(f"{path.name} {path.stat().st_size}")
     if sample.label is not None and contents:
-        with suppress(OSError):  # the loader names the file, or replaces it
+        with suppress(OSError):  # the loader reports or replaces the file
             words.append(sha256(sample.label))
     return " ".join(words)
 
 
 class Manifest:
-    """``run.json`` of a run folder, written whole at the start and at every save.
+    """``run.json`` of a run folder, rewritten at the start and at every save.
 
-    It says the method, the weights that the run started from with their SHA-256, when it started, its seconds in all
+    It contains the method, the starting weights with their SHA-256, the time of the first start, the seconds of all
     starts together without pauses, the number of images and the digest of each list, and the versions of code, torch
     and Python.
     """
@@ -196,25 +195,25 @@ class Manifest:
         }
 
     def begin(self, anew: bool) -> None:
-        """Write the file, and count the seconds from here.
+        """Write the file and start counting the seconds.
 
         Args:
-            anew: False goes on with the start and the seconds in the file; where there is none, they are null: unknown.
+            anew: False keeps start and seconds of the file; without a file they are null, that is, unknown.
 
         Raises:
             DataError: the file is damaged.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         now: dict[str, Any] = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0}
         if not anew:
             before = read_manifest(self._path.parent)
-            now = {name: before.get(name) for name in (*now, "start_sha256")}  # the weights may be gone by now
+            now = {name: before.get(name) for name in (*now, "start_sha256")}  # the weights may be deleted by now
         self._content |= now
         self._clock = time.monotonic()
         self._write()
 
     def count_time(self) -> None:
-        """Add the seconds since ``begin`` or the last call. Raises OSError where the file cannot be written."""
+        """Add the seconds since ``begin`` or the last call. Raises OSError if the file cannot be written."""
         now = time.monotonic()
         if self._content["seconds"] is not None:
             self._content["seconds"] += now - self._clock
@@ -226,7 +225,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in ``folder`` says; nothing where no training, or an older version, wrote the folder.
+    """The content of ``run.json`` in ``folder``; empty if no training, or an older version, wrote the folder.
 
     Raises:
         DataError: a damaged file.
@@ -240,4 +239,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
     except ValueError:
         pass
-    raise DataError(f"{path} is damaged: delete it, and the start and the duration of the run are unknown")
+    raise DataError(f"{path} is damaged: delete it. Start and duration of the run are then unknown")

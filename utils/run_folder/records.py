@@ -1,4 +1,4 @@
-"""``log.jsonl``: one JSON object a line; a damaged one, as a crash of a machine leaves it, is left out and reported."""
+"""``log.jsonl``: one JSON object a line. Damaged lines, for example after a crash, are skipped and reported."""
 
 import json
 import math
@@ -10,14 +10,14 @@ RECORDS = "log.jsonl"
 SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
 VALIDATION = "val"  # val/SCORE
 PREDICTION = f"target/{SHARE}/prediction"  # of the network on some target training images, in eval mode
-LABELS = (f"target/{SHARE}/pixel", f"target/{SHARE}/square_")  # beginnings, the finest layer first
-LAST = 10  # records whose mean stands for the end of a run
+LABELS = (f"target/{SHARE}/pixel", f"target/{SHARE}/square_")  # beginnings of names, the finest layer first
+LAST = 10  # records at the end of a run, which are averaged
 
 Histogram = dict[str, float]  # by class, in the order of the train ids
 
 
 def plain_json(value: Any) -> str:
-    """``value`` as JSON, in which there is no NaN and no infinity: null stands for them."""
+    """``value`` as JSON. JSON has no NaN and no infinity; they become null."""
     return json.dumps(_finite(value), allow_nan=False)
 
 
@@ -30,7 +30,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The record of each whole line; ``report`` gets a line that numbers those left out."""
+    """The record of each intact line; ``report`` gets the numbers of the damaged lines."""
     damaged = []
     for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
         if not line:
@@ -45,7 +45,7 @@ def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str
             damaged.append(number)
     if damaged:
         lines = ", ".join(map(str, damaged))
-        report(f"{path}: left out {len(damaged)} damaged line(s), number {lines}")
+        report(f"{path}: skipped {len(damaged)} damaged line(s), number {lines}")
 
 
 def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[tuple[int, dict[str, float]]]:
@@ -57,7 +57,7 @@ def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[
 
 
 def kept_records(path: Path, step: int, validated: bool, report: Callable[[str], None]) -> str:
-    """What a run that goes on after ``step`` keeps of its records; without the scores of a validation that it repeats.
+    """The records that a run resumed after ``step`` keeps, without the scores of a validation that it repeats.
 
     Args:
         validated: whether the validation after ``step`` is done.
@@ -71,7 +71,7 @@ def kept_records(path: Path, step: int, validated: bool, report: Callable[[str],
 
 
 def read_shares(path: Path, histogram: str, report: Callable[[str], None] = print) -> list[tuple[int, Histogram]]:
-    """(step, share of each class) of each record in a run's ``log.jsonl`` that has the histogram of this name."""
+    """(step, share of each class) of each record in a run's ``log.jsonl`` that has this ``histogram``."""
     start, found = f"{histogram}/", []
     for record in read_records(path, report):
         shares = {name.removeprefix(start): value for name, value in record.items() if name.startswith(start)}
@@ -81,7 +81,7 @@ def read_shares(path: Path, histogram: str, report: Callable[[str], None] = prin
 
 
 def last_labels(path: Path, report: Callable[[str], None] = print) -> Histogram | None:
-    """Class shares of the pseudo-labels at the end of a run, of its finest layer; None for a run without any.
+    """Class shares of the pseudo-labels in the finest layer at the end of a run; None without pseudo-labels.
 
     A batch has few images, so this is the mean of the last ``LAST`` records.
     """

@@ -1,4 +1,4 @@
-"""What a run folder says of its run, in short: method, start, steps, seed, commit, date, duration, images."""
+"""Summary of a run from its folder: method, start, steps, seed, commit, date, duration, images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,17 +23,17 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Of one network of a run. What its folder does not say is ``UNKNOWN`` or None, and no image is counted."""
+    """Summary of one network of a run. Missing facts are ``UNKNOWN`` or None; missing ``images`` are empty."""
 
     name: str  # of the network, see ``short_name``
     method: str
-    start: str | None  # name of what its weights were before; None: random
+    start: str | None  # name of the starting weights; None: random
     step: int | None
     num_steps: int
     seed: int
     commit: str
     date: str  # of the first start
-    seconds: float | None  # of all starts together, pauses left out
+    seconds: float | None  # of all starts together, without pauses
     images: dict[str, int]  # by list: source, target, held_out
 
 
@@ -45,7 +45,7 @@ def read_summary(weights: Path) -> RunSummary:
     """
     content = read_file(weights)
     if "config" not in content:
-        raise WeightsError(f"{weights} is no checkpoint of this project: it does not say how it was trained")
+        raise WeightsError(f"{weights} is no checkpoint of this project: it has no configuration")
     with reading(weights):
         return _summary(weights, content, read_manifest(weights.parent))
 
@@ -69,7 +69,7 @@ def _summary(weights: Path, content: Mapping[str, Any], manifest: Mapping[str, A
 
 
 def short_name(path: str | Path) -> str:
-    """How a network is called on paper: its run's name, or the file's where it is not the run's result."""
+    """The name of a network in tables: its run's name, or the file's name if it is not the run's result."""
     path = Path(path)
     if path.name in (BEST, LAST):
         return path.parent.name
@@ -77,7 +77,7 @@ def short_name(path: str | Path) -> str:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Short names of networks' files, longer ones where two would be the same."""
+    """Short names of network files; longer names if two would be equal."""
     names = [short_name(path) for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}/{path.name}" for path in paths]
@@ -85,25 +85,25 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def run_keys(folder: Path) -> dict[str, Any]:
-    """The configuration of a run by dotted key, whatever version wrote it: a key that has come or gone is no error.
+    """The configuration of a run by dotted key, from any version: new and removed keys are no errors.
 
     Raises:
-        WeightsError: its config.yaml is none; the message names it.
+        WeightsError: config.yaml is damaged; the message names it.
     """
     path = folder / "config.yaml"
     return _keys({"config": path.read_text(errors="replace")}, path)
 
 
 def _keys(content: Mapping[str, Any], origin: Path) -> dict[str, Any]:
-    """A key that the run's version did not have yet has its default."""
+    """Keys that are missing in the run's version have their defaults."""
     return flatten(asdict(Config())) | saved_keys(content, origin)
 
 
 def starting_run(run: Path) -> str | None:
-    """The network of this project that a run, or a run's file, started from, if it is still there."""
+    """The run or checkpoint from which a run, or a run's file, started, if it still exists."""
     folder = run.parent if run.is_file() else run
     if not (folder / "config.yaml").is_file():
         return None
     start = str(folder) if run.name == CONVERTED else run_keys(folder)["model.weights"]
-    there = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
-    return start if there else None
+    exists = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))
+    return start if exists else None
