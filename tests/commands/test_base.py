@@ -159,7 +159,7 @@ def test_base_is_one_path_at_the_top(tmp_path, text, message):
         ("train: {num_steps: many}", "'train.num_steps' must be int"),
         ("train: {num_step: 1}", "unknown key 'train.num_step'"),
         ("train: {schedule: nonsense}", "'train.schedule' must be poly"),
-        ("seed: 1\nseed: 2", "key 'seed' in line"),
+        ("seed: 1\nseed: 2", "key 'seed' is in line"),
         ("common: {ignore_label: 0}", "common.ignore_label is 0"),
         ("- seed", "expected keys and values"),
     ],
@@ -185,7 +185,7 @@ def test_the_authors_files_inherit_and_are_inherited(tmp_path):
     configs = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # this script uses each key of common:
-        warnings.filterwarnings("ignore", "keys that the released train_pycda_spatial needs")
+        warnings.filterwarnings("ignore", "the released train_pycda_spatial needs keys")
         for inherited, own in ((theirs, ours), (ours, theirs)):
             write(tmp_path / "root.yaml", inherited)
             heir = write(tmp_path / "heir.yaml", f"base: root.yaml\n{own}")

@@ -90,7 +90,7 @@ def test_own_classes_travel_in_the_checkpoint(command, city, own, tmp_path):  # 
     del content["classes"]
     content["config"] = content["config"].replace("classes.yaml", "gone.yaml")
     torch.save(content, tmp_path / "old.pth")
-    with pytest.raises(WeightsError, match="does not name its classes, and .*no id table .*gone.yaml"):
+    with pytest.raises(WeightsError, match="does not contain its classes, and .*no id table .*gone.yaml"):
         load(tmp_path / "old.pth")
 
 

@@ -166,7 +166,7 @@ def test_own_keys_and_the_command_line_override(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("common: {learning_rate: 1}", "learning_rate; our own keys stand beside common"),
+        ("common: {learning_rate: 1}", "learning_rate. Write our own keys outside common"),
         ("common: {ignore_label: 0}", "common.ignore_label is 0"),
         ("common: {input_size: '1024'}", "'source.input_size'"),
         ("common: {seed: 1}", "no released script has the keys: seed"),

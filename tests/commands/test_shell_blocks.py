@@ -29,7 +29,6 @@ NOT_RUN = {  # commands, as the documents have them without comments, and why no
     "sh run.sh test": "runs this test",
     'sh run.sh test -m "not slow"': "runs tests",
     "sh run.sh test tests/method": "runs tests",
-    "PYCDA_FUZZ=10 pytest tests/fuzz": "runs tests",
     "ruff check . && ruff format .": "rewrites files",
     "mypy": "checks types; no test needs it",
     ".ci/run": "runs this test",

@@ -60,7 +60,7 @@ KEYS = {
     "test.input_size=[1, 1]": r"test.input_size is \[1, 1\] .* each side must be at least",
     "source.crop_size=[64, 8]": r"source.crop_size is \[64, 8\] .* at least 16",
     "train.iter_size=3": "2 images of a process are not divisible by train.iter_size=3",
-    f"train.iter_size=2; {PPM}": "train.batch_size / train.iter_size leaves one image",
+    f"train.iter_size=2; {PPM}": "train.batch_size / train.iter_size gives one image",
     "source.crop_size=null; source.scale=[0.5, 1.5]": "a random scale of .* set crop_size",
     "train.cache_dir=/dev/null/cache": "train.cache_dir: cannot write into /dev/null/cache",
 }
