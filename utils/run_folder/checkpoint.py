@@ -152,7 +152,7 @@ def _checked(path: Path, data: RunData, method: str, report: Callable[[str], Non
     try:
         state = read_file(path)
     except WeightsError as error:
-        raise DamagedError(f"no checkpoint to resume from: {error}") from error
+        raise DamagedError(str(error)) from error
     if "model" in state and "step" not in state:
         raise CheckpointError(
             f"{path} has a network but no training state (step, optimiser); test_adabn.py writes such files. "
@@ -270,7 +270,7 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
 def _check_export(to: Path) -> None:
     """Raises CheckpointError if an export to ``to`` would replace anything but an earlier export."""
     of_run = any((to.parent / name).is_file() for name in ("config.yaml", "log.txt", "run.lock"))
-    if of_run and to.name in (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER):
+    if of_run and to.name in RESULTS:
         raise CheckpointError(f"{to} is a file of the run in {to.parent}: export to another name")
     if to.exists():
         entries = read_file(to)
