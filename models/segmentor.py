@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.messages import ChoiceError, nearest
+from models.adopted import mobilenet_v2, regnet_y_400mf, vgg16
 from models.encoder import Encoder
 from models.heads import HEADS, Head
 from models.resnet import DEPTHS, ResNet
-from models.torchvision_networks import mobilenet_v2, regnet_y_400mf, vgg16
 
 OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see Encoder.set_stages
 # "tv_": torchvision's stem, for its ImageNet weights

@@ -12,8 +12,7 @@ from dataset.messages import UserError
 from models.weights import WeightsError, load_checkpoint_weights, load_tensors, read_file
 from utils.config.command_line import load_config
 from utils.config.schema import Config, ConfigError
-from utils.engine.state import load_training_state
-from utils.run_folder.checkpoint import DamagedError, class_table_of, find_state
+from utils.run_folder.checkpoint import DamagedError, class_table_of, find_state, load_training_state
 from utils.run_folder.manifest import RunData
 from utils.run_folder.summary import read_summary
 from utils.scoring.predictor import config_of

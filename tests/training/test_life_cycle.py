@@ -25,8 +25,7 @@ from models.weights import WeightsError, read_file
 from tests.training.test_resume import KEYS, assert_same_run, stop_after, uninterrupted  # noqa: F401
 from utils.config.read import ConfigError, to_yaml
 from utils.config.schema import Config
-from utils.engine.state import load_training_state
-from utils.run_folder.checkpoint import CheckpointError
+from utils.run_folder.checkpoint import CheckpointError, load_training_state
 from utils.run_folder.manifest import RunData, config_changes, git_revision
 from utils.run_folder.summary import read_summary
 

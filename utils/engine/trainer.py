@@ -19,10 +19,18 @@ from utils import distributed
 from utils.builders.data import start_at
 from utils.config.schema import Config, Train
 from utils.engine.losses import Batch, LossFunction, PartwiseForward, on_device
-from utils.engine.state import TrainState, load_training_state
 from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares, Watches
-from utils.run_folder.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, model_state, save_atomic
+from utils.run_folder.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    TrainState,
+    load_training_state,
+    model_state,
+    save_atomic,
+)
 from utils.run_folder.log import RunLog
 from utils.run_folder.manifest import Manifest
 from utils.scoring.evaluation import EvaluationStopped
