@@ -159,7 +159,7 @@ class VanishingWatch:
         return (
             f"WARNING: the pseudo-labels are losing classes ({found}). Unless they are rare in the target, the network "
             "is forgetting them: run `sh run.sh compare CONFIG RUN...`, and try lower train.lr_encoder and "
-            "train.lr_decoder, fewer train.num_steps or a lower curriculum.conf_threshold"
+            "train.lr_decoder, fewer train.num_steps or curriculum.threshold=class_balanced"
         )
 
     def _store_first(self, step: Shares, means: Shares) -> None:
