@@ -75,6 +75,8 @@ def test_help_lists_the_keys_and_print_config_the_values(script, tmp_path, capsy
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     assert "curriculum.conf_threshold (float, 0 to 1, default 0.5)" in text and "poly | drop" in text
+    own = "0.0" if script is train_pycda else "0.9"
+    assert f"train.momentum (float, at least 0 and below 1, default {own})" in text
     with pytest.raises(SystemExit) as stopped:
         script.main(["--config", str(write(tmp_path, "seed: 3")), "--print-config", "train.num_steps=7"])
     printed = write(tmp_path, capsys.readouterr().out)

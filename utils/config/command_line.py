@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,9 +17,10 @@ from utils.config.values import KEYS, value_text
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
-def keys_help() -> str:
-    """Every key with its type, default and meaning, as ``--help`` prints them."""
-    entries = (f"  {k.name} ({k.kind}, default {value_text(k.default)})\n      {k.help}" for k in KEYS.values())
+def keys_help(defaults: Mapping[str, Any]) -> str:
+    """Every key with its type, default and meaning, as ``--help`` prints them; ``defaults`` are the script's own."""
+    values = {name: value_text(defaults.get(name, key.default)) for name, key in KEYS.items()}
+    entries = (f"  {k.name} ({k.kind}, default {values[k.name]})\n      {k.help}" for k in KEYS.values())
     return "keys:\n" + "\n".join(entries)
 
 
@@ -30,12 +31,12 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"command line: {message}; --help lists the options")
 
 
-def make_parser(description: str | None, prog: str | None = None) -> Parser:
+def make_parser(description: str | None, prog: str | None = None, defaults: Mapping[str, Any] | None = None) -> Parser:
     """Parser of ``CONFIG [key=value ...]``. Its help lists all keys."""
     parser = Parser(
         prog=prog,
         description=description,
-        epilog=keys_help(),
+        epilog=keys_help(defaults or {}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="the same as CONFIG")
@@ -108,7 +109,7 @@ def load_config(
     argv: Sequence[str] | None, description: str | None, script: str, defaults: dict[str, Any] | None = None
 ) -> Config:
     """Config of the script named ``script`` from its command line."""
-    return parse_config(parse_arguments(make_parser(description), argv), script, defaults)
+    return parse_config(parse_arguments(make_parser(description, defaults=defaults), argv), script, defaults)
 
 
 def path_text(text: str) -> str:
