@@ -99,7 +99,7 @@ def test_lost_reader_of_the_output_stops_the_run_politely(command, tmp_path, for
     status, output = fork(train_for_a_reader_that_goes, command(tmp_path, "run", *keys)).ended()
     assert status == STOPPED, output
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["step"] >= 2
-    assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads its output" in log_of(tmp_path / "run")
+    assert "Broken pipe" in log_of(tmp_path / "run") and "nobody reads the output" in log_of(tmp_path / "run")
 
 
 def test_same_signal_counts_once_for_some_seconds_and_ends_the_process_later(monkeypatch):
