@@ -138,6 +138,7 @@ def kinds_of_pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_every_kind_of_picture_is_read_as_predict_reads_it_or_refused(command, source_run, tmp_path):
     (tmp_path / "kinds").mkdir()
     predictor = load(source_run, "cpu", ["test.input_size=null"])

@@ -66,6 +66,7 @@ def test_probabilities_of_the_whole_picture_are_never_held():
     assert largest.most <= 19 * 1024 * 2048 / 3
 
 
+@pytest.mark.slow
 def test_commands_and_python_see_the_same_windows(command, city, source_run, tmp_path):
     pictures = sorted((city / "cityscapes/leftImg8bit/val").rglob("*.png"))
     labels = {}

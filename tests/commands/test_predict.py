@@ -172,6 +172,7 @@ def test_which_files_are_found(photos, tmp_path):
     assert [str(file.name) for file in find_pictures([tmp_path / "link.jpg"], "", out)] == ["link"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("above", [False, True])
 def test_own_results_are_no_pictures(command, source_run, photos, tmp_path, capsys, above):
     save, given = photos.parent if above else photos, tmp_path / "link"

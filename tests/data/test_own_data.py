@@ -192,6 +192,7 @@ def test_own_test_images_keep_their_size_unless_one_is_set(command, city, own):
     assert build_config(config, [*mine, "test.input_size=[96, 64]"]).test.input_size == (96, 64)
 
 
+@pytest.mark.slow
 def test_predictions_have_the_ids_and_colours_of_the_test_set(command, city, own):
     other = TABLE.replace("[7, 8, 22]", "[22, 8, 7]").replace("[70, 70, 70], ids: [11, 12", "[1, 2, 3], ids: [12, 11")
     (own / "source.yaml").write_text(other)

@@ -217,6 +217,7 @@ def test_spatial_term_without_squares_is_zero():
     assert losses["spatial"] == 0 and losses["total"].isfinite()
 
 
+@pytest.mark.slow
 def test_folder_of_the_method_works_anywhere_beside_another_utils(tmp_path):
     shutil.copytree(Path(pycda.__file__).parent, tmp_path / "lifted", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "utils.py").write_text("MINE = True\n")

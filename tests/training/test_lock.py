@@ -36,6 +36,7 @@ def test_second_run_is_refused_until_the_first_ends(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_lock_of_a_killed_process_is_taken_at_once(tmp_path):
     root = Path(__file__).parents[2]
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE)

@@ -129,6 +129,7 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
         signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
     """A scheduler may restart the run on another machine, which cannot check whether the process has ended."""
