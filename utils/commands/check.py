@@ -225,7 +225,7 @@ def check(config: Config, workers: int) -> list[Report]:
 
     *training, test = splits(config)
     reports = [check_split(split, workers) for split in training]
-    for report, options in zip(reports, (config.source, config.target), strict=False):  # not for held_out
+    for report, options in zip(reports[:2], (config.source, config.target), strict=True):  # not for held_out
         report.findings += _size_findings(report, options, config)
     if not Data(config).has_test_set:
         text = "there is no test set: training needs none, but there will be no scores"

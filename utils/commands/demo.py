@@ -172,8 +172,9 @@ class Demo:
         with torch.inference_mode():
             logits = predictor.model(network_input(image, predictor.test))["logits"]
         curriculum = build_curriculum(config.curriculum, config.num_classes, data)
-        maps = pseudo_label_maps(curriculum.pseudo_labels(logits), table, image.size)
-        layers = titled({"image": image} | {name.replace("_", " of "): tile for name, tile in maps.items()})
+        tiles = {"image": image} | pseudo_label_maps(curriculum.pseudo_labels(logits), table)
+        nearest = Image.Resampling.NEAREST  # does not mix colours
+        layers = titled({name.replace("_", " of "): tile.resize(image.size, nearest) for name, tile in tiles.items()})
         shares = logits.softmax(1).mean((0, 2, 3)).numpy()
         source = curriculum.class_prior if curriculum.image_target == "source" else None
         label = np.full(len(shares), 1 / len(shares)) if source is None else source.numpy()

@@ -260,8 +260,7 @@ def _pictures(
     maps |= {f"prediction, {name}": z.argmax(1)[0].numpy() for name, z in logits.items()}
     pictures = {"image": image.resize(size)} | {caption: colour_map(ids, table) for caption, ids in maps.items()}
     pictures["confidence"] = Image.fromarray((255 * logits[OWN].softmax(1).amax(1)[0]).byte().numpy())
-    maps_of_layers = pseudo_label_maps(layers, table, size)
-    pictures |= {f"pseudo-labels, {name}": picture for name, picture in maps_of_layers.items()}
+    pictures |= {f"pseudo-labels, {name}": picture for name, picture in pseudo_label_maps(layers, table).items()}
     nearest = Image.Resampling.NEAREST  # does not mix colours
     return {caption: picture.resize(size, nearest) for caption, picture in pictures.items()}
 

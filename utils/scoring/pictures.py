@@ -42,17 +42,14 @@ def colour_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
     return picture.convert("RGB")
 
 
-def pseudo_label_maps(
-    layers: Mapping[str, Sequence[Any]], table: ClassTable, size: tuple[int, int]
-) -> dict[str, Image.Image]:
-    """The pseudo-labels of the first image of a batch as pictures of ``size`` (W, H); black where there is none.
+def pseudo_label_maps(layers: Mapping[str, Sequence[Any]], table: ClassTable) -> dict[str, Image.Image]:
+    """The pseudo-labels of the first image of a batch, a pixel each; black where there is none.
 
     Args:
         layers: of the pyramid, ``PseudoLabels`` by name.
     """
     maps = {name: np.where(mask[0].numpy(), label[0].numpy(), IGNORE) for name, (_, label, mask) in layers.items()}
-    nearest = Image.Resampling.NEAREST  # mixes no colours
-    return {name: colour_map(labels, table).resize(size, nearest) for name, labels in maps.items()}
+    return {name: colour_map(labels, table) for name, labels in maps.items()}
 
 
 def label_id_map(labels: np.ndarray, table: ClassTable) -> Image.Image:
