@@ -16,8 +16,7 @@ import train_pycda
 import train_source_only
 from dataset.labels import CITYSCAPES
 from utils.run_folder import log
-from utils.run_folder.log import DRAWN_BARS, PICTURE_WIDTH, RunLog
-from utils.run_folder.records import plain_json, read_scalars
+from utils.run_folder.log import DRAWN_BARS, PICTURE_WIDTH, RunLog, plain_json, read_scalars
 from utils.scoring.pictures import TITLE_HEIGHT
 
 

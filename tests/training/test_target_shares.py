@@ -16,8 +16,7 @@ from utils.builders import network
 from utils.builders.data import Data
 from utils.config.read import build_config
 from utils.engine.watch import TargetShares
-from utils.run_folder.log import RunLog
-from utils.run_folder.records import PREDICTION, last_labels, read_shares
+from utils.run_folder.log import PREDICTION, RunLog, last_labels, read_shares
 from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, predictions_on
 

@@ -14,7 +14,7 @@ from utils import distributed
 from utils.builders.data import Data, check_one_size
 from utils.config.schema import ConfigError, Curriculum, Size
 from utils.pycda.class_thresholds import ClassThresholds
-from utils.pycda.curriculum import PyramidCurriculum
+from utils.pycda.curriculum import PyramidCurriculum, layer_names
 
 # Keys of the class thresholds
 THRESHOLD = ("threshold", "threshold_quantile", "threshold_momentum", "conf_threshold_max")
@@ -76,10 +76,9 @@ def _thresholds(options: Curriculum, num_classes: int) -> nn.Module | None:
         return None
     if options.threshold != "class_balanced":
         raise ValueError(f"curriculum.threshold={options.threshold!r} has no rule here")
-    layers = [*(["pixel"] if options.use_pixels else []), *(f"square_{b}" for b in options.box_size)]
     return ClassThresholds(
         num_classes,
-        layers,
+        layer_names(options.box_size, options.use_pixels),
         quantile=options.threshold_quantile,
         maximum=options.conf_threshold_max,
         momentum=options.threshold_momentum,

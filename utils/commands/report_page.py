@@ -31,7 +31,7 @@ from utils.config.read import read_keys, to_yaml
 from utils.config.schema import Config
 from utils.config.values import KEYS
 from utils.run_folder.checkpoint import resolve_weights
-from utils.run_folder.records import PREDICTION, RECORDS, read_scalars, read_shares
+from utils.run_folder.log import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend, pseudo_label_maps

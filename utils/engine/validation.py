@@ -14,8 +14,7 @@ from dataset.reading import read_image
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import Data
-from utils.run_folder.log import RunLog
-from utils.run_folder.records import VALIDATION
+from utils.run_folder.log import VALIDATION, RunLog
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.scoring.pictures import panel
 from utils.scoring.predictor import Predictor

@@ -13,8 +13,7 @@ from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import TARGET, Data
-from utils.run_folder.log import RunLog
-from utils.run_folder.records import PREDICTION, RECORDS, read_shares
+from utils.run_folder.log import PREDICTION, RECORDS, RunLog, read_shares
 from utils.scoring.predictor import Predictor
 from utils.scoring.without_labels import evenly_spaced, is_lost, predictions_on
 

@@ -31,6 +31,11 @@ class PseudoLabels(NamedTuple):
     mask: Tensor  # bool, True if labelled: confident and valid
 
 
+def layer_names(box_size: Sequence[int], use_pixels: bool) -> list[str]:
+    """Names of the pyramid's layers from the bottom: "pixel", then "square_4" and so on."""
+    return [*(["pixel"] if use_pixels else []), *(f"square_{b}" for b in box_size)]
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """``values``, half precision converted to float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -142,7 +147,7 @@ class PyramidCurriculum(nn.Module):
         return {"total": total, **losses}, layers
 
     def pseudo_labels(self, Z: Tensor, valid: Tensor | None = None) -> dict[str, PseudoLabels]:
-        """Layers of the pyramid by name: "pixel", then "square_4" and so on; Z and valid as in ``forward``."""
+        """Layers of the pyramid by name, see ``layer_names``; Z and valid as in ``forward``."""
         return self._pyramid(Z, valid)[0]
 
     def _pyramid(self, Z: Tensor, valid: Tensor | None) -> tuple[dict[str, PseudoLabels], Tensor, Sequence[Tensor]]:

@@ -1,18 +1,21 @@
-"""The logs of a run: ``log.txt`` (and the console), ``log.jsonl`` and TensorBoard. Only the first process writes.
+"""The logs of a run, written and read: ``log.txt`` (and the console), ``log.jsonl`` and TensorBoard.
 
-No log may stop or block a training: a log that cannot be written is disabled with a warning; the run continues.
+Only the first process writes. No log may stop or block a training: a log that cannot be written is disabled with a
+warning; the run continues.
 """
 
 import errno
+import json
 import logging
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,14 +24,20 @@ from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
 
 from dataset.files import write_text
-from utils.run_folder.records import RECORDS, kept_records, plain_json
 
 TEXT, BOARD, CONSOLE = "log.txt", "tensorboard", "standard output"
+RECORDS = "log.jsonl"
+SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
+VALIDATION = "val"  # val/SCORE
+PREDICTION = f"target/{SHARE}/prediction"  # of the network on some target training images, in eval mode
+LABELS = (f"target/{SHARE}/pixel", f"target/{SHARE}/square_")  # beginnings of names, the finest layer first
+RECENT = 10  # records at the end of a run, which are averaged
 PICTURE_WIDTH = 1600  # pixels at most; a panel of Cityscapes at full size has several MB
 DRAWN_BARS = 30  # TensorBoard always draws this number of bars; given as many, each bar is one class
 NOTHING = 1e-12  # height of an empty bar; with 0, TensorBoard would widen the bars beside it
 SCHEME = "run"  # tensorboardX opens addresses with this beginning through ``Board``
 
+Histogram = dict[str, float]  # by class, in the order of the train ids
 Failed = Callable[[str, BaseException | None], None]  # gets the name of a log and its error
 
 
@@ -254,3 +263,80 @@ class RunLog:
             self._board.writer.close()
             self._draw(lambda board: None)  # reports an error of the last writes
             self._board = None
+
+
+def plain_json(value: Any) -> str:
+    """``value`` as JSON. JSON has no NaN and no infinity; they become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The record of each intact line; a crash may damage lines, and ``report`` gets their numbers."""
+    damaged = []
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            yield record
+        else:
+            damaged.append(number)
+    if damaged:
+        lines = ", ".join(map(str, damaged))
+        report(f"{path}: skipped {len(damaged)} damaged line(s), number {lines}")
+
+
+def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, finite scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
+    for record in read_records(path, report):
+        step = record.pop("step")
+        numbers = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
+        yield step, {name: value for name, value in numbers.items() if f"/{SHARE}/" not in name}
+
+
+def kept_records(path: Path, step: int, validated: bool, report: Callable[[str], None]) -> str:
+    """The records that a run resumed after ``step`` keeps, without the scores of a validation that it repeats.
+
+    Args:
+        validated: whether the validation after ``step`` is done.
+    """
+    kept = []
+    for record in read_records(path, report):
+        scores = all(name == "step" or name.startswith(f"{VALIDATION}/") for name in record)
+        if record["step"] < step or (record["step"] == step and (validated or not scores)):
+            kept.append(f"{plain_json(record)}\n")
+    return "".join(kept)
+
+
+def read_shares(path: Path, histogram: str, report: Callable[[str], None] = print) -> list[tuple[int, Histogram]]:
+    """(step, share of each class) of each record in a run's ``log.jsonl`` that has this ``histogram``."""
+    start, found = f"{histogram}/", []
+    for record in read_records(path, report):
+        shares = {name.removeprefix(start): value for name, value in record.items() if name.startswith(start)}
+        if shares:
+            found.append((record["step"], shares))
+    return found
+
+
+def last_labels(path: Path, report: Callable[[str], None] = print) -> Histogram | None:
+    """Class shares of the pseudo-labels in the finest layer at the end of a run; None without pseudo-labels.
+
+    A batch has few images, so this is the mean of the last ``RECENT`` records.
+    """
+    names = {name.rpartition("/")[0] for record in read_records(path, lambda text: None) for name in record}
+    layers = sorted(name for beginning in LABELS for name in names if name.startswith(beginning))
+    if not layers:
+        return None
+    last = [shares for _, shares in read_shares(path, layers[0], report)[-RECENT:]]
+    return {name: sum(shares[name] for shares in last) / len(last) for name in last[0]}

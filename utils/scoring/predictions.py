@@ -23,8 +23,8 @@ from utils.builders.data import Data
 from utils.config.schema import Config, ConfigError
 from utils.metrics import ConfusionMatrix
 from utils.run_folder.checkpoint import pair_up
+from utils.run_folder.log import plain_json
 from utils.run_folder.manifest import RunData, start_facts
-from utils.run_folder.records import plain_json
 from utils.scoring.evaluation import comparison, evaluate, per_class, scores
 from utils.scoring.pictures import LABEL_IDS, Background, confusion_picture, panel, save_picture, save_prediction
 from utils.scoring.predictor import Predictor, load_configured

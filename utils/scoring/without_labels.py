@@ -21,7 +21,7 @@ from utils import distributed
 from utils.builders.data import Data
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up, resolve_weights
-from utils.run_folder.records import RECORDS, last_labels
+from utils.run_folder.log import RECORDS, last_labels
 from utils.run_folder.summary import distinct_names, run_keys, starting_run
 from utils.scoring.evaluation import evaluate, scores
 from utils.scoring.predictor import Predictor, load_configured
