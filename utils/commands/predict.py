@@ -62,8 +62,8 @@ def segment(args: argparse.Namespace, config: Config) -> int:
     from utils.scoring.segment import Output, find_pictures, segment_files
 
     output = Output(args.save, args.opacity, args.confidence, args.clip, args.fps, args.legend != LEGENDS[0])
-    files = find_pictures(args.images, config.target.data_dir, output)
     with distributed.process_group(config.timeout_minutes, lambda: start_facts(config)) as device:
+        files = find_pictures(args.images, config.target.data_dir, output)
         networks = pair_up(args.weights or [str(config.run_folder)])
         if len(networks) > 1:
             raise ConfigError(f"--weights names {len(networks)} networks: give one")

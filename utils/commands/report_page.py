@@ -11,7 +11,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -202,7 +201,8 @@ def chart(title: str, series: Mapping[str, Points]) -> str:
         step, value = f"{first + (last - first) * part:.0f}", f"{low + (high - low) * part:.3g}"
         drawn.append(f'<path d="M{LEFT} {y}H{WIDTH}"/><text x="{LEFT - 5}" y="{y + 4}">{value}</text>')
         drawn.append(f'<text x="{x}" y="{HEIGHT + 18}">{step}</text>')
-    for colour, (name, points) in zip(cycle(COLOURS), series.items(), strict=False):
+    for number, (name, points) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
         places = [(LEFT + across * (step - first), HEIGHT - up * (value - low)) for step, value in _thin(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         drawn.append(f'<polyline points="{path}" stroke="{colour}"/>')

@@ -119,7 +119,7 @@ def _in_folder(folder: Path, searched: set[Path], results: set[Path]) -> list[Pa
         raise DataError(f"no picture below {folder} (looked for {', '.join(SUFFIXES)}; results are skipped){advice}")
     others = Counter(path.suffix.lower() or "without a suffix" for path in files)
     skipped = [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix not in SUFFIXES]
-    if skipped and os.environ.get("RANK", "0") == "0":
+    if skipped and distributed.is_main():
         say(f"files that are no pictures, skipped below {folder}: {', '.join(skipped)}", "predict")
     return sorted(pictures, key=lambda path: natural(path.relative_to(folder)))
 
