@@ -6,12 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 import numpy as np
 
 from dataset.files import read_text, write_text
 from dataset.labels import DATA_SETS, DataSet, refuse_train_ids
 from dataset.messages import DataError, few
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,12 @@ def _locate(line: str, folder: Path, root: Path, list_file: str | Path) -> Path:
             return candidate
     places = f"not below {root}" if folder == root else f"neither below {root} nor below {folder}"
     raise DataError(f"{list_file} lists {line}, which is {places}")
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` items, evenly spaced and in their order, beginning with the first."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:

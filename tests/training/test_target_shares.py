@@ -9,7 +9,7 @@ import torch
 
 import train_adabn
 import train_pycda
-from dataset.folders import find_samples
+from dataset.folders import evenly_spaced, find_samples
 from dataset.labels import CITYSCAPES
 from dataset.priors import class_prior
 from utils.builders import network
@@ -17,8 +17,8 @@ from utils.builders.data import Data
 from utils.config.read import build_config
 from utils.engine.watch import TargetShares
 from utils.run_folder.log import PREDICTION, RunLog, last_labels, read_shares
+from utils.scoring.evaluation import predictions_on
 from utils.scoring.predictor import Predictor
-from utils.scoring.without_labels import evenly_spaced, predictions_on
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.folders import Sample
+from dataset.folders import Sample, evenly_spaced
 from dataset.labels import ClassTable
 from dataset.progress import duration
 from dataset.reading import read_image, read_label
@@ -35,7 +35,7 @@ from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting
 from utils.scoring.evaluation import comparison, evaluate, scores
 from utils.scoring.pictures import colour_map, legend, pseudo_label_maps
 from utils.scoring.predictor import config_of, load_configured
-from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, describe, evenly_spaced, verdicts
+from utils.scoring.without_labels import TAKEN, Comparison, compare_networks, describe, verdicts
 
 OWN, BEFORE = "this run", "baseline"
 # Keys of the run's configuration that define its pseudo-labels. Other keys may belong to another version.

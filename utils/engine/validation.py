@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.folders import Sample
+from dataset.folders import Sample, evenly_spaced
 from dataset.reading import read_image
 from models.segmentor import Segmentor
 from utils import distributed
@@ -18,7 +18,6 @@ from utils.run_folder.log import VALIDATION, RunLog
 from utils.scoring.evaluation import evaluate, iou_table, scores
 from utils.scoring.pictures import panel
 from utils.scoring.predictor import Predictor
-from utils.scoring.without_labels import evenly_spaced
 
 PANELS = 4  # held-out images in TensorBoard
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from dataset.folders import Sample
+from dataset.folders import Sample, evenly_spaced
 from dataset.labels import IGNORE
 from dataset.loader import eval_loader
 from dataset.messages import DataError
@@ -14,8 +14,8 @@ from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import TARGET, Data
 from utils.run_folder.log import PREDICTION, RECORDS, RunLog, read_shares
+from utils.scoring.evaluation import is_lost, predictions_on
 from utils.scoring.predictor import Predictor
-from utils.scoring.without_labels import evenly_spaced, is_lost, predictions_on
 
 IMAGES = 16  # target training images, cropped as in the target phase, so that they fit in the memory
 SOURCE_LABELS = 50  # read to find the common classes of the source

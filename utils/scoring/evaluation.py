@@ -1,8 +1,8 @@
-"""Scores of a network on a labelled set. All means are computed from one confusion matrix."""
+"""Scores of a network on a labelled set, all from one confusion matrix; without labels, its class shares."""
 
 import math
 from collections.abc import Callable, Sequence, Sized
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from utils.scoring.predictor import Predictor
 
 OnImage = Callable[[str, Tensor, Tensor], None]
 NAME_WIDTH, COLUMN = 24, 12  # characters, at least
+COMMON = 0.02  # share of the pixels; a class with less may vanish without a warning
+LOST = 0.1  # part of its expected share; a class with less counts as lost
 TABLE_WIDTH = 120  # characters; a wider table has numbers as headings and a legend
 
 
@@ -106,3 +108,39 @@ def comparison(matrices: dict[str, ConfusionMatrix], table: ClassTable, eval_cla
         cells = [f"{'-' if v is None else f'{v:.2f}'}{'*' if v is not None and v == best else ' '}" for v in values]
         lines.append(f"{row:<{NAME_WIDTH}}" + "".join(f"{cell:>{width}}" for cell in cells).rstrip())
     return "\n".join(lines)
+
+
+class Predictions(NamedTuple):
+    """Predictions of several networks on the same images."""
+
+    shares: Tensor  # float64 (networks, C), share of each class among the valid pixels
+    agreement: Tensor  # float64 (networks, networks), share of the valid pixels that get the same class
+
+
+def predictions_on(predictors: Sequence[Predictor], loader: DataLoader, title: str | None = None) -> Predictions:
+    """Class shares and agreement of the networks' predictions over ``loader``, over all processes.
+
+    Batch-norm statistics and the state of the random numbers do not change.
+
+    Args:
+        loader: batches of one image, see ``dataset.loader``; labels are not used, padding is ignored.
+        title: of a progress bar; None: no progress bar.
+    """
+    count, num_classes, device = len(predictors), predictors[0].table.num_classes, predictors[0].device
+    pixels = torch.zeros(count, num_classes, dtype=torch.int64)
+    agreeing = torch.zeros(count, count, dtype=torch.int64)
+    with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
+        for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
+            valid = batch["valid"]
+            maps = [p.segment(batch["image"], valid.shape[-2:])[0][valid] for p in predictors]
+            for i, own in enumerate(maps):
+                pixels[i] += torch.bincount(own, minlength=num_classes)
+                agreeing[i] += torch.stack([(own == other).sum() for other in maps])
+    pixels, agreeing = (distributed.all_reduce_sum(counts.to(device)).double().cpu() for counts in (pixels, agreeing))
+    total = pixels.sum(1, keepdim=True).clamp_min(1)
+    return Predictions(pixels / total, agreeing / total)
+
+
+def is_lost(expected: float, share: float) -> bool:
+    """Whether a class is common, by its ``expected`` share, and has less than ``LOST`` of that. Shares are 0..1."""
+    return expected >= COMMON and share < LOST * expected

@@ -7,23 +7,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dataset.folders import Sample, hold_out, read_list
+from dataset.folders import Sample, evenly_spaced, hold_out, read_list
 from dataset.priors import class_prior
-from dataset.progress import Progress
 from models.weights import read_file
-from utils import distributed
 from utils.builders.data import Data
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up, resolve_weights
 from utils.run_folder.log import RECORDS, last_labels
 from utils.run_folder.summary import distinct_names, run_keys, starting_run
-from utils.scoring.evaluation import evaluate, scores
+from utils.scoring.evaluation import evaluate, is_lost, predictions_on, scores
 from utils.scoring.predictor import Predictor, load_configured
 
 SEED = 0  # for the choice of source images
@@ -37,13 +32,9 @@ OF_LABELS = (
     "predictions were made in eval mode, on whole images. This is one reason why their columns differ."
 )
 TAKEN, BACK, GONE = "taken away", "brought back", "gone before"
-COMMON = 0.02  # share of the pixels; a class with less may vanish without a warning
-LOST = 0.1  # part of its expected share; a class with less counts as lost
 CHANGED = 2  # factor; a smaller change of a share does not count
 SHOWN = 4  # classes, of those that the curriculum changed most
 NAME_WIDTH, COLUMN, WIDTH = 20, 15, 100  # characters
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -70,24 +61,6 @@ class Comparison:
         return [fate(*shares) for shares in zip(self.source, self.predicted[before], self.predicted[run], strict=True)]
 
 
-class Predictions(NamedTuple):
-    """Predictions of several networks on the same images."""
-
-    shares: Tensor  # float64 (networks, C), share of each class among the valid pixels
-    agreement: Tensor  # float64 (networks, networks), share of the valid pixels that get the same class
-
-
-def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` items, evenly spaced and in their order, beginning with the first."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
-def is_lost(expected: float, share: float) -> bool:
-    """Whether a class is common, by its ``expected`` share, and has less than ``LOST`` of that. Shares are 0..1."""
-    return expected >= COMMON and share < LOST * expected
-
-
 def fate(source: float, before: float, after: float) -> str:
     """The effect of an adaptation on a class, by its shares in the source labels and in the predictions.
 
@@ -99,30 +72,6 @@ def fate(source: float, before: float, after: float) -> str:
     if is_lost(source, before):
         return BACK if not is_lost(source, after) and after >= CHANGED * before else GONE
     return TAKEN if is_lost(source, after) and CHANGED * after < before else ""
-
-
-def predictions_on(predictors: Sequence[Predictor], loader: DataLoader, title: str | None = None) -> Predictions:
-    """Class shares and agreement of the networks' predictions over ``loader``, over all processes.
-
-    Batch-norm statistics and the state of the random numbers do not change.
-
-    Args:
-        loader: batches of one image, see ``dataset.loader``; labels are not used, padding is ignored.
-        title: of a progress bar; None: no progress bar.
-    """
-    count, num_classes, device = len(predictors), predictors[0].table.num_classes, predictors[0].device
-    pixels = torch.zeros(count, num_classes, dtype=torch.int64)
-    agreeing = torch.zeros(count, count, dtype=torch.int64)
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
-        for batch in Progress(loader, title or "", enabled=title is not None and distributed.is_main(), leave=False):
-            valid = batch["valid"]
-            maps = [p.segment(batch["image"], valid.shape[-2:])[0][valid] for p in predictors]
-            for i, own in enumerate(maps):
-                pixels[i] += torch.bincount(own, minlength=num_classes)
-                agreeing[i] += torch.stack([(own == other).sum() for other in maps])
-    pixels, agreeing = (distributed.all_reduce_sum(counts.to(device)).double().cpu() for counts in (pixels, agreeing))
-    total = pixels.sum(1, keepdim=True).clamp_min(1)
-    return Predictions(pixels / total, agreeing / total)
 
 
 def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison:
