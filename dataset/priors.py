@@ -1,7 +1,6 @@
 """Class histogram and spatial prior of the source labels: computed and kept in the run folder, or read from a file."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.files import file_version, read_text, write_whole
-from dataset.folders import Sample
+from dataset.folders import Sample, evenly_spaced
 from dataset.labels import id_lookup
 from dataset.messages import DataError
 from dataset.progress import Progress
@@ -29,7 +28,7 @@ def labelled_classes(samples: Sequence[Sample], kind: str, num_classes: int, lim
     Reading ends when every class was found. None if a file cannot be read: the loader reports or replaces it.
     """
     seen = np.zeros(num_classes, bool)
-    for sample in samples[:: math.ceil(len(samples) / limit)]:
+    for sample in evenly_spaced(samples, limit):
         try:
             label = read_label(sample.label_file, kind)
         except DataError:

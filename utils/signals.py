@@ -17,11 +17,16 @@ class StopSignals:
     too, because torchrun repeats a signal as SIGTERM. A hangup always counts once, because kernel and shell may both
     send it. An ignored hangup does not count.
 
+    Args:
+        unwind: for the time outside of a training's steps: the first signal raises ``SystemExit``, which closes the
+            logs and the lock. Set it to False while the run is closing anyway.
+
     Attributes:
         hangup_stops: False under ``nohup``: the run continues without its terminal and without a reader of its output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, unwind: bool = False) -> None:
+        self.unwind = unwind
         self.received, self._when, self._parent = 0, 0.0, os.getppid()
         self.hangup_stops = HANGUP is None or HANGUP in stop_signals()
 
@@ -47,25 +52,7 @@ class StopSignals:
             return
         if self.received in (0, HANGUP):
             self.received, self._when = number, time.monotonic()
-            self._first(number)
+            if self.unwind:
+                raise SystemExit(STOPPED)
         elif time.monotonic() - self._when >= ECHO or (number != self.received and TORCHRUN not in os.environ):
             os._exit(128 + number)
-
-    def _first(self, number: int) -> None:
-        """Called at the first signal, for subclasses."""
-
-
-class Unwinding(StopSignals):
-    """Outside of a training's steps: the first signal raises ``SystemExit``, which closes the logs and the lock.
-
-    Attributes:
-        over: True while the run is closing anyway; the first signal then raises nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.over = False
-
-    def _first(self, number: int) -> None:
-        if not self.over:
-            raise SystemExit(STOPPED)

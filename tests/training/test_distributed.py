@@ -182,7 +182,7 @@ def test_launcher_passes_on_the_exit_status(command, tmp_path, name):
 
 
 def _waiting(arguments: list[str]) -> None:
-    distributed.PATIENCE = timedelta(seconds=2)
+    distributed.LAST_CALL = timedelta(seconds=2)
 
     def slow() -> str:
         time.sleep(4)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,29 @@ def start(folder: Path) -> None:
 
 
 def test_second_run_is_refused_until_the_first_ends(tmp_path):
-    with open_run_folder(tmp_path / "run") as folder:
-        folder.kept = True
+    with open_run_folder(tmp_path / "run"):
+        (tmp_path / "run/config.yaml").touch()  # the run has begun
         with pytest.raises(CheckpointError, match=rf"another run \(process {os.getpid()} on "):
             start(tmp_path / "run")
     start(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_refused_start_leaves_the_folder_of_a_faster_run(tmp_path, monkeypatch):
+    """Both made the folder, and the other one locked it first."""
+    mkdir = Path.mkdir
+
+    def overtaken(path: Path, *arguments: object, **options: object) -> None:
+        mkdir(path, *arguments, **options)
+        if path == tmp_path / "run":
+            monkeypatch.setattr(Path, "mkdir", mkdir)
+            faster.enter_context(open_run_folder(path))
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    with ExitStack() as faster:
+        with pytest.raises(CheckpointError, match="another run"):
+            start(tmp_path / "run")
+        assert (tmp_path / "run" / LOCK).is_file()
 
 
 @pytest.mark.slow

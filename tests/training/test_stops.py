@@ -134,11 +134,11 @@ def test_same_signal_once_more_does_not_break_off_the_end_of_a_stopped_run():
 def test_signal_before_the_first_step_unlocks_and_leaves_no_folder(command, tmp_path, monkeypatch, number):
     """A scheduler may restart the run on another machine, which cannot check whether the process has ended."""
 
-    def signalled(*arguments):
+    def signalled(*arguments, **options):
         assert (tmp_path / "run/run.lock").exists()
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(data, "domain_samples", signalled)
+    monkeypatch.setattr(data, "find_samples", signalled)
     signal.signal(number, lambda number, frame: None)  # a signal without a handler would end the tests
     with pytest.raises(SystemExit) as stopped:
         train_source_only.main(command(tmp_path, "run"))

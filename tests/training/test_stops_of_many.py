@@ -181,10 +181,10 @@ def test_hangup_under_nohup_stops_nothing(tmp_path):
 MENDABLE = """
 import os, pathlib, time
 from dataset.program import exit_after
-from utils.signals import Unwinding
+from utils.signals import StopSignals
 ready = pathlib.Path(__file__).with_name("ready")
 def main():
-    with Unwinding():
+    with StopSignals(unwind=True):
         if os.environ["RANK"] == "0":
             ready.touch()
             time.sleep(100)

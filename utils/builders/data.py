@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dataset.cache import PictureCache
-from dataset.folders import Sample, find_samples, hold_out, write_list
+from dataset.folders import Sample, find_samples, hold_out
 from dataset.labels import DATA_SETS, IGNORE
 from dataset.loader import (
     EndlessBatchSampler,
@@ -31,6 +31,40 @@ TRAINING_PAIR = partial(read_pair, resizable=True)
 SOURCE, TARGET = 0, 1  # domain numbers; they seed the augmentation, so the two domains get different random numbers
 
 
+@dataclass(frozen=True)
+class Split:
+    """Images that a configuration names for one purpose, and where they are."""
+
+    name: str
+    options: Domain | Evaluation
+    data_dir: str
+    label_root: str | None = None
+
+    def find(self, labels: str) -> list[Sample]:
+        """Its samples; ``labels`` as in ``find_samples``. The lists of training images may repeat lines."""
+        return find_samples(
+            self.options.dataset,
+            self.data_dir,
+            split=self.options.split,
+            data_list=self.options.data_list,
+            label_list=self.options.label_list,
+            label_root=self.label_root,
+            labels=labels,
+            repeats=self.name in ("source", "target"),
+        )
+
+
+def splits(config: Config) -> dict[str, Split]:
+    """The splits of a configuration by name: source, target, held_out (only with val.data_list) and test."""
+    s, t, v, e = config.source, config.target, config.val, config.test
+    found = [Split("source", s, s.data_dir), Split("target", t, t.data_dir)]
+    if v.data_list:
+        held_out = replace(t, data_list=v.data_list, label_list=v.label_list)
+        found.append(Split("held_out", held_out, v.data_dir or t.data_dir, v.label_dir))
+    found.append(Split("test", e, e.data_dir or t.data_dir, e.label_dir))
+    return {split.name: split for split in found}
+
+
 class Data:
     """Samples and loaders of a configuration. Each list of samples is searched on the disk once, at its first use.
 
@@ -48,7 +82,7 @@ class Data:
         Raises:
             DataError: as ``find_samples``; no pixel is labelled.
         """
-        found, kind = domain_samples(self.config.source, "required"), self.config.source.label_kind
+        found, kind = splits(self.config)["source"].find("required"), self.config.source.label_kind
         if not any_labelled(found, kind):
             raise DataError(
                 f"all pixels of the {len(found)} source labels ({found[0].label}, ...) are void: is {kind} the right "
@@ -77,17 +111,10 @@ class Data:
     @cached_property
     def _target_and_held_out(self) -> tuple[list[Sample], list[Sample]]:
         t, v = self.config.target, self.config.val
-        found = domain_samples(t, "optional")
+        found = splits(self.config)["target"].find("optional")
         held_out: list[Sample] = []
         if v.data_list is not None:
-            held_out = find_samples(
-                t.dataset,
-                v.data_dir or t.data_dir,
-                split=t.split,
-                data_list=v.data_list,
-                label_list=v.label_list,
-                label_root=v.label_dir,
-            )
+            held_out = splits(self.config)["held_out"].find("required")
         elif v.held_out and any(sample.label for sample in found):
             _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
         apart = {sample.image.resolve() for sample in held_out}
@@ -118,37 +145,17 @@ class Data:
                 is no test set, and images without labels if all pixels are void.
         """
         if labels == "required":
-            return self._find_test(labels)
+            return splits(self.config)["test"].find(labels)
         if not self.has_test_set:
             return []
-        found = self._find_test(labels)
+        found = splits(self.config)["test"].find(labels)
         if not any_labelled(found, self.config.test.label_kind):
             return [Sample(sample.name, sample.image, None) for sample in found]
-        return self._find_test("required")
-
-    def _find_test(self, labels: str) -> list[Sample]:
-        e = self.config.test
-        return find_samples(
-            e.dataset,
-            e.data_dir or self.config.target.data_dir,
-            split=e.split,
-            data_list=e.data_list,
-            label_list=e.label_list,
-            label_root=e.label_dir,
-            labels=labels,
-        )
+        return splits(self.config)["test"].find("required")
 
     def lists(self) -> dict[str, list[Sample]]:
         """Samples for training and model selection, by name."""
         return {"source": self.source, "target": self.target, "held_out": self.held_out}
-
-    def write_lists(self) -> None:
-        """Write the ``lists`` into the run folder."""
-        folder = self.config.run_folder / "lists"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, samples in self.lists().items():
-            root = self.config.source.data_dir if name == "source" else self.config.target.data_dir
-            write_list(samples, folder / f"{name}.txt", root)
 
     def shape_remark(self, samples: Sequence[Sample]) -> str:
         """Warning that ``test.input_size`` distorts the first of the ``samples``; "" if it does not.
@@ -252,19 +259,6 @@ class Data:
 
 def _this_process() -> dict[str, Any]:
     return {"rank": distributed.rank(), "world_size": distributed.world_size()}
-
-
-def domain_samples(options: Domain, labels: str) -> list[Sample]:
-    """Training images of one domain; a list may repeat them. ``labels`` as in ``find_samples``."""
-    return find_samples(
-        options.dataset,
-        options.data_dir,
-        split=options.split,
-        data_list=options.data_list,
-        label_list=options.label_list,
-        labels=labels,
-        repeats=True,
-    )
 
 
 def any_labelled(samples: Sequence[Sample], kind: str) -> bool:

@@ -8,34 +8,28 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset.folders import Sample, find_samples, known_labels
+from dataset.folders import Sample, known_labels
 from dataset.labels import IGNORE, class_table, id_lookup, known_ids, look_like_train_ids, refuse_train_ids
 from dataset.messages import SHOWN, DataError, UserError, few
 from dataset.program import exit_after, usable_cores
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, is_turned, may_be_resized, read_image, read_raw_label, remedy, turned
 from utils.config.command_line import make_parser, parse_arguments, parse_config
-from utils.config.schema import Config, ConfigError, Domain, Evaluation
+from utils.config.schema import Config, ConfigError, Domain
+
+if TYPE_CHECKING:
+    from utils.builders.data import Split
 
 ERROR, REMARK = "error", "remark"
 SHOWN_IDS, SHOWN_SIZES = 10, 4
 RARE = 1e-5  # share of the labelled pixels below which a class is hardly learned
 CHUNK = 16  # samples that a reading process gets at a time
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images that a configuration names, and where they are."""
-
-    name: str
-    options: Domain | Evaluation
-    data_dir: str
-    label_root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Checked:
 class Report:
     """All about one split: the results of its images, counts and findings."""
 
-    def __init__(self, split: Split, seen: Sequence[Checked] = (), findings: Sequence[Finding] = ()) -> None:
+    def __init__(self, split: "Split", seen: Sequence[Checked] = (), findings: Sequence[Finding] = ()) -> None:
         self.split, self.seen, self.findings = split, seen, [*findings]
         self.kind = split.options.label_kind
         self.sizes = Counter(one.size for one in seen if one.size)  # images of each (W, H)
@@ -77,16 +71,6 @@ class Report:
                 self.counts[train_id] += self.raw[number]
         for part in (_unknown_ids, _label_remarks, _image_remarks):
             self.findings += part(self)
-
-
-def splits(config: Config) -> list[Split]:
-    """The splits of a configuration: source, target, held_out (only with val.data_list) and test."""
-    s, t, v, e = config.source, config.target, config.val, config.test
-    found = [Split("source", s, s.data_dir), Split("target", t, t.data_dir)]
-    if v.data_list:
-        held_out = replace(t, data_list=v.data_list, label_list=v.label_list)
-        found.append(Split("held_out", held_out, v.data_dir or t.data_dir, v.label_dir))
-    return [*found, Split("test", e, e.data_dir or t.data_dir, e.label_dir)]
 
 
 def look(sample: Sample, kind: str, resizable: bool) -> Checked:
@@ -119,23 +103,13 @@ def look(sample: Sample, kind: str, resizable: bool) -> Checked:
     return seen
 
 
-def check_split(split: Split, workers: int) -> Report:
+def check_split(split: "Split", workers: int) -> Report:
     """Check one split. ``workers`` processes read its files; 0: this process."""
-    options, training = split.options, split.name in ("source", "target")
     try:
-        samples = find_samples(
-            options.dataset,
-            split.data_dir,
-            split=options.split,
-            data_list=options.data_list,
-            label_list=options.label_list,
-            label_root=split.label_root,
-            labels="optional",
-            repeats=training,
-        )
+        samples = split.find("optional")
     except DataError as error:
         return Report(split, findings=[Finding(ERROR, split.data_dir, str(error), "not found")])
-    read = partial(look, kind=options.label_kind, resizable=split.name == "source")
+    read = partial(look, kind=split.options.label_kind, resizable=split.name == "source")
     with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
         results = pool.map(read, samples, chunksize=CHUNK) if pool else map(read, samples)
         seen = [next(results) for _ in Progress(samples, split.name)]
@@ -143,7 +117,7 @@ def check_split(split: Split, workers: int) -> Report:
     return Report(split, seen, [*_pairs(split, samples), *findings])
 
 
-def _pairs(split: Split, samples: Sequence[Sample]) -> Iterator[Finding]:
+def _pairs(split: "Split", samples: Sequence[Sample]) -> Iterator[Finding]:
     """Images without a needed label, and labels without an image."""
     unlabelled = [sample for sample in samples if sample.label is None]
     if split.name == "test" and len(unlabelled) == len(samples):
@@ -221,9 +195,9 @@ def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[
 
 def check(config: Config, workers: int) -> list[Report]:
     """A report for each of ``splits``."""
-    from utils.builders.data import Data, shape_remark  # imports torch: only after the command line is checked
+    from utils.builders.data import Data, shape_remark, splits  # imports torch: only after the command line is checked
 
-    *training, test = splits(config)
+    *training, test = splits(config).values()
     reports = [check_split(split, workers) for split in training]
     for report, options in zip(reports[:2], (config.source, config.target), strict=True):  # not for held_out
         report.findings += _size_findings(report, options, config)

@@ -27,6 +27,7 @@ from utils.run_folder.checkpoint import (
     resolve_weights,
     save_atomic,
 )
+from utils.run_folder.folder import CONVERSION
 from utils.run_folder.manifest import RunData
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.scoring.predictor import load_configured
@@ -101,7 +102,6 @@ def _save(config: Config, model: Segmentor, pair: bool) -> str:
     if pair:
         files |= {OFFICIAL_ENCODER: official_part(model.encoder), OFFICIAL_DECODER: official_part(model.decoder)}
     if distributed.is_main():
-        write_text(config.run_folder / "config_adabn.yaml", to_yaml(config))
         for name, state in files.items():
             save_atomic(state, config.run_folder / name)
     return ", ".join(str(config.run_folder / name) for name in files)
@@ -117,10 +117,9 @@ def convert_run(config: Config) -> None:
     """
     a, m, table, classes = config.adabn, config.model, config.class_table, config.test.eval_classes
     pair = [m.weights_encoder, m.weights_decoder] if m.weights_encoder and m.weights_decoder else []
-    with start_run(config, config.test.num_workers) as run:
-        log = run.log
+    with start_run(config, config.test.num_workers) as (device, log):
         weights = distributed.from_first(lambda: files_to_convert(a.weights, config.run_folder, pair, log.text))
-        predictor = load_configured(config, weights, run.device, log.text)
+        predictor = load_configured(config, weights, device, log.text)
         model, data = predictor.model, Data(config, log.text)
         tested = data.test("optional")
         samples = {}
@@ -144,12 +143,13 @@ def convert_run(config: Config) -> None:
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")
-        run.begin()
+        if distributed.is_main():
+            write_text(config.run_folder / CONVERSION, to_yaml(config))
         convert_statistics(
             model,
             loaders,
             a.mode,
-            run.device,
+            device,
             score_every=a.score_every,
             score=lambda done: score(f"after {done} forward passes"),
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -28,50 +27,38 @@ from utils.engine.trainer import Phase, Trainer
 from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares
 from utils.run_folder.checkpoint import CheckpointError, find_state
-from utils.run_folder.folder import RunFolder, open_run_folder, set_aside
+from utils.run_folder.folder import CONFIG, open_run_folder, set_aside
 from utils.run_folder.log import RunLog
 from utils.run_folder.manifest import Manifest, RunData, git_revision, start_facts
-from utils.signals import StopSignals, Unwinding
-
-
-class Run(NamedTuple):
-    """A run of this process: its device, its logs and, in the first process, its folder."""
-
-    device: torch.device
-    log: RunLog
-    folder: RunFolder | None
-
-    def begin(self) -> None:
-        """Keep the run folder from now on. A start that fails earlier removes the folder that it created."""
-        if self.folder is not None:
-            self.folder.kept = True
+from utils.signals import StopSignals
 
 
 @contextmanager
-def start_run(config: Config, num_workers: int) -> Iterator[Run]:
+def start_run(config: Config, num_workers: int) -> Iterator[tuple[torch.device, RunLog]]:
     """Join the other processes, open and lock the run folder, open its logs; undo this at the end.
 
     Args:
         num_workers: number of loader processes in the configuration.
     """
-    signals = Unwinding()
+    signals = StopSignals(unwind=True)
     with signals, ExitStack() as stack:
         device = stack.enter_context(distributed.process_group(config.timeout_minutes, lambda: start_facts(config)))
         main = distributed.is_main()
-        folder = stack.enter_context(open_run_folder(config.run_folder)) if main else None
+        if main:
+            stack.enter_context(open_run_folder(config.run_folder))
         log = stack.enter_context(RunLog(config.run_folder, enabled=main))
         processes = f"{distributed.world_size()} process(es) on {device.type}, {torch.get_num_threads()} thread(s)"
         workers = f"{loader_processes(num_workers)} loader process(es) a data set"
         log.text(f"run folder {config.run_folder}, {processes}, {workers}, code {git_revision()}")
         stack.enter_context(distributed.naming_lost_processes())  # inside the log, which then has the error
         try:
-            yield Run(device, log, folder)
+            yield device, log
         except SystemExit:
             if signals.received:
                 log.text(NOTHING_SAVED.format(signals.received))
             raise
         finally:
-            signals.over = True
+            signals.unwind = False
 
 
 @dataclass(frozen=True)
@@ -108,12 +95,11 @@ def train(config: Config, make_phases: MakePhases, method: str, *, self_trained:
     Raises:
         SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command resumes the run.
     """
-    with start_run(config, config.train.num_workers) as run:
-        trainer = build_trainer(config, make_phases, method, self_trained=self_trained, device=run.device, log=run.log)
-        run.begin()
+    with start_run(config, config.train.num_workers) as (device, log):
+        trainer = build_trainer(config, make_phases, method, self_trained=self_trained, device=device, log=log)
         with StopSignals() as signals:
             result = trainer.fit(signals)
-        run.log.text(f"done: {result}; next: sh run.sh {_next_command(Data(config))}")
+        log.text(f"done: {result}; next: sh run.sh {_next_command(Data(config))}")
         return result
 
 
@@ -179,7 +165,7 @@ def build_trainer(
     )
     if state:
         trainer.load_state(state)
-    _prepare_folder(data, trainer, log)
+    _prepare_folder(run_data, trainer, log)
     return trainer
 
 
@@ -199,7 +185,7 @@ def _make_validation(data: Data, device: torch.device, log: RunLog) -> Validatio
     return Validation(data, device, log)
 
 
-def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
+def _prepare_folder(data: RunData, trainer: Trainer, log: RunLog) -> None:
     """Move aside an earlier run's results, remove records after the trainer's step, write configuration and lists."""
     config, start = data.config, trainer.state.step
     folder = config.run_folder
@@ -214,7 +200,7 @@ def _prepare_folder(data: Data, trainer: Trainer, log: RunLog) -> None:
         log.restart(start, validated=not trainer.validation_missing())
         if distributed.is_main():
             data.write_lists()
-            write_text(folder / "config.yaml", to_yaml(config))
+            write_text(folder / CONFIG, to_yaml(config))
             if trainer.manifest is not None:
                 trainer.manifest.begin(anew)
     except OSError as error:

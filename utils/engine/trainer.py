@@ -20,12 +20,11 @@ from utils.builders.data import start_at
 from utils.config.schema import Config, Train
 from utils.engine.losses import Batch, LossFunction, PartwiseForward, on_device
 from utils.engine.validation import Validation
-from utils.engine.watch import TargetShares, Watches
+from utils.engine.watch import TargetShares, watches_of
 from utils.run_folder.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,
-    CheckpointError,
     TrainState,
     load_training_state,
     model_state,
@@ -102,8 +101,7 @@ class Trainer:
         self.folder, self.class_names = config.run_folder, config.class_table.names
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
-        phase_names = [phase.name if phase.backward else f"{phase.name}, forward only" for phase in phases]
-        self.origin = {"phases": phase_names} | dict(origin or {})
+        self.origin = dict(origin or {})
         self.state = TrainState()
         self.target_shares, self.manifest = target_shares, manifest
         self._batches: list[Iterator[Batch]] | None = None
@@ -121,11 +119,12 @@ class Trainer:
         with self._progress() as bar:
             if validation_missing:
                 self._repeat_validation(signals)
-            watches = Watches(t.num_steps, t.num_steps - state.step, self.target_shares if self.log.enabled else None)
+            target_shares = self.target_shares if self.log.enabled else None
+            watches = watches_of(t.num_steps, t.num_steps - state.step, target_shares)
             for _ in bar:
                 iteration = self.step()
                 bar.note(self._summary(iteration))
-                for warning in watches.update(iteration.values):
+                for warning in filter(None, [watch(iteration.values) for watch in watches]):
                     self.log.text(warning)
                 if state.step % t.print_freq == 0:
                     self._log(iteration)
@@ -263,12 +262,6 @@ class Trainer:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from a checkpoint as if the run had never stopped. Raises CheckpointError if it does not fit."""
-        before = state.get("phases", self.origin["phases"])
-        if before != self.origin["phases"]:
-            raise CheckpointError(
-                f"the checkpoint has the phases {before}, this method has {self.origin['phases']}: start anew with "
-                "resume=off"
-            )
         self.state = load_training_state(state, self.model, self.optimizer, self.scaler)
         for phase in self.phases:
             if phase.curriculum is not None and phase.name in state.get("curricula", {}):
@@ -281,18 +274,12 @@ class Trainer:
         state = self.state
         if self.validation is None or state.step == 0:
             return False
-        lost = not (self.folder / BEST).is_file() and (
-            state.best_miou >= 0 or state.step >= self.config.train.num_steps
-        )
-        return self._in_first(lost or not state.validated)
-
-    def _in_first(self, condition: bool) -> bool:
-        """The ``condition`` of the first process, which has the run folder; the same result in all processes."""
-        return distributed.sum_over_ranks(distributed.is_main() and condition, self.device) > 0
+        expected = state.best_miou >= 0 or state.step >= self.config.train.num_steps
+        return not state.validated or (expected and not distributed.from_first((self.folder / BEST).is_file))
 
     def _repeat_validation(self, signals: StopSignals | None) -> None:
         """Validate the loaded checkpoint: its validation was interrupted, or best.pth is missing."""
-        if self._in_first(not (self.folder / BEST).is_file()):
+        if not distributed.from_first((self.folder / BEST).is_file):
             self.state.best_miou = -1.0
         self.state.validated = False
         self._validate(signals)
@@ -300,7 +287,7 @@ class Trainer:
 
     def _already_trained(self) -> Path:
         self.log.text(f"already trained for {self.state.step} steps; resume=off trains anew")
-        if self._in_first(not (self.folder / LAST).is_file()):
+        if not distributed.from_first((self.folder / LAST).is_file):
             self._save()  # the state came from a file elsewhere: this folder has no result yet
         return self._result()
 

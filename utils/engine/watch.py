@@ -26,6 +26,7 @@ PART_OF_A_RUN = 10  # the patience of a short run is 1/10 of its steps
 
 Values = Mapping[str, float | dict[str, float]]  # of one iteration, see ``trainer.Iteration``
 Shares = dict[str, float]  # by class name
+Watch = Callable[[Values], str | None]  # gets the values of a step, returns a warning at the step that causes it
 
 
 def patience(num_steps: int) -> int:
@@ -189,23 +190,16 @@ class UnlabelledWatch:
         )
 
 
-class Watches:
-    """All watches of a run.
+def watches_of(num_steps: int, remaining: int, target_shares: TargetShares | None) -> list[Watch]:
+    """The watches of a run.
 
     Args:
         num_steps: number of steps of the whole run.
         remaining: number of steps that are left.
         target_shares: give the expected classes; None: no warning for a lost class.
     """
-
-    def __init__(self, num_steps: int, remaining: int, target_shares: TargetShares | None) -> None:
-        self.watches: list[CollapseWatch | UnlabelledWatch | VanishingWatch] = [
-            CollapseWatch(patience(num_steps)),
-            UnlabelledWatch(min(PATIENCE, max(remaining, 1))),
-        ]
-        if target_shares:
-            self.watches.append(VanishingWatch(target_shares.expected, patience(num_steps)))
-
-    def update(self, values: Values) -> list[str]:
-        """Update with one step's values. Returns its warnings."""
-        return [warning for watch in self.watches if (warning := watch.update(values))]
+    found: list[Watch] = [CollapseWatch(patience(num_steps)).update]
+    found.append(UnlabelledWatch(min(PATIENCE, max(remaining, 1))).update)
+    if target_shares:
+        found.append(VanishingWatch(target_shares.expected, patience(num_steps)).update)
+    return found

@@ -16,32 +16,23 @@ from utils.run_folder.checkpoint import RESULTS, CheckpointError
 from utils.run_folder.log import BOARD, RECORDS
 from utils.run_folder.manifest import MANIFEST
 
-LOCK = "run.lock"
+LOCK, CONFIG, CONVERSION = "run.lock", "config.yaml", "config_adabn.yaml"
 # The results of an earlier run. log.txt is continued; priors have the digest of their data in their names.
-MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, "config.yaml", "config_adabn.yaml", "lists", "report.html")
+MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, CONFIG, CONVERSION, "lists", "report.html")
 ASIDE = "earlier"
 
 
-class RunFolder:
-    """A run folder that this process has locked.
-
-    Attributes:
-        kept: True after the run has begun. Before that, a failed start removes the folders that it created.
-    """
-
-    def __init__(self) -> None:
-        self.kept = False
-
-
 @contextmanager
-def open_run_folder(path: Path) -> Iterator[RunFolder]:
+def open_run_folder(path: Path) -> Iterator[None]:
     """Create the run folder if missing, lock it, remove temporary files of a killed run; unlock it at the end.
+
+    A start that fails before the run has written its configuration removes the folders that it created.
 
     Raises:
         CheckpointError: the folder is not writable, or another run uses it.
     """
     made: list[Path] = []  # folders that did not exist, outermost first
-    folder, lock = RunFolder(), ""
+    lock = ""
     try:
         try:
             for parent in reversed((path, *path.parents)):
@@ -54,13 +45,13 @@ def open_run_folder(path: Path) -> Iterator[RunFolder]:
         except OSError as error:
             problem = f"cannot write into the run folder {path}: {error.strerror}"
             raise CheckpointError(f"{problem}. Make it writable or choose another snapshot_dir") from error
-        yield folder
+        yield
     finally:
         with suppress(OSError):
             if lock and (path / LOCK).read_text() == lock:
                 (path / LOCK).unlink()
-        if not folder.kept:
-            if path in made:
+        if not any((path / name).is_file() for name in (CONFIG, CONVERSION, *RESULTS)):
+            if lock and path in made:  # without the lock, another run uses the folder
                 shutil.rmtree(path, ignore_errors=True)
             for parent in reversed(made):
                 with suppress(OSError):  # not empty: another run's folder is in it

@@ -30,7 +30,7 @@ RECORDS = "log.jsonl"
 SHARE = "share"  # PHASE/share/LAYER: a histogram over the classes
 VALIDATION = "val"  # val/SCORE
 PREDICTION = f"target/{SHARE}/prediction"  # of the network on some target training images, in eval mode
-LABELS = (f"target/{SHARE}/pixel", f"target/{SHARE}/square_")  # beginnings of names, the finest layer first
+LABELS = (f"target/{SHARE}/pixel/", f"target/{SHARE}/square_")  # beginnings of names
 RECENT = 10  # records at the end of a run, which are averaged
 PICTURE_WIDTH = 1600  # pixels at most; a panel of Cityscapes at full size has several MB
 DRAWN_BARS = 30  # TensorBoard always draws this number of bars; given as many, each bar is one class
@@ -267,15 +267,7 @@ class RunLog:
 
 def plain_json(value: Any) -> str:
     """``value`` as JSON. JSON has no NaN and no infinity; they become null."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda name: None))
 
 
 def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -329,14 +321,15 @@ def read_shares(path: Path, histogram: str, report: Callable[[str], None] = prin
     return found
 
 
-def last_labels(path: Path, report: Callable[[str], None] = print) -> Histogram | None:
+def last_labels(path: Path) -> Histogram | None:
     """Class shares of the pseudo-labels in the finest layer at the end of a run; None without pseudo-labels.
 
     A batch has few images, so this is the mean of the last ``RECENT`` records.
     """
-    names = {name.rpartition("/")[0] for record in read_records(path, lambda text: None) for name in record}
-    layers = sorted(name for beginning in LABELS for name in names if name.startswith(beginning))
-    if not layers:
+    names = (name for record in read_records(path, print) for name in record)
+    first = next((name for name in names if name.startswith(LABELS)), None)  # layers are logged from the finest on
+    if first is None:
         return None
-    last = [shares for _, shares in read_shares(path, layers[0], report)[-RECENT:]]
+    layer = "/".join(first.split("/")[:3])  # the name of a class may have a "/" too
+    last = [shares for _, shares in read_shares(path, layer)[-RECENT:]]
     return {name: sum(shares[name] for shares in last) / len(last) for name in last[0]}

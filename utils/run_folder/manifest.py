@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dataset.files import sha256, write_text
-from dataset.folders import Sample
+from dataset.folders import Sample, write_list
 from dataset.messages import DataError, few
 from utils.config.read import read_keys, to_yaml
 from utils.config.schema import SCRATCH, Config
@@ -49,8 +49,9 @@ OF_A_NODE = ("snapshot_dir", "resume", ".data_dir", ".label_dir", ".cache_dir", 
 FILES = (".data_list", ".label_list", ".class_prior", ".spatial_prior", ".id_table")
 
 
+@cache
 def git_revision() -> str:
-    """Commit of the code, or "unknown" outside a git checkout or without git."""
+    """Commit of the code when the program first asks for it, or "unknown" outside a git checkout or without git."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
@@ -122,6 +123,18 @@ class RunData:
             facts[f"the list of {name.replace('_', ' ')} images"] = f"{len(samples)} images (digest {digest})"
         return facts
 
+    def write_lists(self) -> None:
+        """Write the lists of images into the run folder."""
+        for name, samples in self.lists.items():
+            write_list(samples, self._list_file(name, self.config.run_folder), self._root(name))
+
+    def _root(self, name: str) -> str:
+        return self.config.source.data_dir if name == "source" else self.config.target.data_dir
+
+    @staticmethod
+    def _list_file(name: str, folder: Path) -> Path:
+        return folder / "lists" / f"{name}.txt"
+
     def changes(self, saved: Mapping[str, str], folder: Path) -> str:
         """Differences from the data of a checkpoint, as text; "" without any.
 
@@ -136,12 +149,11 @@ class RunData:
 
     def _list_changes(self, name: str, folder: Path) -> str:
         """Differences between a list and the list of the same name in ``folder``."""
-        path = folder / "lists" / f"{name}.txt"
+        path = self._list_file(name, folder)
         if not path.is_file():
             return f"the change is unknown because {path} is missing"
-        root = self.config.source.data_dir if name == "source" else self.config.target.data_dir
         old = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        new = [os.path.relpath(sample.image, root) for sample in self.lists[name]]
+        new = [os.path.relpath(sample.image, self._root(name)) for sample in self.lists[name]]
         removed, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
         changes = [
             f"{images.total()} image(s) {what} ({few(images.elements())})"

@@ -6,7 +6,7 @@ interpolations then cost the same as one. ``torch.nn.functional.interpolate`` ma
 position of the label depends on a few positions of the network: bands of A and B are narrow.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,15 +55,8 @@ def strips_of(views: Sequence[View], size: Shape, mode: str, rows: tuple[int, ..
         rows: number of rows of each strip; one view then also gives probabilities. None: as many rows as are fast.
     """
     for strip in zip(*(_strips(view, size, mode, rows) for view in views), strict=True):
-        yield mean_probability(strip, 2) if rows or len(views) > 1 else strip[0]
-
-
-def mean_probability(logits: Iterable[Tensor], dim: int) -> Tensor:
-    """Mean softmax of several logits of the same shape; ``dim`` is the dimension of the classes."""
-    total, count = torch.zeros(()), 0
-    for own in logits:
-        total, count = total + own.softmax(dim), count + 1
-    return total / count
+        averaged = rows or len(views) > 1
+        yield sum((own.softmax(2) for own in strip), torch.zeros(())) / len(strip) if averaged else strip[0]
 
 
 def _strips(view: View, size: Shape, mode: str, rows: tuple[int, ...] | None) -> Iterator[Tensor]:
