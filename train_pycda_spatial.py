@@ -5,12 +5,12 @@ Positions have a meaning only in whole images, so the target is not cropped, sca
 
 from collections.abc import Sequence
 
+import train_pycda
 from dataset.program import exit_after
-from train_pycda import DEFAULTS, phases
 from utils.config.command_line import load_config
 from utils.config.schema import ConfigError
 
-DEFAULTS = DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
+DEFAULTS = train_pycda.DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
-    train(config, phases, "train_pycda_spatial", self_trained=True)
+    train(config, train_pycda.phases, "train_pycda_spatial", self_trained=True)
 
 
 if __name__ == "__main__":

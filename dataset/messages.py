@@ -1,12 +1,13 @@
 """Errors that the user can correct, and helpers for names in their messages."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 SHOWN = 5  # names
 LONGEST, SHORT = 1200, 300  # characters of a message: in all, and without its paths
 ADVICE = 100  # characters at the end of a message that are kept if it is cut
 MENDABLE = 2  # exit status
+Report = Callable[[str], None]  # gets a line for the user
 IN_LOADER = "Original Traceback"  # in a loader process's error, which DataLoader raises again with its traceback
 
 

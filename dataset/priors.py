@@ -1,7 +1,7 @@
 """Class histogram and spatial prior of the source labels: computed and kept in the run folder, or read from a file."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.files import file_version, read_text, write_whole
 from dataset.folders import Sample, evenly_spaced
 from dataset.labels import id_lookup
-from dataset.messages import DataError
+from dataset.messages import DataError, Report
 from dataset.progress import Progress
 from dataset.reading import read_label
 
@@ -177,7 +177,7 @@ def load_class_prior(path: str | Path, num_classes: int) -> np.ndarray:
     return values / values.sum()
 
 
-def load_spatial_prior(path: str | Path, num_classes: int, report: Callable[[str], None] = print) -> np.ndarray:
+def load_spatial_prior(path: str | Path, num_classes: int, report: Report = print) -> np.ndarray:
     """Class frequencies per position from a .npy file (H, W, C), in the authors' order: float32 (C, H, W).
 
     If the file has more classes, the first C are used (released code), and ``report`` gets a line about it.

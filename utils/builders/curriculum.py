@@ -1,6 +1,5 @@
 """Build the method's loss and its priors from a configuration."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from dataset import priors
+from dataset.messages import Report
 from dataset.reading import read_image
 from utils import distributed
 from utils.builders.data import Data, check_one_size
@@ -41,7 +41,7 @@ def _check_boxes(data: Data) -> None:
 
 
 def build_curriculum(
-    options: Curriculum, num_classes: int, data: Data | None = None, report: Callable[[str], None] = lambda text: None
+    options: Curriculum, num_classes: int, data: Data | None = None, report: Report = lambda text: None
 ) -> PyramidCurriculum:
     """The method's loss for the keys ``options``.
 
@@ -86,7 +86,7 @@ def _thresholds(options: Curriculum, num_classes: int) -> nn.Module | None:
     )
 
 
-def _priors(data: Data, report: Callable[[str], None]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _priors(data: Data, report: Report) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Class prior float64 (C,) and spatial prior float32 (C, H, W); None for a prior that is not used."""
     config, c = data.config, data.config.curriculum
     kind, num_classes = config.source.label_kind, config.num_classes

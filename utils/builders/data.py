@@ -1,7 +1,7 @@
 """Build the data of a configuration: samples, data sets, loaders."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from dataset.loader import (
     finite_loader,
     train_loader,
 )
-from dataset.messages import ChoiceError, DataError
+from dataset.messages import ChoiceError, DataError, Report
 from dataset.reading import read_image, read_label, read_pair, stored_size
 from dataset.transforms import EvalTransform, JointTransform
 from utils import distributed
@@ -72,7 +72,7 @@ class Data:
         report: gets warnings about the data.
     """
 
-    def __init__(self, config: Config, report: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, config: Config, report: Report = lambda text: None) -> None:
         self.config, self.report = config, report
 
     @cached_property
@@ -163,7 +163,7 @@ class Data:
         Also "" if the image cannot be read: that is an error when the image is used.
         """
         try:
-            return shape_remark(self.config.test.input_size, [read_image(sample.image).size for sample in samples[:1]])
+            return distortion(self.config.test.input_size, [read_image(sample.image).size for sample in samples[:1]])
         except DataError:
             return ""
 
@@ -277,7 +277,7 @@ def are_labelled(samples: Sequence[Sample]) -> bool:
     return any(sample.label for sample in samples)
 
 
-def shape_remark(input_size: Size | None, sizes: Iterable[Size]) -> str:
+def distortion(input_size: Size | None, sizes: Iterable[Size]) -> str:
     """Warning that ``test.input_size`` distorts images of ``sizes`` (W, H); "" if it hardly does."""
     if input_size is None:
         return ""

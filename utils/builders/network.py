@@ -7,15 +7,14 @@ from typing import TypeVar
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from dataset.messages import SHOWN, ChoiceError
+from dataset.messages import SHOWN, ChoiceError, Report
 from models import build_segmentor
 from models.batchnorm import bn_updates, configure_batchnorm, set_bn_updates
 from models.segmentor import Segmentor, parameter_groups, set_dropout
 from models.weights import WeightsError, load_checkpoint_weights, load_encoder_decoder, read_checkpoint
 from utils import distributed
-from utils.config.schema import SCRATCH, Config, ConfigError, Model, Size, Train
+from utils.config.schema import Config, ConfigError, Model, Size, Train
 from utils.run_folder.checkpoint import class_table_of, resolve_weights, saved_keys
-from utils.run_folder.log import RunLog
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ def _load_first(model: Segmentor, load: Callable[[], T]) -> T:
     return report
 
 
-def build_model(config: Config, log: RunLog, device: torch.device, pretrained: bool = True) -> Segmentor:
+def build_model(config: Config, report: Report, device: torch.device, pretrained: bool = True) -> Segmentor:
     """Network for training, equal on all processes; ``pretrained``: with the starting weights of ``model.*``."""
     t = config.train
     if t.compile and t.checkpoint_encoder:
@@ -95,7 +94,7 @@ def build_model(config: Config, log: RunLog, device: torch.device, pretrained: b
         )
     model = build_network(config, device)
     for line in _load_first(model, lambda: _load_start(config, model) if pretrained else []):
-        log.text(line)
+        report(line)
     model.checkpoint_encoder = t.checkpoint_encoder
     if t.compile:
         model.compile()  # in place: the state-dict keys do not change
@@ -106,8 +105,8 @@ def _load_start(config: Config, model: Segmentor) -> list[str]:
     """Load the starting weights of ``model.*``. Returns lines for the log."""
     m = config.model
     parts = [path for path in (m.weights_encoder, m.weights_decoder) if path]
-    if m.weights not in (None, SCRATCH):
-        report = _load_checkpoint(config, model, resolve_weights(m.weights))
+    if m.whole_network:
+        report = _load_checkpoint(config, model, resolve_weights(m.whole_network))
         unused = [f"not loaded, because model.weights is the whole network: {' and '.join(parts)}"] if parts else []
         return [report, *unused]
     return [load_encoder_decoder(model, m.weights_encoder, m.weights_decoder)] if parts else []
@@ -116,8 +115,8 @@ def _load_start(config: Config, model: Segmentor) -> list[str]:
 def starting_files(m: Model) -> list[str]:
     """The existing files of ``model.*`` from which a new training starts."""
     given: list[str | None] = [m.weights_encoder, m.weights_decoder]
-    if m.weights not in (None, SCRATCH):
-        given = [str(resolve_weights(m.weights))]
+    if m.whole_network:
+        given = [str(resolve_weights(m.whole_network))]
     return [path for path in given if path and Path(path).is_file()]
 
 

@@ -195,7 +195,7 @@ def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[
 
 def check(config: Config, workers: int) -> list[Report]:
     """A report for each of ``splits``."""
-    from utils.builders.data import Data, shape_remark, splits  # imports torch: only after the command line is checked
+    from utils.builders.data import Data, distortion, splits  # imports torch: only after the command line is checked
 
     *training, test = splits(config).values()
     reports = [check_split(split, workers) for split in training]
@@ -205,7 +205,7 @@ def check(config: Config, workers: int) -> list[Report]:
         text = "there is no test set: training needs none, but there will be no scores"
         return [*reports, Report(test, findings=[Finding(REMARK, "", text, "no test set")])]
     reports.append(check_split(test, workers))
-    if text := shape_remark(config.test.input_size, reports[-1].sizes):
+    if text := distortion(config.test.input_size, reports[-1].sizes):
         reports[-1].findings.append(Finding(REMARK, "", text, "shape"))
     return reports
 

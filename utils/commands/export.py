@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.scoring.exported import export_network
     from utils.scoring.predictor import load_for
 
-    weights = resolve_weights(args.weights or str(config.run_folder))
+    weights = resolve_weights(args.weights or config.run_folder)
     if args.to.suffix == WEIGHTS:
         print(save_weights(weights, args.to, config))
     else:

@@ -24,6 +24,7 @@ from dataset.progress import duration
 from dataset.reading import read_image, read_label
 from dataset.transforms import EvalTransform
 from models.segmentor import Segmentor
+from utils import distributed
 from utils.builders.curriculum import build_curriculum
 from utils.builders.data import Data, are_labelled
 from utils.config.read import read_keys, to_yaml
@@ -84,10 +85,10 @@ def page(config: Config, baseline: str | None, images: int) -> str:
         baseline: run folder or file; None: the run that this run started from, if that still exists.
         images: of each domain, at most, for the comparison without labels.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device_and_backend()[0]
     baseline = baseline or starting_run(config.run_folder)
     weights = {BEFORE: resolve_weights(baseline)} if baseline else {}
-    weights[OWN] = resolve_weights(str(config.run_folder))
+    weights[OWN] = resolve_weights(config.run_folder)
     facts = {name: read_summary(path) for name, path in weights.items()}
     networks = {name: load_configured(config, [path], device) for name, path in weights.items()}
     folder = weights[OWN].parent

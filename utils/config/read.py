@@ -234,7 +234,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def check_exp_name(name: str) -> None:
-    """Check that the run folder lies below ``snapshot_dir``: results are deleted only there.
+    """Check that the run folder lies below ``snapshot_dir``: earlier results are moved only there.
 
     Raises:
         ConfigError: the name is an absolute path, or contains ``..``.

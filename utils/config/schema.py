@@ -82,6 +82,11 @@ class Model:
         None, "probability of all dropout layers; null: the head's default, 0.1 (fcn8s: 0.5)", FRACTION
     )
 
+    @property
+    def whole_network(self) -> str | None:
+        """The run or checkpoint from which to start, if ``weights`` names one."""
+        return None if self.weights == SCRATCH else self.weights
+
 
 class _Labelled:
     """A data set with labels."""

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset.files import write_text
+from dataset.messages import Report
 from dataset.progress import Progress
 from models.batchnorm import PooledStatistics
 from models.segmentor import Segmentor
@@ -72,7 +73,7 @@ def convert_statistics(
     model.train(training)
 
 
-def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: Callable[[str], None]) -> list[str]:
+def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: Report) -> list[str]:
     """The checkpoint ``given``, or else the result of ``run``, or else the official ``pair``.
 
     Args:
@@ -83,7 +84,7 @@ def files_to_convert(given: str | None, run: Path, pair: Sequence[str], report: 
         FileNotFoundError: there is no checkpoint and no pair.
     """
     try:
-        file = str(resolve_weights(given or str(run)))
+        file = str(resolve_weights(given or run))
     except FileNotFoundError as error:
         if given is None and pair:
             return list(pair)

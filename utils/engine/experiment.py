@@ -37,6 +37,8 @@ from utils.signals import StopSignals
 def start_run(config: Config, num_workers: int) -> Iterator[tuple[torch.device, RunLog]]:
     """Join the other processes, open and lock the run folder, open its logs; undo this at the end.
 
+    Yields the device of this process and the logs.
+
     Args:
         num_workers: number of loader processes in the configuration.
     """
@@ -144,7 +146,7 @@ def build_trainer(
     log.text(f"images: {counts}")
     report_missing_classes(data)
     validation = _make_validation(data, device, log)
-    model = network.build_model(config, log, device, pretrained=state is None)
+    model = network.build_model(config, log.text, device, pretrained=state is None)
     warn_of_slow_amp(config.train.amp, device, log.text)
     if state is None:
         check_start(data, model, validation)

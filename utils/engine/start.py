@@ -2,14 +2,14 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from dataset.files import check_writable
 from dataset.folders import Sample
-from dataset.messages import DataError, UserError, few
+from dataset.messages import DataError, Report, UserError, few
 from dataset.priors import labelled_classes
 from dataset.progress import Progress
 from dataset.reading import OTHER_SIZES, read_pair, resized_pairs, stored_size
@@ -24,7 +24,6 @@ from utils.engine.validation import Validation
 from utils.engine.watch import watched_images
 from utils.run_folder.checkpoint import CheckpointError
 
-Report = Callable[[str], None]
 LOOKED_AT = 100  # source labels read at the start of a training; takes a second or two
 REPEATS = 5  # of the timed convolution
 CHECKPOINTS = 4  # at most: last.pth, last.previous.pth, best.pth, and the one being written
@@ -36,7 +35,7 @@ def check_starting_weights(m: Model, self_trained: bool, report: Report) -> None
     Raises:
         ConfigError: the method needs weights and none are set.
     """
-    whole = m.weights not in (None, SCRATCH) or (m.weights_encoder and m.weights_decoder)
+    whole = m.whole_network or (m.weights_encoder and m.weights_decoder)
     if self_trained and not whole and m.weights != SCRATCH:
         raise ConfigError(
             "model.weights is not set: PyCDA learns from the network's own predictions, and an untrained network "
@@ -179,7 +178,7 @@ def _checked_sizes(samples: Sequence[Sample], kind: str) -> Iterator[tuple[Size,
 
 
 def extremes(samples: Sequence[Sample], sizes: Sequence[tuple[Size, int]]) -> list[Sample]:
-    """The smallest image, and the largest one (most memory) if its area is larger; each once for every process."""
+    """The smallest image, and the largest one (most memory) if its size differs; each once for every process."""
     by_area = sorted(sizes, key=lambda found: (found[0][0] * found[0][1], found[1]))
     ends = by_area[:1] if by_area[0][0] == by_area[-1][0] else [by_area[0], by_area[-1]]
     return [samples[index] for _, index in ends for _ in range(distributed.world_size())]

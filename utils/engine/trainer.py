@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataset.folders import DataError
-from dataset.messages import few
+from dataset.messages import DataError, few
+from dataset.program import STOPPED
 from dataset.progress import Progress
 from models.segmentor import Segmentor
 from utils import distributed
@@ -33,7 +33,7 @@ from utils.run_folder.checkpoint import (
 from utils.run_folder.log import RunLog
 from utils.run_folder.manifest import Manifest
 from utils.scoring.evaluation import EvaluationStopped
-from utils.signals import STOPPED, StopSignals
+from utils.signals import StopSignals
 
 AUTOCAST = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by train.amp
 

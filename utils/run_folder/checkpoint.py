@@ -3,7 +3,7 @@
 A resumed run equals a run that never stopped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -15,7 +15,7 @@ from torch import nn
 
 from dataset.files import write_whole
 from dataset.labels import CITYSCAPES, ClassTable, is_id_table, table_of
-from dataset.messages import ChoiceError, DataError, UserError
+from dataset.messages import ChoiceError, DataError, Report, UserError
 from models.batchnorm import bn_updates, set_bn_updates
 from models.segmentor import Segmentor
 from models.weights import WeightsError, load_tensors, read_file, reading, unchecked
@@ -34,7 +34,7 @@ STATE |= {"config": str, "step": int, "best_miou": float, "skipped": int}
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint cannot be written or resumed from; the message says what to do."""
+    """A checkpoint or its folder cannot be written or used; the message says what to do."""
 
 
 class DamagedError(CheckpointError):
@@ -121,7 +121,7 @@ def save_atomic(state: dict[str, Any], path: Path, previous: Path | None = None)
         ) from error
 
 
-def find_state(data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any] | None:
+def find_state(data: RunData, method: str, report: Report) -> dict[str, Any] | None:
     """The state from which to resume, as the key ``resume`` says; None to start anew.
 
     A damaged last checkpoint is reported and the previous one is used.
@@ -153,7 +153,7 @@ def find_state(data: RunData, method: str, report: Callable[[str], None]) -> dic
     return None
 
 
-def _checked(path: Path, data: RunData, method: str, report: Callable[[str], None]) -> dict[str, Any]:
+def _checked(path: Path, data: RunData, method: str, report: Report) -> dict[str, Any]:
     """The training state in the file ``path``, checked to be of this run."""
     try:
         state = read_file(path)
@@ -179,7 +179,7 @@ def _checked(path: Path, data: RunData, method: str, report: Callable[[str], Non
     return state
 
 
-def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, report: Callable[[str], None]) -> None:
+def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, report: Report) -> None:
     """Report or refuse a checkpoint of another method, configuration or data."""
     if "method" not in state:
         report(f"{path} is of an older version, which did not save method and data: they are not compared")
@@ -195,8 +195,8 @@ def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, repo
     problems = [f"another configuration ({changed})"] if changed else []
     if "digest" in state.get("data", {}):  # one digest of all data together
         report(f"{path} is of an older version, which saved another digest of the data: the data are not compared")
-    elif "data" in state and (changed := data.changes(state["data"], path.parent)):
-        problems.append(f"other data ({changed})")
+    elif "data" in state and (other := data.changes(state["data"], path.parent)):
+        problems.append(f"other data ({other})")
     if problems and not data.config.resume_force:
         raise CheckpointError(
             f"{path} was written with {' and '.join(problems)}. Restore it, start anew with resume=off, or "
@@ -206,7 +206,7 @@ def _compare(state: dict[str, Any], path: Path, data: RunData, method: str, repo
         report(f"resume_force: resuming although the checkpoint was written with {problem}")
 
 
-def resolve_weights(path: str) -> Path:
+def resolve_weights(path: str | Path) -> Path:
     """File of a run's result: ``path`` itself, or in a run folder best.pth, or last.pth without validation."""
     given = Path(path)
     candidates = [given, given / BEST, given / LAST]

@@ -24,6 +24,7 @@ from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
 
 from dataset.files import write_text
+from dataset.messages import Report
 
 TEXT, BOARD, CONSOLE = "log.txt", "tensorboard", "standard output"
 RECORDS = "log.jsonl"
@@ -270,7 +271,7 @@ def plain_json(value: Any) -> str:
     return json.dumps(json.loads(json.dumps(value), parse_constant=lambda name: None))
 
 
-def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def read_records(path: Path, report: Report) -> Iterator[dict[str, Any]]:
     """The record of each intact line; a crash may damage lines, and ``report`` gets their numbers."""
     damaged = []
     for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n"), 1):
@@ -289,7 +290,7 @@ def read_records(path: Path, report: Callable[[str], None]) -> Iterator[dict[str
         report(f"{path}: skipped {len(damaged)} damaged line(s), number {lines}")
 
 
-def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[tuple[int, dict[str, float]]]:
+def read_scalars(path: Path, report: Report = print) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, finite scalars by name) of each record in a run's ``log.jsonl``, without the class shares."""
     for record in read_records(path, report):
         step = record.pop("step")
@@ -297,7 +298,7 @@ def read_scalars(path: Path, report: Callable[[str], None] = print) -> Iterator[
         yield step, {name: value for name, value in numbers.items() if f"/{SHARE}/" not in name}
 
 
-def kept_records(path: Path, step: int, validated: bool, report: Callable[[str], None]) -> str:
+def kept_records(path: Path, step: int, validated: bool, report: Report) -> str:
     """The records that a run resumed after ``step`` keeps, without the scores of a validation that it repeats.
 
     Args:
@@ -311,7 +312,7 @@ def kept_records(path: Path, step: int, validated: bool, report: Callable[[str],
     return "".join(kept)
 
 
-def read_shares(path: Path, histogram: str, report: Callable[[str], None] = print) -> list[tuple[int, Histogram]]:
+def read_shares(path: Path, histogram: str, report: Report = print) -> list[tuple[int, Histogram]]:
     """(step, share of each class) of each record in a run's ``log.jsonl`` that has this ``histogram``."""
     start, found = f"{histogram}/", []
     for record in read_records(path, report):

@@ -74,8 +74,9 @@ def config_changes(saved: str, config: Config) -> tuple[str, str]:
     old = {name: default[name] for name in default.keys() - old.keys()} | old
     old["model.weights"], new["model.weights"] = (keys["model.weights"] or SCRATCH for keys in (old, new))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    changes = [(name.startswith(FREE), f"{name}: {old.get(name)} -> {new.get(name)}") for name in differing]
-    refused, free = (", ".join(text for is_free, text in changes if is_free is kind) for kind in (False, True))
+    changes = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in differing}
+    refused = ", ".join(text for name, text in changes.items() if not name.startswith(FREE))
+    free = ", ".join(text for name, text in changes.items() if name.startswith(FREE))
     return refused, free
 
 
@@ -197,7 +198,7 @@ class Manifest:
         self._path, self._clock = data.config.run_folder / MANIFEST, time.monotonic()
         self._content: dict[str, Any] = {
             "method": method,
-            "start": m.weights_encoder if m.weights in (None, SCRATCH) else m.weights,
+            "start": m.whole_network or m.weights_encoder,
             "start_sha256": file_facts(starting_files),
             "started": None,
             "seconds": None,

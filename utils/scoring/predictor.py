@@ -9,7 +9,7 @@ middle of another.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.labels import ClassTable
-from dataset.messages import ChoiceError, UserError
+from dataset.messages import ChoiceError, Report, UserError
 from dataset.program import free_memory, out_of_memory
 from dataset.reading import as_rgb, read_image
 from dataset.transforms import normalise, normalised, planes, resized_window
@@ -224,7 +224,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
         WeightsError: the file is damaged, or no checkpoint of this project.
         ConfigError: ``overrides`` has an unknown key or a wrong value.
     """
-    path = resolve_weights(str(run))
+    path = resolve_weights(run)
     content = read_checkpoint(path)
     config = config_of(content, str(path))
     for name, value in parse_overrides(overrides).items():
@@ -234,7 +234,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     table = class_table_of(content, config, str(path))
     if table.num_classes != config.num_classes:
         raise WeightsError(f"{path} names {table.num_classes} classes, its network has {config.num_classes}")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device(device or distributed.device_and_backend()[0])
     with torch.random.fork_rng(devices=[]):  # building seeds the generator of the caller
         model = build_network(config, chosen)
     load_checkpoint_weights(model, content, path)
@@ -243,7 +243,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
 
 
 def load_configured(
-    config: Config, files: Sequence[str | Path], device: torch.device, report: Callable[[str], None] = to_stderr
+    config: Config, files: Sequence[str | Path], device: torch.device, report: Report = to_stderr
 ) -> Predictor:
     """Predictor with the network and classes of ``config``.
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dataset.folders import Sample, evenly_spaced, hold_out, read_list
 from dataset.priors import class_prior
 from models.weights import read_file
+from utils import distributed
 from utils.builders.data import Data
 from utils.config.schema import Config
 from utils.run_folder.checkpoint import pair_up, resolve_weights
@@ -78,7 +77,7 @@ def compare_runs(config: Config, runs: Sequence[str], images: int) -> Comparison
     """Load the runs' networks and compare them, see ``compare_networks``."""
     given = list(runs) or [str(config.run_folder)]
     start = starting_run(Path(given[0])) if len(given) == 1 else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device_and_backend()[0]
     pairs = list(pair_up([start, *given] if start else given).values())
     files = [Path(paths[0]) for paths in pairs]  # for an official pair: the encoder's file
     predictors = [load_configured(config, paths, device) for paths in pairs]
