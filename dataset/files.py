@@ -14,6 +14,7 @@ import yaml
 from dataset.messages import DataError
 
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # environment variable
+NOT_YAML = (yaml.YAMLError, ValueError, OverflowError)  # the last two: an escape sequence of no character
 MOST_VALUES, DEEPEST = 10_000, 20  # limits of a YAML file: values, and levels of nesting
 
 
@@ -104,6 +105,13 @@ class Bounded(yaml.composer.Composer):
 
 class YamlLoader(Bounded, yaml.SafeLoader):
     """Loader of all configuration files, see ``Bounded``."""
+
+
+def yaml_problem(error: Exception) -> str:
+    """Why a text is not YAML, and in which line: the end of a message that begins with the name of the file."""
+    mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    hint = "; indent with spaces" if "'\\t'" in reason else ""
+    return f"is not YAML{f', line {mark.line + 1}' if mark else ''}: {reason}{hint}"
 
 
 def expand_path(text: str) -> str:

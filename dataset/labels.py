@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dataset.files import Bounded, read_text
+from dataset.files import NOT_YAML, Bounded, read_text, yaml_problem
 from dataset.messages import ChoiceError, DataError, few, nearest
 
 IGNORE = 255  # train id of pixels that are neither scored nor used in training
@@ -158,7 +158,7 @@ def id_lookup(kind: str) -> np.ndarray:
     Returns:
         uint8 (65536,) for synthia, whose labels are 16-bit, else (256,).
     """
-    return _tables(kind)[0]
+    return _tables(kind)[1]
 
 
 def known_ids(kind: str) -> np.ndarray:
@@ -166,16 +166,21 @@ def known_ids(kind: str) -> np.ndarray:
 
     An id table defines the ids that it names, and 255.
     """
-    return _tables(kind)[1]
+    return _tables(kind)[2]
 
 
-def _tables(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def class_table(kind: str) -> ClassTable:
+    """The classes of a label kind."""
+    return _tables(kind)[0]
+
+
+def _tables(kind: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
     if is_id_table(kind):
-        return read_id_table(kind)[1:]
+        return read_id_table(kind)
     if kind not in DATA_SETS:
         raise ValueError(f"no label kind {kind!r}: choose one of {', '.join(DATA_SETS)}, or a YAML file")
     data_set = DATA_SETS[kind]
-    return _arrays(data_set.bits, data_set.train_ids, data_set.known_ids)
+    return CITYSCAPES, *_arrays(data_set.bits, data_set.train_ids, data_set.known_ids)
 
 
 def _arrays(bits: int, train_ids: dict[int, int], known_ids: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -222,15 +227,11 @@ def read_id_table(path: str) -> tuple[ClassTable, np.ndarray, np.ndarray]:
         raise DataError(f"no id table {path}")
     text = read_text(Path(path))
     try:
-        # safe_load would turn names into booleans and numbers; this loader gives only strings.
         classes, void = _parse(yaml.load(text, Loader=_Strings))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise DataError(f"{path}{where}, is not YAML: {problem}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    except NOT_YAML as error:
+        raise DataError(f"{path} {yaml_problem(error)}") from error
     train_ids = {raw: train for train, (_, _, raws) in enumerate(classes) for raw in raws}
     return _table(classes), *_arrays(8, train_ids, [*train_ids, *void, IGNORE])
 
@@ -309,11 +310,6 @@ def _numbers(values: Any, what: str) -> list[int]:
 
 def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def class_table(kind: str) -> ClassTable:
-    """The classes of a label kind."""
-    return read_id_table(kind)[0] if is_id_table(kind) else CITYSCAPES
 
 
 def refuse_train_ids(path: Path, kind: str) -> None:

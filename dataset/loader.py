@@ -1,17 +1,17 @@
 """Samples as tensors, and their order: functions of (seed, position), the same for any number of processes."""
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import KW_ONLY, dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataset.folders import Sample
@@ -19,7 +19,7 @@ from dataset.labels import IGNORE
 from dataset.messages import ChoiceError, DataError
 from dataset.program import SCHEDULERS, loader_processes
 from dataset.reading import read_pair
-from dataset.transforms import Picture, Transform
+from dataset.transforms import Picture, Transform, size_of
 
 Key = tuple[int, int]  # (index of the sample, position in the stream)
 
@@ -72,10 +72,10 @@ class SegmentationDataset(MapDataset):
     def _read(self, index: int, position: int) -> dict[str, Any]:
         sample = self.samples[index]
         image, label = self.read(sample, self.kind)
+        if label is None:
+            label = np.full(size_of(image)[::-1], IGNORE, np.uint8)
         rng = np.random.default_rng([self.seed, self.domain, position])
-        tensors: tuple[Tensor, Tensor | None, Tensor] = self.transform(image, label, rng)
-        if tensors[1] is None:
-            tensors = tensors[0], torch.full(tensors[2].shape, IGNORE), tensors[2]
+        tensors = self.transform(image, label, rng)
         return dict(zip(("image", "label", "valid"), tensors, strict=True)) | {"name": sample.name}
 
 
@@ -143,7 +143,8 @@ def _prepare_worker(worker: int) -> None:
 
 def _end_by_parent() -> None:
     """End at a SIGTERM of the main process, which waits at its exit for its workers. Ignore SIGTERM of all others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    main = multiprocessing.parent_process()  # not os.getppid(), which may be the server that forks all workers
+    while main and signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
         pass
     os._exit(0)
 
@@ -173,30 +174,8 @@ def _options(num_workers: int) -> dict:
     }
 
 
-def train_loader(
-    dataset: MapDataset, batch_size: int, *, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
-) -> DataLoader:
-    """Endless batches of this rank; ``batch_size`` is the size of the global batch."""
-    sampler = EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_batch, **_options(num_workers))
-
-
-def finite_loader(
-    dataset: MapDataset,
-    batch_size: int,
-    *,
-    steps: int | None,
-    epochs: int,
-    seed: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader:
-    """The first ``steps`` batches of ``train_loader``; None: batches that contain every sample ``epochs`` times."""
-    if steps is None:
-        batches = epoch_batches(len(dataset), batch_size, epochs, seed, rank, world_size)
-    else:
-        batches = list(islice(EndlessBatchSampler(len(dataset), batch_size, seed, rank, world_size), steps))
+def batch_loader(dataset: MapDataset, batches: EndlessBatchSampler | list[list[Key]], num_workers: int) -> DataLoader:
+    """The images of each of ``batches``, of this rank, as one batch."""
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_batch, **_options(num_workers))
 
 

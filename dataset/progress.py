@@ -80,7 +80,3 @@ class Progress(tqdm, Generic[T]):
                 if done < self.total:
                     self.report(f"about {duration(each * (self.total - done))} left, {each:.2f} s a step")
                 self.report = None
-
-    def note(self, text: str) -> None:
-        """Show ``text`` in the bar."""
-        self.set_postfix_str(text, refresh=False)

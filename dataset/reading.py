@@ -54,13 +54,13 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """
     with _naming("image", path):
         image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
-        image, form = ImageOps.exif_transpose(image) if turned else image, image.format
+        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+            image = ImageOps.exif_transpose(image)  # would copy an upright image
         if image.mode == "RGB":
             return image  # converting RGB to RGB would copy it
-        if image.mode == "F" or (image.mode == "I" and form != "PNG"):  # old Pillow reads PNGs of 16 bits as I
+        if image.mode in ("F", "I"):
             raise DataError(f"{path} has 32-bit values ({image.mode}) of unknown range: save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
+        if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
 

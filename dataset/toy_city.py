@@ -6,8 +6,6 @@
 
 import argparse
 import json
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -51,18 +49,19 @@ def write_toy_city(root: str | Path, plan: Plan = Plan()) -> None:
     """
     root = Path(root)
     marker = root / MARKER
-    wanted = json.loads(json.dumps(asdict(plan)))
+    wanted = json.dumps(asdict(plan))
     if marker.is_file():
-        if json.loads(marker.read_text()) == wanted:
+        if marker.read_text() == wanted:
             return
-        problem = f"{root} contains a toy city of another plan, see {marker}"
-        raise FileExistsError(f"{problem}: delete it or choose another folder")
+        raise FileExistsError(
+            f"{root} has a toy city of another plan, see {marker}: delete it or choose another folder"
+        )
     scenes = list(_scenes(root, plan))
     processes = min(usable_cores(), 1 + len(scenes) // CHUNK)  # a pool starts all its processes, also for little work
     with ProcessPoolExecutor(processes) as pool, Progress(scenes, "toy city") as progress:
         for _ in zip(progress, pool.map(_write, scenes, chunksize=CHUNK), strict=True):
             pass
-    write_text(marker, json.dumps(wanted))
+    write_text(marker, wanted)
 
 
 @dataclass(frozen=True)
@@ -114,24 +113,7 @@ def _save_synthia(path: Path, labels: np.ndarray) -> None:
     raw = np.zeros(256, np.uint16)  # 0 is SYNTHIA's void; terrain, which is not scored there, becomes void
     ids = DATA_SETS["synthia"].train_ids
     raw[list(ids.values())] = list(ids)
-    pixels = np.zeros((*labels.shape, 3), np.uint16)
-    pixels[..., 0] = raw[labels]
-    pixels[..., 1] = labels == CITYSCAPES.ids(["car"])[0]  # an instance number, as the original has
-    path.write_bytes(encode_png16(pixels))
-
-
-def encode_png16(pixels: np.ndarray) -> bytes:
-    """PNG file of uint16 (H, W, 3), which Pillow cannot write (PNG specification, colour type 2, depth 16)."""
-    height, width, _ = pixels.shape
-    rows = np.zeros((height, 1 + width * 6), np.uint8)  # filter type 0 before every row
-    rows[:, 1:] = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes())), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    Image.fromarray(raw[labels]).save(path)  # 16-bit greys: Pillow cannot write the original's 16-bit colours
 
 
 def main(argv: Sequence[str] | None = None) -> None:

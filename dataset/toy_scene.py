@@ -327,8 +327,6 @@ def render_scene(rng: np.random.Generator, domain: str, size: tuple[int, int]) -
     Returns:
         image uint8 (H, W, 3) and train ids uint8 (H, W).
     """
-    if domain not in STYLES:
-        raise ValueError(f"domain={domain!r}: choose one of {', '.join(STYLES)}")
     canvas = Canvas(rng, STYLES[domain], size)
     _ground(canvas)
     for side in (-1, 1):

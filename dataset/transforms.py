@@ -1,8 +1,8 @@
 """Joint operations on an image and its label. A separate mask marks padding; label 255 does not."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,23 +21,16 @@ Picture = Image.Image | np.ndarray  # RGB; an array is uint8 (H, W, 3), possibly
 Size = tuple[int, int]  # (W, H)
 Fill = int | tuple[int, int, int]
 Window = tuple[int, int, int, int]  # left, top, right, bottom
-Tensors = tuple[Tensor, Tensor | None, Tensor]
+Tensors = tuple[Tensor, Tensor, Tensor]  # image, label, valid
+# An RGB picture, its train ids uint8 (H, W) and the source of random numbers -> tensors.
+Transform = Callable[[Picture, np.ndarray, np.random.Generator], Tensors]
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
-FILLS: tuple[Fill, ...] = (PADDING, 0, IGNORE)  # for image, valid mask and label
-CORNER_FILLS: tuple[Fill, ...] = (CORNER, 0, IGNORE)
-FILTERS = (BILINEAR, NEAREST, NEAREST)  # rotation of image, valid mask and label
+FILLS: tuple[Fill, ...] = (PADDING, IGNORE, 0)  # for image, label and valid mask
+CORNER_FILLS: tuple[Fill, ...] = (CORNER, IGNORE, 0)
+FILTERS = (BILINEAR, NEAREST, NEAREST)  # rotation of image, label and valid mask
 EXACT = 2**24  # float32 represents whole numbers up to this exactly
-
-
-class Transform(Protocol):
-    def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors: ...
-
-
-def normalise(image: Image.Image) -> Tensor:
-    """RGB image -> float32 (3, H, W), normalised by ImageNet's mean and standard deviation."""
-    return normalised(planes(image))
 
 
 def planes(image: Image.Image) -> Tensor:
@@ -45,7 +38,7 @@ def planes(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) -> float32, normalised by ImageNet's mean and standard deviation."""
     pixels = pixels.float().div_(255)
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
@@ -58,7 +51,7 @@ def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
     order changes the rounding. Pillow before version 13 did the same; Pillow 13 chooses the order by the sizes.
     """
     left, top, right, bottom = window
-    if _size(picture) == size and isinstance(picture, np.ndarray):
+    if size_of(picture) == size and isinstance(picture, np.ndarray):
         return Image.fromarray(picture[top:bottom, left:right])  # reads only this part of a memory map
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if image.size == size:
@@ -71,7 +64,7 @@ def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
     return columns.resize((columns.width, size[1]), BILINEAR).crop((0, top, columns.width, bottom))
 
 
-def _size(picture: Picture) -> Size:
+def size_of(picture: Picture) -> Size:
     """(W, H)"""
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
 
@@ -82,11 +75,11 @@ class EvalTransform:
 
     size: Size | None
 
-    def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
-        own = _size(image)
+    def __call__(self, image: Picture, label: np.ndarray, rng: np.random.Generator) -> Tensors:
+        own = size_of(image)
         size = self.size or own
-        ids = None if label is None else torch.from_numpy(label)
-        return normalise(resized_window(image, size, (0, 0, *size))), ids, torch.ones(own[::-1], dtype=torch.bool)
+        valid = torch.ones(own[::-1], dtype=torch.bool)
+        return normalise(planes(resized_window(image, size, (0, 0, *size)))), torch.from_numpy(label), valid
 
 
 @dataclass(frozen=True)
@@ -120,29 +113,28 @@ class JointTransform:
         """(W, H) to which every image is resized before the random augmentation; None: its own size."""
         return None if self.scale is not None and self.scale_from == "original" else self.size
 
-    def __call__(self, image: Picture, label: np.ndarray | None, rng: np.random.Generator) -> Tensors:
-        """RGB image and uint8 train ids (H, W) or None -> image float32 (3, H, W), label int64, valid bool (H, W)."""
-        size = self._scaled_size(_size(image), rng)
+    def __call__(self, image: Picture, label: np.ndarray, rng: np.random.Generator) -> Tensors:
+        """RGB image and uint8 train ids (H, W) -> image float32 (3, H, W), label int64, valid bool (H, W)."""
+        size = self._scaled_size(size_of(image), rng)
         angle = None if self.rotate is None else rng.uniform(*self.rotate)
         mirrored = self.flip and rng.random() < 0.5
         window = self._window(size, mirrored, rng)
         seen = window if angle is None else (0, 0, *size)  # a rotation moves pixels from outside into the window
-        first = self.fixed_size or _size(image)
+        first = self.fixed_size or size_of(image)
         if first != size:
             image = resized_window(image, first, (0, 0, *first))
         resized = resized_window(image, size, seen)
-        layers = [resized, Image.new("L", resized.size, 255)]
-        if label is not None:
-            layers.append(Image.fromarray(label).resize(first, NEAREST).resize(size, NEAREST).crop(seen))
+        own_label = Image.fromarray(label).resize(first, NEAREST).resize(size, NEAREST).crop(seen)
+        layers = [resized, own_label, Image.new("L", resized.size, 1)]
         if angle is not None:
-            ways = zip(layers, FILTERS[: len(layers)], CORNER_FILLS[: len(layers)], strict=True)
+            ways = zip(layers, FILTERS, CORNER_FILLS, strict=True)
             layers = [layer.rotate(angle, how, fillcolor=fill).crop(window) for layer, how, fill in ways]
         if mirrored:
             layers = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in layers]
         if self.crop is not None:
-            layers = [_padded(x, self.crop, fill) for x, fill in zip(layers, FILLS[: len(layers)], strict=True)]
-        valid, *ids = (torch.from_numpy(np.array(layer)) for layer in layers[1:])
-        return normalise(layers[0]), ids[0].long() if ids else None, valid > 0
+            layers = [_padded(layer, self.crop, fill) for layer, fill in zip(layers, FILLS, strict=True)]
+        ids, valid = (torch.from_numpy(np.array(layer)) for layer in layers[1:])
+        return normalise(planes(layers[0])), ids.long(), valid.bool()
 
     def _scaled_size(self, own: Size, rng: np.random.Generator) -> Size:
         size = self.size or own

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.batchnorm import COUNTER, BatchNorm2d
+from models.batchnorm import BatchNorm2d
 from models.encoder import Encoder
 
 
@@ -44,7 +44,7 @@ def _ours(theirs: nn.BatchNorm2d | nn.SyncBatchNorm) -> BatchNorm2d:
     ours.eps = theirs.eps
     for name, child in more:
         ours.add_module(name, child)
-    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if key != COUNTER})
+    ours.load_state_dict(theirs.state_dict())
     if type(theirs) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         x = torch.linspace(-3, 3, 4 * channels).view(1, channels, 2, 2)
         with torch.no_grad():

@@ -4,13 +4,12 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.messages import ChoiceError, nearest
 from models.adopted import mobilenet_v2, regnet_y_400mf, vgg16
 from models.encoder import Encoder
-from models.heads import HEADS, Head
+from models.heads import HEADS, Head, resize_as
 from models.resnet import DEPTHS, ResNet
 
 OUTPUT_STRIDES = {"_dilated8": 8, "_dilated16": 16, "": None}  # ending of the name -> see Encoder.set_stages
@@ -74,7 +73,7 @@ class Segmentor(nn.Module):
     def _upsampled(logits: Tensor, images: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision would round the weights
         with torch.autocast(logits.device.type, enabled=False):
-            return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+            return resize_as(logits, images)
 
 
 def _choose(kind: str, name: str, choices: Collection[str]) -> None:

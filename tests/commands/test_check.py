@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset.labels import id_lookup
-from dataset.toy_city import encode_png16
+from tests.data.png import colour16
 from tests.data.test_encodings import bomb, oversized_text
 from utils.commands import check
 
@@ -101,7 +101,7 @@ def test_eight_bit_synthia_labels_and_a_missing_folder(command, data, capsys):
     write(labels[0], np.zeros((64, 96, 3)))
     pixels = np.zeros((64, 96, 3), np.uint16)
     pixels[..., 0] = 400
-    labels[1].write_bytes(encode_png16(pixels))
+    colour16(labels[1], pixels)
     status, lines = run(command, data, capsys, *keys)
     assert status == 1 and any("16" in line and labels[0].name in line for line in lines)
     assert any("400" in line and labels[1].name in line for line in lines) and lines[-1] == "2 errors, 0 remarks"

@@ -51,3 +51,28 @@ def test_training_runs_where_a_loader_is_spawned(command, fork, tmp_path):
     keys = ["train.num_workers=1", "val.held_out=0", "train.num_steps=1"]
     status, output = fork(str(tmp_path / "spawning.py"), command(tmp_path, "run", *keys)).ended()
     assert status == 0 and (tmp_path / "run/last.pth").is_file(), output
+
+
+# The program ends while its loader still has a process.
+ENDING = """
+import multiprocessing
+from dataset.loader import MapDataset, eval_loader
+
+class Numbers(MapDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return index
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    batches = iter(eval_loader(Numbers(), num_workers=1))
+    print(next(batches))
+"""
+
+
+def test_program_ends_where_a_loader_is_forked_from_a_server(fork, tmp_path):
+    (tmp_path / "ending.py").write_text(ENDING)
+    status, output = fork(str(tmp_path / "ending.py"), []).ended()
+    assert status == 0 and "tensor([0])" in output

@@ -11,8 +11,8 @@ from PIL import Image
 from dataset.folders import DataError, find_samples, hold_out, write_list
 from dataset.loader import SegmentationDataset
 from dataset.reading import read_image, read_label
-from dataset.toy_city import encode_png16
 from dataset.transforms import EvalTransform
+from tests.data.png import colour16
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -142,12 +142,12 @@ def test_synthia_label_of_16_bits_is_read_exactly_and_8_bits_are_refused(tmp_pat
     pixels = np.zeros((2, 3, 3), np.uint16)
     pixels[..., 0] = [[3, 4, 1], [22, 21, 0]]
     pixels[..., 1] = 60000  # instances must not matter
-    (tmp_path / "label.png").write_bytes(encode_png16(pixels))
+    colour16(tmp_path / "label.png", pixels)
     assert read_label(tmp_path / "label.png", "synthia").tolist() == [[0, 1, 10], [255, 3, 255]]
     with pytest.raises(DataError, match="saved again and lost its ids"):
         read_label(save(tmp_path / "again.png", np.zeros((2, 2, 3), np.uint8)), "synthia")
     pixels[..., 0] = 300
-    (tmp_path / "label.png").write_bytes(encode_png16(pixels))
+    colour16(tmp_path / "label.png", pixels)
     with pytest.raises(DataError, match="300"):
         read_label(tmp_path / "label.png", "synthia")
 

@@ -22,7 +22,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: TextIO, title: str, **options
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(range(34990, 35000), title, start=34990, **options) as bar:
         for _ in bar:
-            bar.note("source 0.123, target 0.456, data 0.02s of 1.20s")
+            bar.set_postfix_str("source 0.123, target 0.456, data 0.02s of 1.20s", refresh=False)
     stream.flush()
 
 

@@ -14,7 +14,7 @@ from dataset.folders import Sample, find_samples
 from dataset.loader import SegmentationDataset
 from dataset.messages import DataError
 from dataset.reading import read_label, read_pair, resized_pairs
-from dataset.transforms import JointTransform, normalise
+from dataset.transforms import JointTransform, normalise, planes
 from utils.commands import check
 
 LARGER, OTHER = (97, 65), (96, 62)  # aspects 0.5 % and 3.2 % from that of 96x64
@@ -44,7 +44,7 @@ def test_image_and_label_are_resized_each_by_itself(gtav):
     data = SegmentationDataset(found, "gtav", JointTransform(size=size), seed=0, domain=0, read=read)
     image = Image.open(found[1].image).convert("RGB").resize(size, Image.Resampling.BILINEAR)
     label = Image.fromarray(read_label(found[1].label_file, "gtav")).resize(size, Image.Resampling.NEAREST)
-    assert torch.equal(data[1]["image"], normalise(image))
+    assert torch.equal(data[1]["image"], normalise(planes(image)))
     assert np.array_equal(data[1]["label"].numpy(), np.asarray(label))
     whole = SegmentationDataset(found, "gtav", JointTransform(), seed=0, domain=0, read=read)
     assert whole[1]["image"].shape[1:] == whole[1]["label"].shape == (64, 96)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.folders import Sample
 from dataset.labels import IGNORE
+from dataset.loader import SegmentationDataset
 from dataset.transforms import (
     BILINEAR,
     IMAGENET_MEAN,
@@ -16,6 +18,7 @@ from dataset.transforms import (
     Size,
     Tensors,
     normalise,
+    planes,
 )
 
 CLASSES = 4
@@ -75,7 +78,7 @@ def test_crop_larger_than_the_image_is_padded_around_it(crop, left, top, flip):
         expected = torch.zeros(crop[1], crop[0], dtype=torch.bool)
         expected[top : top + 40, left : left + 60] = True  # a longer side fills the crop
         assert torch.equal(valid, expected) and (label[~valid] == IGNORE).all()
-        padding = normalise(Image.new("RGB", crop, (123, 116, 103)))
+        padding = normalise(planes(Image.new("RGB", crop, (123, 116, 103))))
         assert torch.equal(image[:, ~valid], padding[:, ~valid])
 
 
@@ -91,7 +94,7 @@ def test_scale_of_the_resized_picture_is_less_sharp_than_of_the_original():
     original, options = Image.fromarray(np.stack([board] * 3, 2)), {"size": (30, 20), "scale": (2.0, 2.0)}
     contrasts = {}
     for name in ("resized", "original"):
-        image, _, _ = JointTransform(**options, scale_from=name)(original, None, np.random.default_rng(0))
+        image, _, _ = JointTransform(**options, scale_from=name)(original, picture()[1], np.random.default_rng(0))
         contrasts[name] = red(image).std().item()
     assert contrasts["resized"] < 10 and contrasts["original"] > 120
 
@@ -132,7 +135,7 @@ def released(image: Image.Image, label: Image.Image, rng: np.random.Generator, o
 
 def same(found: Tensors, plain: list[np.ndarray]) -> bool:
     image, label, valid = found
-    equal = torch.equal(image, normalise(Image.fromarray(plain[0])))
+    equal = torch.equal(image, normalise(planes(Image.fromarray(plain[0]))))
     return equal and np.array_equal(label, plain[1]) and np.array_equal(valid, plain[2] > 0)
 
 
@@ -182,9 +185,13 @@ def test_only_random_numbers_decide():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_unlabelled_image():
-    image, label, valid = JointTransform(flip=True, crop=(32, 24))(picture()[0], None, np.random.default_rng(0))
-    assert label is None and image.shape == (3, 24, 32) and valid.shape == (24, 32)
+def test_unlabelled_image_is_void(tmp_path):
+    picture()[0].save(tmp_path / "a.png")
+    samples = [Sample("a", tmp_path / "a.png", None)]
+    for transform in (JointTransform(flip=True, crop=(80, 24)), EvalTransform((30, 20))):
+        item = SegmentationDataset(samples, "cityscapes", transform, seed=0, domain=1)[0]
+        assert (item["label"] == IGNORE).all() and item["label"].shape == item["valid"].shape
+        assert item["valid"].any()
 
 
 def test_evaluation_resizes_the_image_only():

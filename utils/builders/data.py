@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from dataset.labels import DATA_SETS, IGNORE
 from dataset.loader import (
     EndlessBatchSampler,
     SegmentationDataset,
+    batch_loader,
     different_sizes,
+    epoch_batches,
     eval_loader,
-    finite_loader,
-    train_loader,
 )
 from dataset.messages import ChoiceError, DataError, Report
 from dataset.reading import read_image, read_label, read_pair, stored_size
@@ -212,8 +213,8 @@ class Data:
         """
         samples, t = self.source if domain == SOURCE else self.target, self.config.train
         check_whole_images(self._augmentation(domain), samples, t.batch_size // distributed.world_size())
-        dataset = self.dataset(domain, samples)
-        return train_loader(dataset, t.batch_size, seed=self.config.seed, num_workers=t.num_workers, **_this_process())
+        batches = EndlessBatchSampler(len(samples), t.batch_size, self.config.seed, **_this_process())
+        return batch_loader(self.dataset(domain, samples), batches, t.num_workers)
 
     def statistics_loader(self, domain: int, samples: Sequence[Sample]) -> DataLoader:
         """Batches for batch-norm statistics: ``adabn.num_steps`` batches, or all images ``adabn.epochs`` times.
@@ -230,9 +231,13 @@ class Data:
         except DataError:
             batch_size = distributed.world_size()
             self.report(one_at_a_time("source" if domain == SOURCE else "target"))
+        stream = {"seed": self.config.seed, **_this_process()}
+        if a.num_steps is None:
+            batches = epoch_batches(len(samples), batch_size, a.epochs, **stream)
+        else:
+            batches = list(islice(EndlessBatchSampler(len(samples), batch_size, **stream), a.num_steps))
         dataset = self.dataset(domain, samples, statistics_only=True)
-        settings = {"seed": self.config.seed, "num_workers": self.config.test.num_workers, **_this_process()}
-        return finite_loader(dataset, batch_size, steps=a.num_steps, epochs=a.epochs, **settings)
+        return batch_loader(dataset, batches, self.config.test.num_workers)
 
     def evaluation_loader(
         self, samples: Sequence[Sample], options: Domain | Evaluation, num_workers: int | None = None

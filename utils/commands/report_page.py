@@ -22,7 +22,7 @@ from dataset.folders import Sample, evenly_spaced
 from dataset.labels import ClassTable
 from dataset.progress import duration
 from dataset.reading import read_image, read_label
-from dataset.transforms import EvalTransform
+from dataset.transforms import normalise, planes, resized_window
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.curriculum import build_curriculum
@@ -253,7 +253,8 @@ def _pictures(
     """The pictures of one image by caption, all of one size."""
     width = min(image.width, PICTURE_WIDTH)
     size = (width, round(width * image.height / image.width))
-    pixels, _, _ = EvalTransform(trained.target.input_size)(image, None, np.random.default_rng(0))
+    seen = trained.target.input_size or image.size
+    pixels = normalise(planes(resized_window(image, seen, (0, 0, *seen))))
     with torch.inference_mode():
         logits = {name: model.cpu()(pixels[None])["logits"] for name, model in models.items()}
         layers = build_curriculum(trained.curriculum, trained.num_classes).pseudo_labels(logits[OWN])

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dataset.files import YamlLoader, expand_path, read_text
+from dataset.files import NOT_YAML, YamlLoader, expand_path, read_text, yaml_problem
 from dataset.messages import nearest
 from utils.config.official import DERIVED, RENAMED, check_complete, translate
 from utils.config.schema import LIST, Config, ConfigError
@@ -69,12 +69,8 @@ def _naming(origin: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: an escape sequence of no character
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        hint = "; indent with spaces" if "'\\t'" in reason else ""
-        raise ConfigError(f"{origin} is not YAML{where}: {reason}{hint}") from error
+    except NOT_YAML as error:
+        raise ConfigError(f"{origin} {yaml_problem(error)}") from error
 
 
 def _content(node: yaml.Node | None) -> Any:

@@ -123,7 +123,7 @@ class Trainer:
             watches = watches_of(t.num_steps, t.num_steps - state.step, target_shares)
             for _ in bar:
                 iteration = self.step()
-                bar.note(self._summary(iteration))
+                bar.set_postfix_str(self._summary(iteration), refresh=False)
                 for warning in filter(None, [watch(iteration.values) for watch in watches]):
                     self.log.text(warning)
                 if state.step % t.print_freq == 0:

@@ -25,7 +25,7 @@ from dataset.labels import ClassTable
 from dataset.messages import ChoiceError, Report, UserError
 from dataset.program import free_memory, out_of_memory
 from dataset.reading import as_rgb, read_image
-from dataset.transforms import normalise, normalised, planes, resized_window
+from dataset.transforms import normalise, planes, resized_window
 from models.segmentor import Segmentor
 from models.weights import WeightsError, load_checkpoint_weights, read_checkpoint, unchecked
 from utils import distributed
@@ -122,7 +122,7 @@ class Predictor:
         Raises:
             ChoiceError: a scale leaves no pixel of the input.
         """
-        images = normalised(images) if images.dtype == torch.uint8 else images
+        images = normalise(images) if images.dtype == torch.uint8 else images
         images, views, training = images.to(self.device, non_blocking=True), [], self.model.training
         self.model.eval()
         for scale in self.tta.scales:
@@ -305,7 +305,8 @@ def network_input(picture: Image.Image, test: Evaluation) -> Tensor:
     """
     size = seen_size(picture.size, test.input_size)
     seen = resized_window(picture, size, (0, 0, *size))
-    return (planes(seen) if test.window else normalise(seen))[None]
+    pixels = planes(seen)[None]
+    return pixels if test.window else normalise(pixels)
 
 
 def seen_size(size: Size, input_size: Size | None) -> Size:
