@@ -53,8 +53,8 @@ class DataError(UserError, RuntimeError):
 
 
 def few(names: Iterable[object], shown: int = SHOWN) -> str:
-    """The first ``shown`` of the sorted ``names``, and the number of the others."""
-    ordered = sorted(map(str, names))
+    """The first ``shown`` of the sorted ``names``, numbers by their value, and the number of the others."""
+    ordered = sorted(map(str, names), key=lambda name: (int(name) if name.isdecimal() else -1, name))
     return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")
 
 

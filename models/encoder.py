@@ -49,10 +49,13 @@ class Encoder(nn.Module):
         """
         self._stages = [list(stage) for stage in stages]
         input_strides: dict[nn.Conv2d, int] = {}
+
+        def note_stride(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+            input_strides[conv] = SIDE // inputs[0].shape[2]
+
         with ExitStack() as hooks:
             for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
-                hook = lambda conv, x: input_strides.update({conv: SIDE // x[0].shape[2]})  # noqa: E731
-                hooks.enter_context(conv.register_forward_pre_hook(hook))
+                hooks.enter_context(conv.register_forward_pre_hook(note_stride))
             self._measure()
         if output_stride is not None:
             _dilate(input_strides, output_stride)

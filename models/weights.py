@@ -46,7 +46,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+    except (WeightsError, MemoryError):
         raise
     except Exception as error:  # torch raises errors of any type, and its message advises to run the file's code
         other = re.search(r"GLOBAL ([\w.]+)", str(error))  # a Python object, which only code could load
@@ -59,12 +59,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Raises ValueError if a checksum does not match. Files of torch < 1.6 are no zip files and have no checksums."""
+    """Raises WeightsError if a checksum does not match. Files of torch < 1.6 are no zip files and have no checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise ValueError(f"the checksum of {damaged} does not match")
+            raise WeightsError(f"{path} is damaged, the checksum of {damaged} does not match: get the file again")
 
 
 def unchecked(path: str | Path) -> str:

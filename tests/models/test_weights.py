@@ -267,6 +267,9 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match=r"file\.pth is damaged or not a file of tensors"):
             read_checkpoint(file)
+    file.write_bytes(whole.replace(b"weight", b"weighs", 1))
+    with pytest.raises(WeightsError, match=r"file\.pth is damaged, the checksum of .*data\.pkl does not match"):
+        read_checkpoint(file)
     torch.save({"model": distinct(tiny()), "args": Namespace(lr=1)}, file)
     with pytest.raises(WeightsError, match=r"it contains a argparse\.Namespace.*save only tensors"):
         read_checkpoint(file)
