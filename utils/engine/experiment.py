@@ -16,13 +16,7 @@ from utils.builders.data import SOURCE, TARGET, Data
 from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.losses import LossFunction, supervised
-from utils.engine.start import (
-    check_start,
-    check_starting_weights,
-    report_missing_classes,
-    report_resized_labels,
-    warn_of_slow_amp,
-)
+from utils.engine.start import check_start, check_starting_weights, report_data, warn_of_slow_amp
 from utils.engine.trainer import Phase, Trainer
 from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares
@@ -95,7 +89,7 @@ def train(config: Config, make_phases: MakePhases, method: str, *, self_trained:
         the file of the result.
 
     Raises:
-        SystemExit: stopped by a signal, with status ``signals.STOPPED``; the same command resumes the run.
+        SystemExit: stopped by a signal, with status ``program.STOPPED``; the same command resumes the run.
     """
     with start_run(config, config.train.num_workers) as (device, log):
         trainer = build_trainer(config, make_phases, method, self_trained=self_trained, device=device, log=log)
@@ -141,10 +135,7 @@ def build_trainer(
     digests = distributed.from_first(lambda: run_data.digests)  # reads all labels
     if state is None:
         check_starting_weights(config.model, self_trained, log.text)
-        report_resized_labels(data)
-    counts = f"{len(data.source)} source, {len(data.target)} target, {len(data.held_out)} held out for model selection"
-    log.text(f"images: {counts}")
-    report_missing_classes(data)
+    report_data(data, anew=state is None)
     validation = _make_validation(data, device, log)
     model = network.build_model(config, log.text, device, pretrained=state is None)
     warn_of_slow_amp(config.train.amp, device, log.text)

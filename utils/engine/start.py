@@ -49,8 +49,21 @@ def check_starting_weights(m: Model, self_trained: bool, report: Report) -> None
         )
 
 
-def report_resized_labels(data: Data) -> None:
-    """Report how many labels have another size than their image. Raises DataError if one cannot be used."""
+def report_data(data: Data, anew: bool) -> None:
+    """Report the number of images, the classes without labels and, if ``anew``, labels of another size.
+
+    Raises:
+        DataError: a label of another size cannot be used.
+    """
+    if anew:
+        _report_resized_labels(data)
+    counts = f"{len(data.source)} source, {len(data.target)} target, {len(data.held_out)} held out for model selection"
+    data.report(f"images: {counts}")
+    if distributed.is_main():
+        _report_missing_classes(data)
+
+
+def _report_resized_labels(data: Data) -> None:
     kind, skip_bad = data.config.source.label_kind, data.config.train.skip_bad_samples > 0
     found = distributed.from_first(
         lambda: [str(sample.label) for sample in resized_pairs(data.source, kind, skip_bad=skip_bad)]
@@ -59,10 +72,8 @@ def report_resized_labels(data: Data) -> None:
         data.report(f"{len(found)} of {len(data.source)} source labels {OTHER_SIZES}: {few(found)}")
 
 
-def report_missing_classes(data: Data) -> None:
-    """Report the classes that do not occur in a sample of the source labels."""
-    if not distributed.is_main():
-        return
+def _report_missing_classes(data: Data) -> None:
+    """Report the classes that do not occur in some of the source labels."""
     config = data.config
     seen = labelled_classes(data.source, config.source.label_kind, config.num_classes, LOOKED_AT)
     if seen is not None and not seen.all():
