@@ -77,7 +77,8 @@ def count(recipe: str, keys: Sequence[str] = (), images: int = PER_GPU) -> tuple
         model.checkpoint_encoder = config.train.checkpoint_encoder
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
         phases = _phases(recipe, config, _size(config, "target"))
-        for domain, (losses, backward) in zip(("source", "target"), phases, strict=False):  # source only has one
+        domains = ("source", "target")[: len(phases)]  # source only has one
+        for domain, (losses, backward) in zip(domains, phases, strict=True):
             width, height = _size(config, domain)
             batch = {
                 "image": torch.zeros(images, 3, height, width),
