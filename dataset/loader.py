@@ -144,7 +144,8 @@ def _prepare_worker(worker: int) -> None:
 def _end_by_parent() -> None:
     """End at a SIGTERM of the main process, which waits at its exit for its workers. Ignore SIGTERM of all others."""
     main = multiprocessing.parent_process()  # not os.getppid(), which may be the server that forks all workers
-    while main and signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
         pass
     os._exit(0)
 
@@ -175,7 +176,7 @@ def _options(num_workers: int) -> dict:
 
 
 def batch_loader(dataset: MapDataset, batches: EndlessBatchSampler | list[list[Key]], num_workers: int) -> DataLoader:
-    """The images of each of ``batches``, of this rank, as one batch."""
+    """Loader of this rank; each entry of ``batches`` names the images of one batch."""
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_batch, **_options(num_workers))
 
 

@@ -1,4 +1,4 @@
-"""Errors that the user can correct, and helpers for names in their messages."""
+"""Errors that the user can correct, lines for the user, and helpers for names in them."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches

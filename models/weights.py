@@ -87,8 +87,10 @@ def read_torchvision(name: str) -> dict[str, Tensor]:
     except (ValueError, LookupError) as error:
         raise WeightsError(f"{name} is neither a file nor the name of torchvision weights") from error
     kept = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-    if kept.is_file() and not sha256(kept).startswith(kept.stem.rpartition("-")[2]):  # torch checks only downloads
-        raise WeightsError(f"{kept} is damaged, its name has another SHA-256: delete it to download it again")
+    if kept.is_file():
+        if not sha256(kept).startswith(kept.stem.rpartition("-")[2]):  # torch's file names end with the hash
+            raise WeightsError(f"{kept} is damaged, its name has another SHA-256: delete it to download it again")
+        return read_file(kept)
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:

@@ -54,6 +54,12 @@ def test_a_refused_start_leaves_the_folder_of_a_faster_run(tmp_path, monkeypatch
         assert (tmp_path / "run" / LOCK).is_file()
 
 
+def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="name too long. Make it writable or choose another snapshot_dir"):
+        start(tmp_path / "new" / ("x" * 300))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_lock_of_a_killed_process_is_taken_at_once(tmp_path):
     root = Path(__file__).parents[2]

@@ -54,7 +54,7 @@ class Checked:
     raw: dict[int, int] = field(default_factory=dict)  # pixels of each raw id
 
 
-class Report:
+class SplitReport:
     """All about one split: the results of its images, counts and findings."""
 
     def __init__(self, split: "Split", seen: Sequence[Checked] = (), findings: Sequence[Finding] = ()) -> None:
@@ -103,18 +103,18 @@ def look(sample: Sample, kind: str, resizable: bool) -> Checked:
     return seen
 
 
-def check_split(split: "Split", workers: int) -> Report:
+def check_split(split: "Split", workers: int) -> SplitReport:
     """Check one split. ``workers`` processes read its files; 0: this process."""
     try:
         samples = split.find("optional")
     except DataError as error:
-        return Report(split, findings=[Finding(ERROR, split.data_dir, str(error), "not found")])
+        return SplitReport(split, findings=[Finding(ERROR, split.data_dir, str(error), "not found")])
     read = partial(look, kind=split.options.label_kind, resizable=split.name == "source")
     with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
         results = pool.map(read, samples, chunksize=CHUNK) if pool else map(read, samples)
         seen = [next(results) for _ in Progress(samples, split.name)]
     findings = [finding for one in seen for finding in one.findings]
-    return Report(split, seen, [*_pairs(split, samples), *findings])
+    return SplitReport(split, seen, [*_pairs(split, samples), *findings])
 
 
 def _pairs(split: "Split", samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -134,7 +134,7 @@ def _pairs(split: "Split", samples: Sequence[Sample]) -> Iterator[Finding]:
             yield Finding(REMARK, str(path), "a label without image", "label without image")
 
 
-def _unknown_ids(report: Report) -> Iterator[Finding]:
+def _unknown_ids(report: SplitReport) -> Iterator[Finding]:
     """Raw ids that the label kind does not define: by file, and as the topic of many files, by id."""
     files = [(str(one.sample.label), sorted(one.raw.keys() & report.unknown)) for one in report.seen]
     count = Counter(number for _, numbers in files for number in numbers)
@@ -147,7 +147,7 @@ def _unknown_ids(report: Report) -> Iterator[Finding]:
             yield Finding(ERROR, file, f"{undefined}: {', '.join(map(str, numbers))}. {advice}", topic)
 
 
-def _label_remarks(report: Report) -> Iterator[Finding]:
+def _label_remarks(report: SplitReport) -> Iterator[Finding]:
     """Findings from the ids of all labels together."""
     kind, raw, counts = report.kind, report.raw, report.counts
     if report.unknown or not raw:
@@ -165,7 +165,7 @@ def _label_remarks(report: Report) -> Iterator[Finding]:
         yield Finding(REMARK, "", text + "masks of 0 and 255, give it ids: [255] in the id table", "one class")
 
 
-def _image_remarks(report: Report) -> Iterator[Finding]:
+def _image_remarks(report: SplitReport) -> Iterator[Finding]:
     if count := sum(one.turned for one in report.seen):
         text = f"{count} images have an EXIF orientation, which is applied: labels must fit the upright images"
         yield Finding(REMARK, "", text, "orientation")
@@ -173,7 +173,7 @@ def _image_remarks(report: Report) -> Iterator[Finding]:
         yield Finding(REMARK, "", f"{len(resized)} labels {OTHER_SIZES}: {few(resized)}", "labels of another size")
 
 
-def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[Finding]:
+def _size_findings(report: SplitReport, options: Domain, config: Config) -> Iterator[Finding]:
     """Findings about batches and crops, from the sizes of a domain's images."""
     from utils.builders.data import check_whole_images, one_at_a_time
 
@@ -193,7 +193,7 @@ def _size_findings(report: Report, options: Domain, config: Config) -> Iterator[
         yield Finding(REMARK, "", text + "their crops are padded; training ignores the padding", "padded crops")
 
 
-def check(config: Config, workers: int) -> list[Report]:
+def check(config: Config, workers: int) -> list[SplitReport]:
     """A report for each of ``splits``."""
     from utils.builders.data import Data, distortion, splits  # imports torch: only after the command line is checked
 
@@ -203,14 +203,14 @@ def check(config: Config, workers: int) -> list[Report]:
         report.findings += _size_findings(report, options, config)
     if not Data(config).has_test_set:
         text = "there is no test set: training needs none, but there will be no scores"
-        return [*reports, Report(test, findings=[Finding(REMARK, "", text, "no test set")])]
+        return [*reports, SplitReport(test, findings=[Finding(REMARK, "", text, "no test set")])]
     reports.append(check_split(test, workers))
     if text := distortion(config.test.input_size, reports[-1].sizes):
         reports[-1].findings.append(Finding(REMARK, "", text, "shape"))
     return reports
 
 
-def describe(report: Report, fold: bool = True) -> str:
+def describe(report: SplitReport, fold: bool = True) -> str:
     """Counts, sizes, class frequencies and findings of a split as text; ``fold``: many of one topic on one line."""
     sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in report.sizes.most_common(SHOWN_SIZES))
     more = f" and {len(report.sizes) - SHOWN_SIZES} other sizes" if len(report.sizes) > SHOWN_SIZES else ""

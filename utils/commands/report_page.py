@@ -30,7 +30,7 @@ from utils.builders.data import Data, are_labelled
 from utils.config.read import read_keys, to_yaml
 from utils.config.schema import Config
 from utils.config.values import KEYS
-from utils.run_folder.checkpoint import resolve_weights
+from utils.run_folder.checkpoint import CONFIG, resolve_weights
 from utils.run_folder.log import PREDICTION, RECORDS, read_scalars, read_shares
 from utils.run_folder.summary import UNKNOWN, RunSummary, read_summary, starting_run
 from utils.scoring.evaluation import comparison, evaluate, scores
@@ -107,8 +107,8 @@ def page(config: Config, baseline: str | None, images: int) -> str:
     found[""] += "".join(f'<p class="facts">{line}</p>' for line in fact_lines(facts, len(tested)))
     found["Did it help? Without labels"] = preformatted(describe(compared))
     found["Curves"] = curves(folder / RECORDS)
-    saved = (folder / "config.yaml").read_text()
-    trained = config_of({"config": saved}, str(folder / "config.yaml"), PSEUDO_LABELS)
+    saved = (folder / CONFIG).read_text()
+    trained = config_of({"config": saved}, str(folder / CONFIG), PSEUDO_LABELS)
     shown = evenly_spaced(tested or data.target, SHOWN_IMAGES)
     of = "the test set" if tested else "the target training set"
     models = {name: network.model for name, network in networks.items()}

@@ -103,6 +103,7 @@ def _save(config: Config, model: Segmentor, pair: bool) -> str:
     if pair:
         files |= {OFFICIAL_ENCODER: official_part(model.encoder), OFFICIAL_DECODER: official_part(model.decoder)}
     if distributed.is_main():
+        write_text(config.run_folder / CONVERSION, to_yaml(config))
         for name, state in files.items():
             save_atomic(state, config.run_folder / name)
     return ", ".join(str(config.run_folder / name) for name in files)
@@ -144,8 +145,6 @@ def convert_run(config: Config) -> None:
                 log.text(f"{title}\n{iou_table(matrix, table, classes)}")
 
         score("before conversion")
-        if distributed.is_main():
-            write_text(config.run_folder / CONVERSION, to_yaml(config))
         convert_statistics(
             model,
             loaders,

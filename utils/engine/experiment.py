@@ -20,8 +20,8 @@ from utils.engine.start import check_start, check_starting_weights, report_data,
 from utils.engine.trainer import Phase, Trainer
 from utils.engine.validation import Validation
 from utils.engine.watch import TargetShares
-from utils.run_folder.checkpoint import CheckpointError, find_state
-from utils.run_folder.folder import CONFIG, open_run_folder, set_aside
+from utils.run_folder.checkpoint import CONFIG, CheckpointError, find_state
+from utils.run_folder.folder import open_run_folder, set_aside
 from utils.run_folder.log import RunLog
 from utils.run_folder.manifest import Manifest, RunData, git_revision, start_facts
 from utils.signals import StopSignals
@@ -115,7 +115,8 @@ def build_trainer(
 
     Args:
         make_phases: the function ``phases`` of a training script, for example ``train_pycda.phases``.
-        method: name of the script; saved in the checkpoints.
+        method: name of the script, saved in the checkpoints. A run is only resumed under the same name, so give your
+            own phases their own.
         self_trained: the method learns from the network's own predictions, so it needs starting weights.
         device: None: this process's GPU, or the CPU.
         log: None: a new log in the run folder, which is created.
@@ -164,7 +165,7 @@ def build_trainer(
 
 def _next_command(data: Data) -> str:
     """Arguments of run.sh that score the finished run or, without a labelled test set, use it."""
-    saved = data.config.run_folder / "config.yaml"
+    saved = data.config.run_folder / CONFIG
     return f"evaluate.py {saved}" if data.has_test_set else f"predict {saved} PICTURES --save FOLDER"
 
 
@@ -193,9 +194,9 @@ def _prepare_folder(data: RunData, trainer: Trainer, log: RunLog) -> None:
         log.restart(start, validated=not trainer.validation_missing())
         if distributed.is_main():
             data.write_lists()
-            write_text(folder / CONFIG, to_yaml(config))
             if trainer.manifest is not None:
                 trainer.manifest.begin(anew)
+            write_text(folder / CONFIG, to_yaml(config))  # last: from now on, the folder stays
     except OSError as error:
         raise CheckpointError(
             f"cannot write into the run folder {folder}: {error}. Free some space or choose another snapshot_dir"

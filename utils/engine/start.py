@@ -73,7 +73,7 @@ def _report_resized_labels(data: Data) -> None:
 
 
 def _report_missing_classes(data: Data) -> None:
-    """Report the classes that do not occur in some of the source labels."""
+    """Report the classes that occur in none of the ``LOOKED_AT`` source labels that are read."""
     config = data.config
     seen = labelled_classes(data.source, config.source.label_kind, config.num_classes, LOOKED_AT)
     if seen is not None and not seen.all():

@@ -31,9 +31,14 @@ class PseudoLabels(NamedTuple):
     mask: Tensor  # bool, True if labelled: confident and valid
 
 
+def square(b: int) -> str:
+    """Name of the layer of b x b squares."""
+    return f"square_{b}"
+
+
 def layer_names(box_size: Sequence[int], use_pixels: bool) -> list[str]:
-    """Names of the pyramid's layers from the bottom: "pixel", then "square_4" and so on."""
-    return [*(["pixel"] if use_pixels else []), *(f"square_{b}" for b in box_size)]
+    """Names of the pyramid's layers: "pixel", then the squares in the order of ``box_size``."""
+    return [*(["pixel"] if use_pixels else []), *map(square, box_size)]
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ class PyramidCurriculum(nn.Module):
         self._check_shapes(Z, valid)
         layers, P_mean, pooled = self._pyramid(Z, valid)
         bottom = [layers["pixel"]] if self.use_pixels else []
-        squares = [layers[f"square_{b}"] for b in self.box_size]
+        squares = [layers[square(b)] for b in self.box_size]
         losses = {
             "pixel": self._mean_ce(bottom, Z.new_zeros(())),
             "region": self._mean_ce(squares + bottom if self.merge_1x1 else squares, Z.new_zeros(())),
@@ -161,7 +166,7 @@ class PyramidCurriculum(nn.Module):
         ce, label, P_mean, *pooled = SoftmaxStrips.apply(Z, self.box_size, self.region_pool == "probs")
         layers = {"pixel": self._labels("pixel", ce, label, valid)} if self.use_pixels else {}
         for b, average in zip(self.box_size, pooled, strict=True):
-            layers[f"square_{b}"] = self._square_labels(f"square_{b}", average, valid, b)
+            layers[square(b)] = self._square_labels(average, valid, b)
         return layers, P_mean, pooled
 
     def _labels(self, layer: str, ce: Tensor, label: Tensor, valid: Tensor) -> PseudoLabels:
@@ -171,14 +176,14 @@ class PyramidCurriculum(nn.Module):
             threshold = self.class_thresholds(layer, confidence, label, valid)
         return PseudoLabels(ce, label, (confidence > threshold) & valid)
 
-    def _square_labels(self, layer: str, average: Tensor, valid: Tensor, b: int) -> PseudoLabels:
+    def _square_labels(self, average: Tensor, valid: Tensor, b: int) -> PseudoLabels:
         if self.region_pool == "logits":
             log_prob = F.log_softmax(average, dim=1)
         else:
             log_prob = average.clamp_min(torch.finfo(average.dtype).tiny).log()
         best, label = log_prob.max(dim=1)
         any_valid = F.max_pool2d(valid.float().unsqueeze(1), b).squeeze(1) > 0  # void if all is padding
-        return self._labels(layer, -best, label, any_valid)
+        return self._labels(square(b), -best, label, any_valid)
 
     def _mean_ce(self, layers: Sequence[PseudoLabels], zero: Tensor) -> Tensor:
         """Mean over the labelled entries of all ``layers`` and processes; ``zero`` if nothing is labelled."""

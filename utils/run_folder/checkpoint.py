@@ -25,6 +25,7 @@ from utils.run_folder.manifest import RunData, config_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # converted, in the released format
+CONFIG = "config.yaml"  # the effective configuration, in a run folder that has begun
 RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
 PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries that an export keeps
 
@@ -275,7 +276,7 @@ def save_weights(path: Path, to: Path, config: Config) -> str:
 
 def _check_export(to: Path) -> None:
     """Raises CheckpointError if an export to ``to`` would replace anything but an earlier export."""
-    of_run = any((to.parent / name).is_file() for name in ("config.yaml", "log.txt", "run.lock"))
+    of_run = any((to.parent / name).is_file() for name in (CONFIG, "log.txt", "run.lock"))
     if of_run and to.name in RESULTS:
         raise CheckpointError(f"{to} is a file of the run in {to.parent}: export to another name")
     if to.exists():

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
-from utils.run_folder.checkpoint import RESULTS, CheckpointError
+from utils.run_folder.checkpoint import CONFIG, RESULTS, CheckpointError
 from utils.run_folder.log import BOARD, RECORDS
 from utils.run_folder.manifest import MANIFEST
 
-LOCK, CONFIG, CONVERSION = "run.lock", "config.yaml", "config_adabn.yaml"
+LOCK, CONVERSION = "run.lock", "config_adabn.yaml"
 # The results of an earlier run. log.txt is continued; priors have the digest of their data in their names.
 MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, CONFIG, CONVERSION, "lists", "report.html")
 ASIDE = "earlier"
@@ -26,20 +27,21 @@ ASIDE = "earlier"
 def open_run_folder(path: Path) -> Iterator[None]:
     """Create the run folder if missing, lock it, remove temporary files of a killed run; unlock it at the end.
 
-    A start that fails before the run has written its configuration removes the folders that it created.
+    A run that ends before it has written its configuration, a conversion before its result, removes the folders that it
+    created.
 
     Raises:
         CheckpointError: the folder is not writable, or another run uses it.
     """
     made: list[Path] = []  # folders that did not exist, outermost first
-    lock = ""
+    lock, owner = path / LOCK, _owner()
     try:
         try:
             for parent in reversed((path, *path.parents)):
                 with suppress(FileExistsError):
                     parent.mkdir()
                     made.append(parent)
-            lock = _acquire(path / LOCK)
+            _acquire(lock, owner)
             for found in (*path.glob("*.tmp"), *path.glob("priors/*.tmp")):  # see ``dataset.files.write_whole``
                 found.unlink(missing_ok=True)
         except OSError as error:
@@ -47,26 +49,30 @@ def open_run_folder(path: Path) -> Iterator[None]:
             raise CheckpointError(f"{problem}. Make it writable or choose another snapshot_dir") from error
         yield
     finally:
-        with suppress(OSError):
-            if lock and (path / LOCK).read_text() == lock:
-                (path / LOCK).unlink()
-        if not any((path / name).is_file() for name in (CONFIG, CONVERSION, *RESULTS)):
-            if lock and path in made:  # without the lock, another run uses the folder
-                shutil.rmtree(path, ignore_errors=True)
-            for parent in reversed(made):
-                with suppress(OSError):  # not empty: another run's folder is in it
-                    parent.rmdir()
+        with suppress(OSError):  # what cannot be read stays
+            if lock.read_text() == owner:  # otherwise the folder is another run's
+                begun = any((path / name).is_file() for name in (CONFIG, CONVERSION, *RESULTS))
+                if path in made and not begun:
+                    shutil.rmtree(path, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        for parent in reversed(made):
+            with suppress(OSError):  # not empty
+                parent.rmdir()
 
 
-def _acquire(file: Path) -> str:
-    """Write the lock ``file``; a lock of a process on this host that has ended is replaced. Returns its text.
+def _owner() -> str:
+    """The text of a lock of this process, never the same twice."""
+    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
+    return json.dumps({"host": _host(), "pid": pid, "started": _start_time(pid), "since": since, "lock": uuid4().hex})
+
+
+def _acquire(file: Path, text: str) -> None:
+    """Write the lock ``file``; a lock of a process on this host that has ended is replaced.
 
     Raises:
         CheckpointError: another run has the lock; the message names its process and host, or the file to delete.
         OSError: the folder is not writable.
     """
-    since, started = time.strftime("%Y-%m-%d %H:%M:%S"), _start_time(os.getpid())
-    text = json.dumps({"host": _host(), "pid": os.getpid(), "started": started, "since": since})
     while True:
         try:
             stream = file.open("x")
@@ -79,7 +85,7 @@ def _acquire(file: Path) -> str:
         except OSError:  # a full disk
             file.unlink()
             raise
-        return text
+        return
 
 
 def _remove_stale(file: Path) -> None:

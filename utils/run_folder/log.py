@@ -327,10 +327,10 @@ def last_labels(path: Path) -> Histogram | None:
 
     A batch has few images, so this is the mean of the last ``RECENT`` records.
     """
-    names = (name for record in read_records(path, print) for name in record)
-    first = next((name for name in names if name.startswith(LABELS)), None)  # layers are logged from the finest on
-    if first is None:
+    names = (name for record in read_records(path, print) for name in record if name.startswith(LABELS))
+    layers = {"/".join(name.split("/")[:3]) for name in names}  # the name of a class may have a "/" too
+    if not layers:
         return None
-    layer = "/".join(first.split("/")[:3])  # the name of a class may have a "/" too
+    layer = min(layers, key=lambda name: int(name.rpartition("_")[2]) if "_" in name else 1)
     last = [shares for _, shares in read_shares(path, layer)[-RECENT:]]
     return {name: sum(shares[name] for shares in last) / len(last) for name in last[0]}

@@ -8,7 +8,7 @@ from typing import Any
 from models.weights import WeightsError, read_file, reading
 from utils.config.read import flatten
 from utils.config.schema import SCRATCH, Config
-from utils.run_folder.checkpoint import BEST, CONVERTED, LAST, saved_keys
+from utils.run_folder.checkpoint import BEST, CONFIG, CONVERTED, LAST, saved_keys
 from utils.run_folder.manifest import read_manifest
 
 METHODS = {
@@ -90,7 +90,7 @@ def run_keys(folder: Path) -> dict[str, Any]:
     Raises:
         WeightsError: config.yaml is damaged; the message names it.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     return _keys({"config": path.read_text(errors="replace")}, path)
 
 
@@ -102,7 +102,7 @@ def _keys(content: Mapping[str, Any], origin: Path) -> dict[str, Any]:
 def starting_run(run: Path) -> str | None:
     """The run or checkpoint from which a run, or a run's file, started, if it still exists."""
     folder = run.parent if run.is_file() else run
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         return None
     start = str(folder) if run.name == CONVERTED else run_keys(folder)["model.weights"]
     exists = start not in (None, SCRATCH) and any((Path(start) / name).is_file() for name in ("", BEST, LAST))

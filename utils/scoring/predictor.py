@@ -234,7 +234,7 @@ def load(run: str | Path, device: str | torch.device | None = None, overrides: S
     table = class_table_of(content, config, str(path))
     if table.num_classes != config.num_classes:
         raise WeightsError(f"{path} names {table.num_classes} classes, its network has {config.num_classes}")
-    chosen = torch.device(device or distributed.device_and_backend()[0])
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[]):  # building seeds the generator of the caller
         model = build_network(config, chosen)
     load_checkpoint_weights(model, content, path)
