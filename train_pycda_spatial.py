@@ -5,12 +5,13 @@ Positions have a meaning only in whole images, so the target is not cropped, sca
 
 from collections.abc import Sequence
 
-import train_pycda
 from dataset.program import exit_after
+from train_pycda import DEFAULTS as PYCDA_DEFAULTS
+from train_pycda import phases
 from utils.config.command_line import load_config
 from utils.config.schema import ConfigError
 
-DEFAULTS = train_pycda.DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
+DEFAULTS = PYCDA_DEFAULTS | {"train.schedule": "drop", "curriculum.merge_1x1": True, "curriculum.lambda_eq": 0.4}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from utils.engine.experiment import train  # imports torch: only after the configuration is checked
 
-    train(config, train_pycda.phases, "train_pycda_spatial", self_trained=True)
+    train(config, phases, "train_pycda_spatial", self_trained=True)
 
 
 if __name__ == "__main__":

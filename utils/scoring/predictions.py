@@ -189,7 +189,7 @@ def _check_ids(counts: np.ndarray, folder: Path, kind: str) -> None:
     if look_like_train_ids(found, kind):
         examples = few(class_table(kind).export_ids[: class_table(kind).num_classes].tolist())
         raise DataError(
-            f"the predictions below {folder} hold {found}, which look like train ids: write label ids ({examples}, ...)"
+            f"the predictions below {folder} hold {found}, which look like train ids: write label ids ({examples})"
         )
     share = counts[id_lookup(kind) == IGNORE].sum() / max(counts.sum(), 1)
     if share > NO_CLASS:
