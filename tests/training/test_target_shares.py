@@ -104,10 +104,14 @@ def test_evenly_spaced():
     assert len(evenly_spaced(range(300), 100)) == 100
 
 
-def test_last_labels_are_a_mean_of_the_finest_layer(tmp_path):
+def test_last_labels_are_a_mean_of_the_finest_layer(tmp_path, capsys):
     records = [{"step": i, "target/share/pixel/road": float(i), "target/share/square_4/road": 9.0} for i in range(30)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert last_labels(tmp_path / "log.jsonl") == {"road": 24.5}
     squares = {f"target/share/square_{b}/road": float(b) for b in (16, 4)}
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1} | squares))
+    assert last_labels(tmp_path / "log.jsonl") == {"road": 4.0} and not capsys.readouterr().out
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write("\n{damaged")
     assert last_labels(tmp_path / "log.jsonl") == {"road": 4.0}
+    assert capsys.readouterr().out.count("damaged line") == 1
