@@ -60,7 +60,7 @@ class PictureCache:
         if self.size is not None:
             if label is not None:
                 label = np.asarray(Image.fromarray(label).resize(self.size, NEAREST))
-            image = resized_window(image, self.size, (0, 0, *self.size))
+            image = resized_window(image, self.size)
         layers = {"image": np.asarray(image)} | ({} if label is None else {"label": label})
         record = np.empty((), [(name, np.uint8, layer.shape) for name, layer in layers.items()])
         for name, layer in layers.items():

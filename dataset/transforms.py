@@ -44,12 +44,13 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.sub_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1)).div_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
 
-def resized_window(picture: Picture, size: Size, window: Window) -> Image.Image:
-    """The ``window`` of ``picture`` after bilinear resizing to ``size`` (W, H).
+def resized_window(picture: Picture, size: Size, window: Window | None = None) -> Image.Image:
+    """The ``window`` of ``picture`` after bilinear resizing to ``size`` (W, H); None: the whole picture.
 
     If the result is exact, only the columns of the window are computed. Columns are resampled first, then rows: the
     order changes the rounding. Pillow before version 13 did the same; Pillow 13 chooses the order by the sizes.
     """
+    window = window or (0, 0, *size)
     left, top, right, bottom = window
     if size_of(picture) == size and isinstance(picture, np.ndarray):
         return Image.fromarray(picture[top:bottom, left:right])  # reads only this part of a memory map
@@ -79,7 +80,7 @@ class EvalTransform:
         own = size_of(image)
         size = self.size or own
         valid = torch.ones(own[::-1], dtype=torch.bool)
-        return normalise(planes(resized_window(image, size, (0, 0, *size)))), torch.from_numpy(label), valid
+        return normalise(planes(resized_window(image, size))), torch.from_numpy(label), valid
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class JointTransform:
         seen = window if angle is None else (0, 0, *size)  # a rotation moves pixels from outside into the window
         first = self.fixed_size or size_of(image)
         if first != size:
-            image = resized_window(image, first, (0, 0, *first))
+            image = resized_window(image, first)
         resized = resized_window(image, size, seen)
         own_label = Image.fromarray(label).resize(first, NEAREST).resize(size, NEAREST).crop(seen)
         layers = [resized, own_label, Image.new("L", resized.size, 1)]

@@ -111,11 +111,11 @@ class Data:
 
     @cached_property
     def _target_and_held_out(self) -> tuple[list[Sample], list[Sample]]:
-        t, v = self.config.target, self.config.val
-        found = splits(self.config)["target"].find("optional")
+        t, v, named = self.config.target, self.config.val, splits(self.config)
+        found = named["target"].find("optional")
         held_out: list[Sample] = []
-        if v.data_list is not None:
-            held_out = splits(self.config)["held_out"].find("required")
+        if "held_out" in named:
+            held_out = named["held_out"].find("required")
         elif v.held_out and any(sample.label for sample in found):
             _, held_out = hold_out([sample for sample in found if sample.label], v.held_out, v.held_out_seed)
         apart = {sample.image.resolve() for sample in held_out}
@@ -145,14 +145,15 @@ class Data:
             labels: "required": an image without label or a missing test set is an error; "optional": no images if there
                 is no test set, and images without labels if all pixels are void.
         """
+        split = splits(self.config)["test"]
         if labels == "required":
-            return splits(self.config)["test"].find(labels)
+            return split.find(labels)
         if not self.has_test_set:
             return []
-        found = splits(self.config)["test"].find(labels)
+        found = split.find(labels)
         if not any_labelled(found, self.config.test.label_kind):
             return [Sample(sample.name, sample.image, None) for sample in found]
-        return splits(self.config)["test"].find("required")
+        return split.find("required")
 
     def lists(self) -> dict[str, list[Sample]]:
         """Samples for training and model selection, by name."""

@@ -253,8 +253,7 @@ def _pictures(
     """The pictures of one image by caption, all of one size."""
     width = min(image.width, PICTURE_WIDTH)
     size = (width, round(width * image.height / image.width))
-    seen = trained.target.input_size or image.size
-    pixels = normalise(planes(resized_window(image, seen, (0, 0, *seen))))
+    pixels = normalise(planes(resized_window(image, trained.target.input_size or image.size)))
     with torch.inference_mode():
         logits = {name: model.cpu()(pixels[None])["logits"] for name, model in models.items()}
         layers = build_curriculum(trained.curriculum, trained.num_classes).pseudo_labels(logits[OWN])

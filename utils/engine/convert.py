@@ -21,6 +21,7 @@ from utils.config.read import to_yaml
 from utils.config.schema import Config
 from utils.engine.experiment import start_run
 from utils.run_folder.checkpoint import (
+    CONVERSION,
     CONVERTED,
     OFFICIAL_DECODER,
     OFFICIAL_ENCODER,
@@ -28,7 +29,6 @@ from utils.run_folder.checkpoint import (
     resolve_weights,
     save_atomic,
 )
-from utils.run_folder.folder import CONVERSION
 from utils.run_folder.manifest import RunData
 from utils.scoring.evaluation import evaluate, iou_table
 from utils.scoring.predictor import load_configured

@@ -119,15 +119,13 @@ def build_trainer(
             own phases their own.
         self_trained: the method learns from the network's own predictions, so it needs starting weights.
         device: None: this process's GPU, or the CPU.
-        log: None: a new log in the run folder, which is created.
+        log: None: a new log in the run folder.
 
     Raises:
         UserError: configuration, data or weights do not fit together; raised before the first step.
     """
     device = device or distributed.device_and_backend()[0]
-    if log is None:
-        config.run_folder.mkdir(parents=True, exist_ok=True)
-        log = RunLog(config.run_folder)
+    log = log or RunLog(config.run_folder)
     _ = config.class_table  # raises if the data sets do not fit together; all later steps are slow
     data = Data(config, log.text)
     run_data = RunData(config, data.lists())

@@ -30,7 +30,7 @@ from utils.run_folder.checkpoint import (
     model_state,
     save_atomic,
 )
-from utils.run_folder.log import RunLog
+from utils.run_folder.log import RunLog, Values
 from utils.run_folder.manifest import Manifest
 from utils.scoring.evaluation import EvaluationStopped
 from utils.signals import StopSignals
@@ -52,7 +52,7 @@ class Phase:
 class Iteration(NamedTuple):
     """Results of one iteration, of all phases together, on the host."""
 
-    values: dict[str, float | dict[str, float]]  # by PHASE/TERM as in log.jsonl; histograms also by class name
+    values: Values  # by PHASE/TERM as in log.jsonl
     data_time: float  # seconds spent waiting for data
     step_time: float  # seconds in all
 
@@ -182,7 +182,7 @@ class Trainer:
         with torch.autocast(self.device.type, AUTOCAST[amp], enabled=amp != "off"):
             return self.model(images, **options)
 
-    def _transfer(self, tensors: Mapping[str, Tensor]) -> dict[str, float | dict[str, float]]:
+    def _transfer(self, tensors: Mapping[str, Tensor]) -> Values:
         """Scalars as numbers, histograms (C,) as numbers by class: the only transfer from the device per iteration.
 
         A transfer waits until the device has done all its work. With one at the end, the device is not idle before.
@@ -194,7 +194,7 @@ class Trainer:
             for name, tensor in tensors.items()
         }
 
-    def _check_finite(self, values: Mapping[str, float | dict[str, float]]) -> None:
+    def _check_finite(self, values: Values) -> None:
         """Raises FloatingPointError for the first phase with a non-finite loss; the weights after it are not saved."""
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         for phase in (phase.name for phase in self.phases):
@@ -204,7 +204,7 @@ class Trainer:
 
     def _log(self, iteration: Iteration) -> None:
         step, factor = self.state.step, learning_rate_factor(self.config.train, self.state.step - 1)
-        self.log.record(step, iteration.values | {"lr_factor": factor})
+        self.log.record(step, {**iteration.values, "lr_factor": factor})
         terms = "  ".join(f"{name} {value:.4f}" for name, value in iteration.values.items() if isinstance(value, float))
         self.log.text(f"step {step}  {terms}  data {iteration.data_time:.3f}s of {iteration.step_time:.3f}s")
 

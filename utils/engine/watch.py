@@ -1,6 +1,6 @@
 """Predictions on the target during training, and warnings: no labels, self-training collapses or loses a class."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from dataset.reading import read_label
 from models.segmentor import Segmentor
 from utils import distributed
 from utils.builders.data import TARGET, Data
-from utils.run_folder.log import PREDICTION, RECORDS, RunLog, read_shares
+from utils.run_folder.log import PREDICTION, RECORDS, Histogram, RunLog, Values, read_shares
 from utils.scoring.evaluation import is_lost, predictions_on
 from utils.scoring.predictor import Predictor
 
@@ -24,8 +24,6 @@ MIN_LABELLED = 0.01  # of the pixels or squares
 PATIENCE, SHORTEST = 200, 5  # steps: longest and shortest patience
 PART_OF_A_RUN = 10  # the patience of a short run is 1/10 of its steps
 
-Values = Mapping[str, float | dict[str, float]]  # of one iteration, see ``trainer.Iteration``
-Shares = dict[str, float]  # by class name
 Watch = Callable[[Values], str | None]  # gets the values of a step, returns a warning at the step that causes it
 
 
@@ -61,14 +59,14 @@ class TargetShares:
         shares = predictions_on([predictor], self.loader).shares[0].tolist()
         self.log.record(done, {PREDICTION: dict(zip(self.names, shares, strict=True))})
 
-    def expected(self) -> Shares:
+    def expected(self) -> Histogram:
         """Share of each class: the larger one of a sample of source labels and of the run's first record, if any."""
         found = [self._in_source()]
         path = self.log.folder / RECORDS
         found += [shares for _, shares in read_shares(path, PREDICTION, self.log.text)[:1]] if path.is_file() else []
         return {name: max(shares[name] for shares in found) for name in self.names}
 
-    def _in_source(self) -> Shares:
+    def _in_source(self) -> Histogram:
         """Shares in source labels; 0 for all classes if a label cannot be read. The loader reports that error."""
         kind, counts = self.config.source.label_kind, np.zeros(IGNORE + 1, np.int64)
         try:
@@ -80,7 +78,7 @@ class TargetShares:
         return dict(zip(self.names, shares.tolist(), strict=True))
 
 
-def share_histograms(values: Values) -> dict[str, Shares]:
+def share_histograms(values: Values) -> dict[str, Histogram]:
     """The histograms in ``values``: for each layer of the pyramid, each class's share of the pseudo-labels."""
     return {name: value for name, value in values.items() if isinstance(value, dict)}
 
@@ -128,11 +126,11 @@ class VanishingWatch:
         patience: number of steps over which a share is averaged, because a batch has few images.
     """
 
-    def __init__(self, expected: Callable[[], Shares], patience: int = PATIENCE) -> None:
+    def __init__(self, expected: Callable[[], Histogram], patience: int = PATIENCE) -> None:
         self.find_expected, self.patience = expected, patience
-        self.expected: Shares = {}
-        self.means: Shares | None = None  # running means of the classes that are not lost
-        self.first: list[Shares] = []  # shares of the first steps
+        self.expected: Histogram = {}
+        self.means: Histogram | None = None  # running means of the classes that are not lost
+        self.first: list[Histogram] = []  # shares of the first steps
 
     def update(self, values: Values) -> str | None:
         """Update with one step's values. Returns a warning at the step that causes it, otherwise None."""
@@ -162,7 +160,7 @@ class VanishingWatch:
             "train.lr_decoder, fewer train.num_steps or curriculum.threshold=class_balanced"
         )
 
-    def _store_first(self, step: Shares, means: Shares) -> None:
+    def _store_first(self, step: Histogram, means: Histogram) -> None:
         """Store the shares of one of the first steps. After the last one, their mean is expected if it is larger."""
         self.first.append(step)
         if len(self.first) < SHORTEST:

@@ -25,7 +25,7 @@ from utils.run_folder.manifest import RunData, config_changes, git_revision
 
 BEST, LAST, PREVIOUS, CONVERTED = "best.pth", "last.pth", "last.previous.pth", "adabn.pth"
 OFFICIAL_ENCODER, OFFICIAL_DECODER = "adabn_encoder.pth", "adabn_decoder.pth"  # converted, in the released format
-CONFIG = "config.yaml"  # the effective configuration, in a run folder that has begun
+CONFIG, CONVERSION = "config.yaml", "config_adabn.yaml"  # the configurations of the training and the conversion
 RESULTS = (BEST, LAST, PREVIOUS, CONVERTED, OFFICIAL_ENCODER, OFFICIAL_DECODER)
 PASSED_ON = ("model", "bn_updates", "config", "classes", "git", "method")  # entries that an export keeps
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from utils.run_folder.checkpoint import CONFIG, RESULTS, CheckpointError
+from utils.run_folder.checkpoint import CONFIG, CONVERSION, RESULTS, CheckpointError
 from utils.run_folder.log import BOARD, RECORDS
 from utils.run_folder.manifest import MANIFEST
 
-LOCK, CONVERSION = "run.lock", "config_adabn.yaml"
+LOCK = "run.lock"
 # The results of an earlier run. log.txt is continued; priors have the digest of their data in their names.
 MOVED = (*RESULTS, RECORDS, BOARD, MANIFEST, CONFIG, CONVERSION, "lists", "report.html")
 ASIDE = "earlier"

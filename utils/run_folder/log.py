@@ -39,6 +39,7 @@ NOTHING = 1e-12  # height of an empty bar; with 0, TensorBoard would widen the b
 SCHEME = "run"  # tensorboardX opens addresses with this beginning through ``Board``
 
 Histogram = dict[str, float]  # by class, in the order of the train ids
+Values = Mapping[str, float | Histogram]  # scalars and histograms of a step, by name
 Failed = Callable[[str, BaseException | None], None]  # gets the name of a log and its error
 
 
@@ -137,7 +138,7 @@ class RunLog:
     """Logs of one run folder: ``log.txt``, ``log.jsonl`` and ``tensorboard/``; ``log.txt`` on the console too.
 
     Args:
-        folder: the run folder, which exists.
+        folder: the run folder, made if missing.
         enabled: False makes every call a no-op (all processes but the first).
 
     Attributes:
@@ -150,6 +151,7 @@ class RunLog:
         self._board: Board | None = None
         self._draws = enabled  # whether TensorBoard can still be written
         if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
             lines = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
             self._handlers |= {CONSOLE: Console(self._disable), TEXT: LogFile(folder / TEXT, self._disable)}
             for handler in self._handlers.values():
@@ -215,7 +217,7 @@ class RunLog:
         """A line (or a table) for people."""
         self._write(message, CONSOLE, TEXT)
 
-    def record(self, step: int, values: Mapping[str, float | dict[str, float]]) -> None:
+    def record(self, step: int, values: Values) -> None:
         """Write the values of a step to ``log.jsonl`` and TensorBoard. Values that are not finite are null.
 
         Args:

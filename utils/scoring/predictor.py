@@ -303,9 +303,7 @@ def network_input(picture: Image.Image, test: Evaluation) -> Tensor:
 
     With ``test.window`` it is uint8, which needs a quarter of the memory. Its windows are normalised later.
     """
-    size = seen_size(picture.size, test.input_size)
-    seen = resized_window(picture, size, (0, 0, *size))
-    pixels = planes(seen)[None]
+    pixels = planes(resized_window(picture, seen_size(picture.size, test.input_size)))[None]
     return pixels if test.window else normalise(pixels)
 
 

@@ -54,8 +54,8 @@ def strips_of(views: Sequence[View], size: Shape, mode: str, rows: tuple[int, ..
     Args:
         rows: number of rows of each strip; one view then also gives probabilities. None: as many rows as are fast.
     """
+    averaged = rows or len(views) > 1
     for strip in zip(*(_strips(view, size, mode, rows) for view in views), strict=True):
-        averaged = rows or len(views) > 1
         yield sum((own.softmax(2) for own in strip), torch.zeros(())) / len(strip) if averaged else strip[0]
 
 
